@@ -1,0 +1,1 @@
+"""Front ends that a training script imports: checkpoints, datasets, fsspec."""

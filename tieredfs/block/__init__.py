@@ -1,0 +1,1 @@
+"""Blocks: encode, place, write, read, decode, repair."""

@@ -1,0 +1,1 @@
+"""The SSD tier: staging, draining, resident files, filling, eviction."""

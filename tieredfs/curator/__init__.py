@@ -1,0 +1,1 @@
+"""Care of what is stored: garbage collection, scrub, repair, rebuild, emptying a disk."""

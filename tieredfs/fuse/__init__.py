@@ -1,0 +1,1 @@
+"""The kernel front end: one set of operations, two drivers."""

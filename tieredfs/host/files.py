@@ -1,0 +1,168 @@
+"""Files as an argument: the calls on the local file system that the store and the SSD tier make.
+
+`Files` is deliberately thin: descriptors are integers, errors are `OSError`, and nothing is hidden but the dance that
+makes a small file durable (`save`). A fault layer implements the same protocol and forgets what was not synced.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Files(Protocol):
+    """Local files. Safe from any thread; every call but the pure look-ups may raise `OSError`.
+
+    Nothing is durable before `sync` (contents and size) and `sync_directory` (names) have returned; after a failed
+    `sync` the contents are unknown and the file must be written anew.
+    """
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int: ...
+    def close(self, descriptor: int) -> None: ...
+    def read_into(self, descriptor: int, target: memoryview, offset: int) -> int:
+        """Fill `target` from `offset`; returns the bytes read, fewer than asked only at the end of the file."""
+        ...
+
+    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write all of `buffers` one after another at `offset`; returns their total length. Never short."""
+        ...
+
+    def sync(self, descriptor: int) -> None: ...
+    def sync_directory(self, path: str) -> None: ...
+    def truncate(self, descriptor: int, size_bytes: int) -> None: ...
+    def allocate(self, descriptor: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) with its `mode` bits (keep size, punch hole, zero range)."""
+        ...
+
+    def stat(self, descriptor: int) -> os.stat_result: ...
+    def stat_path(self, path: str) -> os.stat_result: ...
+    def rename(self, source: str, target: str) -> None: ...
+    def unlink(self, path: str) -> None: ...
+    def make_directory(self, path: str) -> None:
+        """Like `mkdir -p`."""
+        ...
+
+    def list_directory(self, path: str) -> list[str]: ...
+    def free_bytes(self, path: str) -> int: ...
+    def total_bytes(self, path: str) -> int: ...
+    def data_segments(self, descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The (offset, length) of each run of data in [start, end); what lies between is holes."""
+        ...
+
+    def save(self, path: str, contents: Buffer) -> None:
+        """Replace `path` by `contents`, whole and durable or not at all."""
+        ...
+
+    def load(self, path: str) -> bytes: ...
+
+
+class LocalFiles:
+    """The local file system itself."""
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def read_into(self, descriptor: int, target: memoryview, offset: int) -> int:
+        done = 0
+        while done < len(target):
+            count = os.preadv(descriptor, [target[done:]], offset + done)
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
+        pending = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        total = sum(len(buffer) for buffer in pending)
+        done = 0
+        while pending:
+            count = os.pwritev(descriptor, pending, offset + done)
+            done += count
+            while pending and count >= len(pending[0]):
+                count -= len(pending.pop(0))
+            if pending and count:
+                pending[0] = pending[0][count:]
+        assert done == total
+        return total
+
+    def sync(self, descriptor: int) -> None:
+        os.fdatasync(descriptor)
+
+    def sync_directory(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def truncate(self, descriptor: int, size_bytes: int) -> None:
+        os.ftruncate(descriptor, size_bytes)
+
+    def allocate(self, descriptor: int, mode: int, offset: int, length: int) -> None:
+        from tieredfs.host import libc
+
+        libc.fallocate(descriptor, mode, offset, length)
+
+    def stat(self, descriptor: int) -> os.stat_result:
+        return os.fstat(descriptor)
+
+    def stat_path(self, path: str) -> os.stat_result:
+        return os.stat(path, follow_symlinks=False)
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def make_directory(self, path: str) -> None:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+    def list_directory(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+    def free_bytes(self, path: str) -> int:
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
+
+    def total_bytes(self, path: str) -> int:
+        status = os.statvfs(path)
+        return status.f_blocks * status.f_frsize
+
+    def data_segments(self, descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        position = start
+        while position < end:
+            try:
+                data = os.lseek(descriptor, position, os.SEEK_DATA)
+            except OSError:  # ENXIO: no data from here to the end
+                return
+            if data >= end:
+                return
+            hole = min(os.lseek(descriptor, data, os.SEEK_HOLE), end)
+            yield data, hole - data
+            position = hole
+
+    def save(self, path: str, contents: Buffer) -> None:
+        temporary = f"{path}.new-{os.getpid()}-{os.urandom(4).hex()}"
+        descriptor = self.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            try:
+                self.write(descriptor, [contents], 0)
+                self.sync(descriptor)
+            finally:
+                self.close(descriptor)
+            self.rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.unlink(temporary)
+            raise
+        self.sync_directory(os.path.dirname(path))
+
+    def load(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()

@@ -1,0 +1,40 @@
+"""System calls that Python's `os` lacks, through ctypes (which releases the GIL around the call)."""
+
+import ctypes
+import os
+from typing import Final
+
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_ZERO_RANGE: Final = 0x10
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MNT_DETACH: Final = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+
+
+def _check(result: int, *paths: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), *paths)
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2). Raises OSError."""
+    _check(_libc.fallocate(descriptor, mode, offset, length))
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
+    """mount(2). Raises OSError, with `target` as its file name."""
+    _check(_libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()), target)
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2). Raises OSError, with `target` as its file name."""
+    _check(_libc.umount2(os.fsencode(target), flags), target)

@@ -1,0 +1,93 @@
+"""Every limit of the system, in one place, with the relations between them asserted at import.
+
+A limit is here so that its neighbours are in view: a chunk header must hold the checksum table of the largest chunk, a
+staged file must fit the length fields of the formats, and so on. Sizes are bytes, durations are seconds.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+TIB: Final = 1024 * GIB
+
+# Names and files (POSIX as Linux has it).
+NAME_BYTES_MAX: Final = 255
+PATH_BYTES_MAX: Final = 4096
+SYMLINK_BYTES_MAX: Final = 4095
+LINK_COUNT_MAX: Final = 65_000
+FILE_BYTES_MAX: Final = (1 << 63) - 1
+XATTR_NAME_BYTES_MAX: Final = 255
+XATTR_VALUE_BYTES_MAX: Final = 64 * KIB
+DIRECTORY_DEPTH_MAX: Final = 4096
+"""How far `rename` walks towards the root when it looks for a cycle."""
+
+# Blocks and chunks.
+BLOCK_BYTES_DEFAULT: Final = 64 * MIB
+BLOCK_BYTES_MAX: Final = 256 * MIB
+CELL_BYTES: Final = 256 * KIB
+"""The unit that has its own CRC32C inside a chunk, hence the least that a verified read fetches."""
+CHUNK_ALIGNMENT_BYTES: Final = 4 * KIB
+CHUNK_HEADER_BYTES: Final = 8 * KIB
+CHUNK_FIXED_HEADER_BYTES: Final = 128
+CODE_WIDTH_MAX: Final = 32
+"""k + m at most; also the number of replicas at most."""
+CELLS_PER_CHUNK_MAX: Final = BLOCK_BYTES_MAX // CELL_BYTES
+DISKS_MAX: Final = 65_535
+
+# Small files.
+PACKED_FILE_BYTES_MAX: Final = 4 * MIB
+"""Files up to this size share blocks; larger ones fill blocks of their own."""
+PACK_FILES_MAX: Final = 4096
+
+# Transactions and sessions.
+SHARD_COUNT: Final = 1 << 16
+INODE_BATCH: Final = 1024
+KEY_BYTES_MAX: Final = 512
+TRANSACTION_RETRIES_MAX: Final = 30
+LOCK_WAIT_S: Final = 30.0
+SESSION_HEARTBEAT_S: Final = 5.0
+SESSION_TIMEOUT_S: Final = 60.0
+DEAD_BLOCK_GRACE_S: Final = 600.0
+"""How long a block without references is kept, for readers in other processes that may still hold its extents."""
+
+# The SSD tier.
+CACHE_BYTES_DEFAULT: Final = 100 * GIB
+CACHE_HIGH_WATERMARK: Final = 0.90
+CACHE_LOW_WATERMARK: Final = 0.80
+CACHE_FREE_RESERVE_BYTES: Final = 256 * MIB
+"""The file system below the cache directory is never filled further than this by us."""
+STORE_FREE_RESERVE_BYTES: Final = 64 * MIB
+"""A disk with less than this free takes no new chunk."""
+DRAIN_DELAY_S: Final = 1.0
+"""A file sealed this long ago is drained, oldest first: time for small files to gather into one block."""
+DRAIN_DEADLINE_S: Final = 30.0
+"""A file staged this long is drained even while it is open."""
+BACKPRESSURE_WAIT_S: Final = 60.0
+"""A writer waits at most this long for room on the SSD before it is told ENOSPC."""
+FILL_WAIT_S: Final = 120.0
+FILL_PART_BYTES: Final = 16 * MIB
+
+# The mount.
+FUSE_REQUEST_BYTES_MAX: Final = 1 * MIB
+FUSE_READER_THREADS: Final = 4
+ATTRIBUTE_TIMEOUT_S: Final = 1.0
+ENTRY_TIMEOUT_S: Final = 1.0
+MOUNT_READY_S: Final = 30.0
+UNMOUNT_WAIT_S: Final = 30.0
+DAEMON_RESTARTS_MAX: Final = 5
+"""Restarts of a crashing daemon within `DAEMON_RESTART_WINDOW_S` before its keeper gives up and unmounts."""
+DAEMON_RESTART_WINDOW_S: Final = 60.0
+MEMORY_BYTES_DEFAULT: Final = 512 * MIB
+
+assert BLOCK_BYTES_DEFAULT <= BLOCK_BYTES_MAX
+assert BLOCK_BYTES_MAX % CELL_BYTES == 0
+assert CELL_BYTES % CHUNK_ALIGNMENT_BYTES == 0
+assert CHUNK_HEADER_BYTES % CHUNK_ALIGNMENT_BYTES == 0, "payloads start aligned, for O_DIRECT"
+assert CHUNK_FIXED_HEADER_BYTES + 4 * CELLS_PER_CHUNK_MAX <= CHUNK_HEADER_BYTES, "the checksum table of the largest chunk fits"
+assert PACKED_FILE_BYTES_MAX < BLOCK_BYTES_DEFAULT
+assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
+assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
+assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
+assert DRAIN_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S
+assert 3 * BLOCK_BYTES_DEFAULT // 2 * 2 < MEMORY_BYTES_DEFAULT, "two encoded blocks in flight fit the default ceiling"

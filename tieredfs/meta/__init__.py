@@ -1,0 +1,1 @@
+"""The name, file and block layers over a key-value engine."""
