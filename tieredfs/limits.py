@@ -84,7 +84,9 @@ assert BLOCK_BYTES_DEFAULT <= BLOCK_BYTES_MAX
 assert BLOCK_BYTES_MAX % CELL_BYTES == 0
 assert CELL_BYTES % CHUNK_ALIGNMENT_BYTES == 0
 assert CHUNK_HEADER_BYTES % CHUNK_ALIGNMENT_BYTES == 0, "payloads start aligned, for O_DIRECT"
-assert CHUNK_FIXED_HEADER_BYTES + 4 * CELLS_PER_CHUNK_MAX <= CHUNK_HEADER_BYTES, "the checksum table of the largest chunk fits"
+assert CHUNK_FIXED_HEADER_BYTES + 4 * CELLS_PER_CHUNK_MAX <= CHUNK_HEADER_BYTES, (
+    "the checksum table of the largest chunk fits"
+)
 assert PACKED_FILE_BYTES_MAX < BLOCK_BYTES_DEFAULT
 assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"

@@ -42,7 +42,9 @@ class BufferPool:
         with self._changed:
             ready = self._changed.wait_for(lambda: self._idle or self._made < self.count, timeout_s)
             if not ready:
-                raise DeadlineError(f"no buffer of {self.size_bytes} bytes came free in {timeout_s:.0f} s ({self.count} lent)")
+                raise DeadlineError(
+                    f"no buffer of {self.size_bytes} bytes came free in {timeout_s:.0f} s ({self.count} lent)"
+                )
             if self._idle:
                 return self._idle.pop()
             self._made += 1

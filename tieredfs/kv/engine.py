@@ -20,7 +20,9 @@ class Reader(Protocol):
         """One value per key, in the order of `keys`."""
         ...
 
-    def scan(self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < end, in key order (descending if `reverse`), at most `limit`."""
         ...
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tieredfs.host import Clock
 from tieredfs.kv.engine import Engine
 from tieredfs.model import (
+    NO_CACHE,
     AttributeChange,
     Attributes,
     Block,
@@ -39,7 +40,7 @@ class Creation:
     gid: int
     device: int = 0
     target: bytes = b""
-    staged_in: CacheId = CacheId(0)
+    staged_in: CacheId = NO_CACHE
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,9 @@ class Metadata:
     def get_xattr(self, inode: InodeId, name: bytes) -> bytes:
         raise NotImplementedError
 
-    def set_xattr(self, inode: InodeId, name: bytes, value: bytes, *, create: bool = False, replace: bool = False) -> None:
+    def set_xattr(
+        self, inode: InodeId, name: bytes, value: bytes, *, create: bool = False, replace: bool = False
+    ) -> None:
         raise NotImplementedError
 
     def list_xattrs(self, inode: InodeId) -> list[bytes]:

@@ -1,0 +1,309 @@
+"""The drain: what is staged goes to the store, oldest first.
+
+A content is due when it has been sealed for `DRAIN_DELAY_S`, so that files written together share a block; at once when
+somebody waits for it or room is short; and after `DRAIN_DEADLINE_S` even while it is open: then its bytes of this moment
+are stored as the last safe content, and it stays staged.
+
+One planner thread picks the oldest due content, or a batch of small ones, and reads it into lent block buffers; the
+store's threads encode and write. Each buffer is a private copy, checksummed when it was read: so what a writer does
+meanwhile can make a drain void, never wrong.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs.cache.local import LocalFile
+from tieredfs.cache.tier import Tier
+from tieredfs.core.drain_plan import BlockPlan, extents_of, plan_blocks, widen_segments
+from tieredfs.core.file_life import FileEvent, FileState
+from tieredfs.errors import ConditionError, DeadlineError, IntegrityError, TieredError, UnavailableError
+from tieredfs.host import crash
+from tieredfs.limits import (
+    BACKPRESSURE_WAIT_S,
+    DRAIN_DEADLINE_S,
+    PACK_FILES_MAX,
+    PACKED_FILE_BYTES_MAX,
+)
+from tieredfs.model import Block, Extent, StoredContent
+
+_log: Final = logging.getLogger("tieredfs.cache.drain")
+_TICK_S: Final = 0.25
+_RETRY_S: Final = 2.0
+_BLOCK_WORKERS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A content that a drain has begun to read: `stamp` is (ctime, size) of the local file then."""
+
+    file: LocalFile
+    version: int
+    descriptor: int
+    stamp: tuple[int, int]
+    mtime_ns: int
+    snapshot: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stamp[1]
+
+
+class Drainer:
+    """One per tier. `start` once; `close` ends the thread, leaving what is staged staged."""
+
+    def __init__(self, tier: Tier, block_bytes: int) -> None:
+        self._tier = tier
+        self._part = tier.part
+        self._block_bytes = block_bytes
+        self._executor = ThreadPoolExecutor(_BLOCK_WORKERS, "drain-block")
+        self._wake = threading.Condition()
+        self._hurry_until_s = 0.0
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._one_at_a_time = threading.Lock()
+        self.last_error: str | None = None
+        self.stored_bytes = 0
+        self.stored_files = 0
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._executor.shutdown(wait=True)
+
+    def sealed(self, _file: LocalFile) -> None:
+        """A content waits for its drain: nothing to do, the planner looks every `_TICK_S`."""
+
+    def hurry(self, duration_s: float = 5.0) -> None:
+        """Ignore delays for a while: somebody waits."""
+        with self._wake:
+            self._hurry_until_s = self._part.host.clock.monotonic_s() + duration_s
+            self._wake.notify_all()
+
+    def store_now(self, file: LocalFile, timeout_s: float = BACKPRESSURE_WAIT_S) -> None:
+        """Returns when the file's bytes of this moment are in the store (`fsync` at durability `store`).
+
+        Raises what the store raised, or DeadlineError.
+        """
+        clock = self._part.host.clock
+        deadline_s = clock.monotonic_s() + timeout_s
+        while file.dirty and not file.deleted:
+            with self._one_at_a_time:
+                taken = self._take(file, snapshot_allowed=True)
+                if taken is not None:
+                    self._store([taken])
+                    return
+            if clock.monotonic_s() > deadline_s:
+                raise DeadlineError(f"the file was not stored within {timeout_s:.0f} s")
+            clock.sleep(0.005)
+
+    # ---- the planner ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                if self._closing:
+                    return
+            batch_stored = self._drain_once()
+            if not batch_stored:
+                with self._wake:
+                    if not self._closing:
+                        self._wake.wait(_TICK_S)
+
+    def _drain_once(self) -> bool:
+        """Store the oldest due content, with others if it is small. False when nothing was due or it failed."""
+        due = self._due()
+        if not due:
+            return False
+        with self._one_at_a_time:
+            batch = [taken for file in self._batch(due) if (taken := self._take(file, snapshot_allowed=True))]
+            if not batch:
+                return False
+            try:
+                self._store(batch)
+            except (TieredError, OSError) as error:
+                self._failed(batch, error)
+                return False
+        self.last_error = None
+        return True
+
+    def _due(self) -> list[LocalFile]:
+        now_s = self._part.host.clock.monotonic_s()
+        hurried = now_s < self._hurry_until_s
+        due = [
+            file
+            for file in self._tier.room.dirty_files()
+            if (file.state is FileState.SEALED and (hurried or file.drain_not_before_s <= now_s))
+            or (file.state is FileState.STAGING and file.drain_not_before_s <= now_s)
+        ]
+        due.sort(key=lambda file: file.staged_since_s)
+        return due
+
+    def _batch(self, due: Sequence[LocalFile]) -> list[LocalFile]:
+        """The oldest, and, if it is small, further small ones up to a block."""
+        oldest = due[0]
+        if oldest.state is FileState.STAGING or oldest.size_bytes > PACKED_FILE_BYTES_MAX:
+            return [oldest]
+        batch: list[LocalFile] = []
+        total = 0
+        for file in due:
+            if file.state is FileState.STAGING or file.size_bytes > PACKED_FILE_BYTES_MAX:
+                continue
+            if batch and (total + file.size_bytes > self._block_bytes or len(batch) >= PACK_FILES_MAX):
+                break
+            batch.append(file)
+            total += file.size_bytes
+        return batch
+
+    def _take(self, file: LocalFile, *, snapshot_allowed: bool) -> _Taken | None:
+        """Begin to drain one content; None when there is nothing to do for it now."""
+        with file.lock:
+            if file.deleted or file.state not in {FileState.SEALED, FileState.STAGING}:
+                return None
+            snapshot = file.state is FileState.STAGING
+            if snapshot and not snapshot_allowed:
+                return None
+            descriptor = self._part.host.files.open(file.path, os.O_RDONLY)
+            status = self._part.host.files.stat(descriptor)
+            stamp = (status.st_ctime_ns, status.st_size)
+            if snapshot:
+                file.drain_not_before_s = self._part.host.clock.monotonic_s() + DRAIN_DEADLINE_S
+                if stamp in {file.snapshot_stamp, file.fresh_stamp}:
+                    self._part.host.files.close(descriptor)
+                    return None
+            else:
+                file.apply(FileEvent.DRAIN_BEGUN)
+        crash.here("drain.begun")
+        return _Taken(file, file.version, descriptor, stamp, status.st_mtime_ns, snapshot)
+
+    # ---- reading, storing, committing -------------------------------------------------------------------------------
+
+    def _store(self, batch: Sequence[_Taken]) -> None:
+        """Blocks first, then one commit. On any error nothing is committed and the contents are sealed again."""
+        try:
+            blocks, extents = self._write_blocks(batch)
+            contents = self._contents(batch, extents)
+            crash.here("drain.block-written")
+            taken_over = self._part.metadata.commit_stored(contents, blocks)
+            crash.here("drain.committed")
+        except BaseException:
+            self._seal_again(batch)
+            raise
+        finally:
+            for taken in batch:
+                self._part.host.files.close(taken.descriptor)
+        for taken in batch:
+            with taken.file.lock:
+                committed = taken.file.inode in taken_over and not taken.snapshot
+                if committed and taken.file.state is FileState.DRAINING and taken.file.version == taken.version:
+                    self._tier.resident_now(taken.file)
+                elif taken.snapshot:
+                    taken.file.snapshot_stamp = taken.stamp
+                elif taken.file.state is FileState.DRAINING:
+                    taken.file.apply(FileEvent.DRAIN_FAILED)
+            self._forget_if_idle(taken.file)
+        self.stored_files += len(taken_over)
+        self.stored_bytes += sum(block.size_bytes for block in blocks)
+
+    def _forget_if_idle(self, file: LocalFile) -> None:
+        entered = self._tier.enter(file.inode)
+        self._tier.leave(entered)
+
+    def _contents(self, batch: Sequence[_Taken], extents: Sequence[tuple[Extent, ...]]) -> list[StoredContent]:
+        """What to commit: a sealed content that changed under us all the same is left out, and drained again."""
+        contents = []
+        for taken, file_extents in zip(batch, extents, strict=True):
+            status = self._part.host.files.stat(taken.descriptor)
+            if not taken.snapshot and (status.st_ctime_ns, status.st_size) != taken.stamp:
+                continue
+            contents.append(
+                StoredContent(
+                    taken.file.inode,
+                    taken.version,
+                    taken.size_bytes,
+                    taken.mtime_ns,
+                    file_extents,
+                    complete=not taken.snapshot,
+                )
+            )
+        return contents
+
+    def _write_blocks(self, batch: Sequence[_Taken]) -> tuple[list[Block], list[tuple[Extent, ...]]]:
+        files = self._part.host.files
+        segments = [
+            widen_segments(files.data_segments(taken.descriptor, 0, taken.size_bytes), taken.size_bytes)
+            for taken in batch
+        ]
+        plans = plan_blocks(segments, self._block_bytes)
+        blocks = _all_or_nothing(
+            [self._executor.submit(self._write_block, plan, batch) for plan in plans], self._discard_block
+        )
+        return blocks, extents_of(plans, [block.block for block in blocks], len(batch))
+
+    def _write_block(self, plan: BlockPlan, batch: Sequence[_Taken]) -> Block:
+        files = self._part.host.files
+        with self._part.blocks.lend(BACKPRESSURE_WAIT_S) as buffer:
+            for piece in plan.pieces:
+                target = buffer.data[piece.block_offset : piece.block_offset + piece.length]
+                count = files.read_into(batch[piece.file].descriptor, target, piece.offset)
+                if (
+                    count < piece.length
+                ):  # cut short by a writer: the bytes do not matter, the drain is void or a snapshot
+                    target[count:] = bytes(piece.length - count)
+                target.release()
+            return self._part.blocks.write(buffer, plan.size_bytes)
+
+    def _discard_block(self, block: Block) -> None:
+        """A block that will not be committed: its chunks go now, or with the next garbage collection."""
+        try:
+            self._part.blocks.delete(block)
+            self._part.metadata.release_reservation(block.block)
+        except TieredError as error:
+            _log.info("chunks of block %016x are left to garbage collection: %s", block.block, error)
+
+    def _seal_again(self, batch: Sequence[_Taken]) -> None:
+        retry_s = self._part.host.clock.monotonic_s() + _RETRY_S
+        for taken in batch:
+            with taken.file.lock:
+                if taken.file.state is FileState.DRAINING:
+                    taken.file.apply(FileEvent.DRAIN_FAILED)
+                taken.file.drain_not_before_s = retry_s
+
+    def _failed(self, batch: Sequence[_Taken], error: TieredError | OSError) -> None:
+        known = error if isinstance(error, ConditionError | IntegrityError) else UnavailableError(str(error))
+        message = f"{type(known).__name__}: {known}"
+        if message != self.last_error:
+            _log.warning("the drain of %d file(s) failed and will be tried again: %s", len(batch), message)
+        self.last_error = message
+
+
+def _all_or_nothing(futures: Sequence[Future[Block]], discard: Callable[[Block], None]) -> list[Block]:
+    """Every result, in order; or, when one failed, the first error, once all have ended and what was made is discarded."""
+    error: BaseException | None = None
+    done: list[Block] = []
+    for future in futures:
+        if error is not None:
+            future.cancel()
+        if future.cancelled():
+            continue
+        failure = future.exception()
+        if failure is None:
+            done.append(future.result())
+        elif error is None:
+            error = failure
+    if error is None:
+        return done
+    for block in done:
+        discard(block)
+    raise error

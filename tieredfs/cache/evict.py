@@ -1,0 +1,57 @@
+"""The evictor: keeps the SSD below its watermarks."""
+
+import threading
+from typing import Final
+
+from tieredfs.cache.drain import Drainer
+from tieredfs.cache.tier import Tier
+from tieredfs.core.file_life import DIRTY
+
+_TICK_S: Final = 0.25
+
+
+class Evictor:
+    """One thread per tier."""
+
+    def __init__(self, tier: Tier, drainer: Drainer) -> None:
+        self._tier = tier
+        self._drainer = drainer
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self.evicted_files = 0
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="evict", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Somebody waits for room."""
+        self._drainer.hurry()
+        self._wake.set()
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self.turn()
+            self._wake.wait(_TICK_S)
+            self._wake.clear()
+
+    def turn(self) -> None:
+        """One look at the budget: evict, hurry the drain, let writers go on or wait."""
+        room = self._tier.room
+        excess = room.excess(self.clean_bytes())
+        if excess:
+            self.evicted_files += self._tier.evict_bytes(excess)
+        if room.settle(self.clean_bytes()) or room.excess(self.clean_bytes()):
+            self._drainer.hurry()
+
+    def clean_bytes(self) -> int:
+        """Copies, idle and open, and fills under way."""
+        active = sum(file.size_bytes for file in self._tier.active() if file.state not in DIRTY)
+        return self._tier.resident_bytes() + active

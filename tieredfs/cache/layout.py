@@ -1,0 +1,146 @@
+"""What an SSD tier directory looks like on disk, and who may use it.
+
+    tieredfs-cache.json      whose it is: volume, cache id and uuid, format version
+    lock                     flock'ed by the process that uses the directory; one at a time
+    boot                     the boot id of the machine when the directory was last used
+    pins                     inodes that eviction leaves alone, one per line
+    content/XX/INODE.VERSION the bytes of one content, whole; XX is the low byte of the inode
+    filling/INODE.VERSION    a content that is being fetched; worthless after a crash
+
+There is no journal beside these names, because the metadata is the journal: a staged record says that `VERSION` of
+`INODE` exists only here, and it is committed before the first byte is accepted. Every other file in `content` is a copy.
+"""
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs.errors import BusyError, CorruptError, ForeignDataError, NewerFormatError
+from tieredfs.host import Files
+from tieredfs.model import InodeId
+
+IDENTITY: Final = "tieredfs-cache.json"
+FORMAT_VERSION: Final = 1
+_BOOT_ID_PATH: Final = "/proc/sys/kernel/random/boot_id"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalName:
+    """One content file: which version of which inode."""
+
+    inode: InodeId
+    version: int
+
+
+class CacheDirectory:
+    """Paths and ownership of one SSD tier directory. Opening it takes the lock; `close` gives it back."""
+
+    def __init__(self, path: str, volume_uuid: str, files: Files) -> None:
+        """Open `path`, made if missing. Raises BusyError, ForeignDataError, NewerFormatError, CorruptError."""
+        self.path = os.path.abspath(path)
+        self._files = files
+        files.make_directory(self.path)
+        self._lock = self._take_lock()
+        try:
+            self.uuid = self._identify(volume_uuid)
+            for directory in (self._filling, *(self._fan_out(byte) for byte in range(256))):
+                files.make_directory(directory)
+            self.same_boot = self._check_boot()
+        except BaseException:
+            files.close(self._lock)
+            raise
+
+    @property
+    def _filling(self) -> str:
+        return f"{self.path}/filling"
+
+    def _fan_out(self, inode: int) -> str:
+        return f"{self.path}/content/{inode & 0xFF:02x}"
+
+    def content(self, inode: InodeId, version: int) -> str:
+        return f"{self.path}/content/{inode & 0xFF:02x}/{inode:016x}.{version:x}"
+
+    def content_directory(self, inode: InodeId) -> str:
+        return self._fan_out(inode)
+
+    def filling(self, inode: InodeId, version: int) -> str:
+        return f"{self._filling}/{inode:016x}.{version:x}"
+
+    def contents(self) -> Iterator[LocalName]:
+        """Every content file; names that are not ours are left alone and not reported."""
+        for byte in range(256):
+            for name in self._files.list_directory(self._fan_out(byte)):
+                inode, _, version = name.partition(".")
+                try:
+                    yield LocalName(InodeId(int(inode, 16)), int(version, 16))
+                except ValueError:
+                    continue
+
+    def clear_filling(self) -> None:
+        """Remove what fills left behind when their process died."""
+        for name in self._files.list_directory(self._filling):
+            self._files.unlink(f"{self._filling}/{name}")
+
+    def load_pins(self) -> set[InodeId]:
+        try:
+            lines = self._files.load(f"{self.path}/pins").split()
+        except FileNotFoundError:
+            return set()
+        return {InodeId(int(line)) for line in lines if line.isdigit()}
+
+    def save_pins(self, pins: frozenset[InodeId]) -> None:
+        self._files.save(f"{self.path}/pins", b"".join(b"%d\n" % inode for inode in sorted(pins)))
+
+    def close(self) -> None:
+        self._files.close(self._lock)
+
+    def _take_lock(self) -> int:
+        lock = self._files.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._files.close(lock)
+            raise BusyError(
+                f"cache directory {self.path} is in use by another mount; give this mount a --cache-dir of its own"
+            ) from None
+        return lock
+
+    def _identify(self, volume_uuid: str) -> str:
+        path = f"{self.path}/{IDENTITY}"
+        try:
+            raw = self._files.load(path)
+        except FileNotFoundError:
+            foreign = [name for name in self._files.list_directory(self.path) if name != "lock"]
+            if foreign:
+                raise ForeignDataError(
+                    f"{self.path} is not a cache directory and not empty ({sorted(foreign)[0]!r} is there)"
+                ) from None
+            identity = {"format": FORMAT_VERSION, "volume": volume_uuid, "cache": str(uuid.uuid4())}
+            self._files.save(path, json.dumps(identity).encode())
+            return identity["cache"]  # type: ignore[return-value]
+        try:
+            found = json.loads(raw)
+            version, volume, cache = int(found["format"]), str(found["volume"]), str(found["cache"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(f"{path} is not a cache identity: {error}") from error
+        if version > FORMAT_VERSION:
+            raise NewerFormatError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}")
+        if volume != volume_uuid:
+            raise ForeignDataError(f"{self.path} is the cache of another volume ({volume}); use another --cache-dir")
+        return cache
+
+    def _check_boot(self) -> bool:
+        """Whether this machine has been up since the directory was last used: only then are copies certainly whole."""
+        current = self._files.load(_BOOT_ID_PATH)
+        path = f"{self.path}/boot"
+        try:
+            before = self._files.load(path)
+        except FileNotFoundError:
+            before = b""
+        if before != current:
+            self._files.save(path, current)
+        return before == current

@@ -1,0 +1,62 @@
+"""`LocalFile`: one content on this SSD while somebody is interested in it."""
+
+import itertools
+import threading
+from dataclasses import dataclass, field
+
+from tieredfs.cache.fill import Fill
+from tieredfs.core.file_life import DIRTY, FileEvent, FileState, next_state
+from tieredfs.model import InodeId
+
+_numbers = itertools.count(1)
+
+
+@dataclass(slots=True, eq=False)
+class LocalFile:
+    """All fields are read and changed under `lock`, but for `inode`, and for `state` and `descriptor` by callers with a handle.
+
+    `users` (handles, and calls under way) keep the entry in the tier's table; `handles` keep the descriptor open.
+    """
+
+    inode: InodeId
+    state: FileState = FileState.ABSENT
+    version: int = 0
+    path: str = ""
+    descriptor: int = -1
+    handles: int = 0
+    writers: int = 0
+    uses: int = 0
+    size_bytes: int = 0
+    """As of the last look; of a STAGING content the descriptor knows better."""
+    fresh_stamp: tuple[int, int] | None = None
+    """(ctime, size) of the local file just after it was opened for writing while clean: if it is the same when the last
+    writer leaves, nothing was written. None: it was dirty before, or that cannot be known."""
+    published: tuple[int, int] | None = None
+    """(size, mtime) that the metadata has."""
+    staged_since_s: float = 0.0
+    drain_not_before_s: float = 0.0
+    snapshot_stamp: tuple[int, int] | None = None
+    """(ctime, size) when an open file was last drained."""
+    name_durable: bool = False
+    metadata_durable: bool = False
+    deleted: bool = False
+    borrowed: bool = False
+    """The descriptor is of a content that is staged in another cache of this host."""
+    fill: Fill | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    number: int = field(default_factory=lambda: next(_numbers))
+    """Unique in this process: which opens share one local file."""
+    users: int = 0
+    """Under the tier's lock, not this one's."""
+
+    def apply(self, event: FileEvent) -> None:
+        self.state = next_state(self.state, event)
+
+    @property
+    def dirty(self) -> bool:
+        return self.state in DIRTY
+
+    @property
+    def whole(self) -> bool:
+        """The local file has every byte."""
+        return self.fill is None or self.fill.whole

@@ -1,0 +1,99 @@
+"""Room on the SSD: what is used, what must go, and who waits.
+
+The kernel writes into staged files without asking us, so room is made ahead: above the high watermark clean copies are
+evicted down to the low one; when that is not enough the drain is told to hurry; and while the SSD is full nobody opens a
+file for writing until there is room again. The wait is bounded, and an answer ENOSPC after it means that the store did
+not take data for that long.
+"""
+
+import threading
+from collections.abc import Callable
+
+from tieredfs.cache.local import LocalFile
+from tieredfs.core.file_life import FileState
+from tieredfs.errors import NoSpaceError
+from tieredfs.host import Files
+from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_FREE_RESERVE_BYTES, CACHE_HIGH_WATERMARK, CACHE_LOW_WATERMARK
+from tieredfs.model import InodeId
+
+
+class Room:
+    """The budget of one cache directory. Safe from any thread."""
+
+    def __init__(self, path: str, capacity_bytes: int, files: Files) -> None:
+        self.path = path
+        self.capacity_bytes = capacity_bytes
+        self.waits = 0
+        """How often an opening for writing had to wait for room."""
+        self._files = files
+        self._dirty: dict[InodeId, LocalFile] = {}
+        self._lock = threading.Condition()
+        self._full = False
+        self._hurry: Callable[[], None] = lambda: None
+
+    def on_pressure(self, hurry: Callable[[], None]) -> None:
+        """`hurry` is called, from any thread, when somebody begins to wait."""
+        self._hurry = hurry
+
+    def staged(self, file: LocalFile) -> None:
+        with self._lock:
+            self._dirty[file.inode] = file
+
+    def unstaged(self, file: LocalFile) -> None:
+        with self._lock:
+            if self._dirty.get(file.inode) is file:
+                del self._dirty[file.inode]
+
+    def reserve(self, size_bytes: int) -> None:
+        """A fill of that size begins. Raises NoSpaceError when it can never fit."""
+        if size_bytes > self.capacity_bytes + self._files.free_bytes(self.path):
+            raise NoSpaceError(f"a file of {size_bytes} bytes does not fit the SSD below {self.path}")
+
+    def dirty_files(self) -> list[LocalFile]:
+        with self._lock:
+            return list(self._dirty.values())
+
+    def dirty_bytes(self) -> int:
+        return sum(self._size(file) for file in self.dirty_files())
+
+    def _size(self, file: LocalFile) -> int:
+        descriptor = file.descriptor
+        if file.state is not FileState.STAGING or descriptor < 0:
+            return file.size_bytes
+        try:
+            return self._files.stat(descriptor).st_blocks * 512
+        except OSError:
+            return file.size_bytes  # closed just now
+
+    def excess(self, clean_bytes: int) -> int:
+        """Bytes that must be evicted now, given what clean copies use; 0 below the high watermark."""
+        used = clean_bytes + self.dirty_bytes()
+        free = self._files.free_bytes(self.path)
+        excess = 0
+        if used > CACHE_HIGH_WATERMARK * self.capacity_bytes:
+            excess = used - int(CACHE_LOW_WATERMARK * self.capacity_bytes)
+        if free < 2 * CACHE_FREE_RESERVE_BYTES:
+            excess = max(excess, 2 * CACHE_FREE_RESERVE_BYTES - free)
+        return excess
+
+    def settle(self, clean_bytes: int) -> bool:
+        """Decide, after eviction, whether writers must wait; wakes those who need not any more."""
+        used = clean_bytes + self.dirty_bytes()
+        full = used >= self.capacity_bytes or self._files.free_bytes(self.path) < CACHE_FREE_RESERVE_BYTES
+        with self._lock:
+            self._full = full
+            if not full:
+                self._lock.notify_all()
+        return full
+
+    def wait_for_room(self, timeout_s: float = BACKPRESSURE_WAIT_S) -> None:
+        """Returns when there is room to write. Raises NoSpaceError after `timeout_s`."""
+        if not self._full:
+            return
+        self._hurry()
+        with self._lock:
+            self.waits += 1
+            if not self._lock.wait_for(lambda: not self._full, timeout_s):
+                raise NoSpaceError(
+                    f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s"
+                )

@@ -1,0 +1,614 @@
+"""`Tier`: the SSD in front of the store. Who opens a file gets a local file; what was written there is drained.
+
+Invariants, in the order in which they are established:
+
+1. A staged record is committed before a local file may be written to, and it is removed in the transaction that makes the
+   new extents the content. So whatever was acknowledged is in one of the two places, and the metadata says in which.
+2. A version is written by one cache only. A drain commits the version it has read, and an opening for writing makes a new
+   one: an overtaken drain changes nothing.
+3. A local file with a version that the metadata does not name is worthless, and is deleted by whoever finds it.
+4. Only clean contents without handles and without a pin are evicted.
+
+Locks: `LocalFile.lock` is held over metadata transactions and file calls of that one inode; the tier's own lock only over
+look-ups in its tables. Order: file lock, then tier lock. Nobody holds two file locks.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs.block.store import BlockStore
+from tieredfs.cache.fill import Fill, Filler
+from tieredfs.cache.layout import CacheDirectory
+from tieredfs.cache.local import LocalFile
+from tieredfs.cache.room import Room
+from tieredfs.core.eviction import ResidentIndex
+from tieredfs.core.file_life import FileEvent, FileState
+from tieredfs.errors import BusyError, DeadlineError, UnavailableError
+from tieredfs.host import Host, crash
+from tieredfs.limits import (
+    BACKPRESSURE_WAIT_S,
+    DRAIN_DEADLINE_S,
+    DRAIN_DELAY_S,
+    FILL_WAIT_S,
+    MIB,
+)
+from tieredfs.meta.metadata import Metadata
+from tieredfs.model import NO_CACHE, Attributes, CacheId, InodeId, StagedRecord
+
+FILL_BEFORE_OPEN_BYTES: Final = 16 * MIB
+"""A file up to this size is whole before its open returns, so that even its first reader gets passthrough."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSize:
+    """Size and mtime of a content that is open for writing, as its local file has them now."""
+
+    size_bytes: int
+    mtime_ns: int
+    allocated_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierPart:
+    """What the drainer, the evictor and recovery share with the tier."""
+
+    metadata: Metadata
+    blocks: BlockStore
+    host: Host
+    directory: CacheDirectory
+    cache: CacheId
+
+
+class Tier:
+    """One cache directory in use. Safe from any thread."""
+
+    def __init__(self, part: TierPart, filler: Filler, room: Room, on_sealed: Callable[[LocalFile], None]) -> None:
+        """`on_sealed` is told of each content that waits for its drain from now on."""
+        self.part = part
+        self.cache = part.cache
+        self.room = room
+        self._filler = filler
+        self._on_sealed = on_sealed
+        self._files: dict[InodeId, LocalFile] = {}
+        self._resident = ResidentIndex()
+        self._lock = threading.Lock()
+
+    # ---- the table --------------------------------------------------------------------------------------------------
+
+    def enter(self, inode: InodeId) -> LocalFile:
+        """The entry of an inode, kept until the matching `leave`."""
+        with self._lock:
+            file = self._files.get(inode)
+            if file is None:
+                file = self._files[inode] = LocalFile(inode)
+                resident = self._resident.take(inode)
+                if resident is not None:
+                    file.state, file.version, file.uses = FileState.RESIDENT, resident.version, resident.uses
+                    file.size_bytes = resident.size_bytes
+                    file.path = self.part.directory.content(inode, resident.version)
+            file.users += 1
+            return file
+
+    def leave(self, file: LocalFile) -> None:
+        """Forget the entry when nobody needs it; a clean content goes back under the eviction policy."""
+        with file.lock, self._lock:
+            file.users -= 1
+            if file.users or file.dirty or file.state is FileState.FILLING:
+                return
+            if self._files.get(file.inode) is not file:
+                return
+            del self._files[file.inode]
+            if file.state is FileState.RESIDENT:
+                self._resident.admit(file.inode, file.version, file.size_bytes, uses=file.uses)
+
+    def adopt(self, file: LocalFile) -> None:
+        """Recovery found a staged content."""
+        with self._lock:
+            assert file.inode not in self._files
+            self._files[file.inode] = file
+
+    def adopt_resident(self, inode: InodeId, version: int, size_bytes: int) -> None:
+        """Recovery found a copy."""
+        with self._lock:
+            self._resident.admit(inode, version, size_bytes)
+
+    def adopt_pins(self, pins: set[InodeId]) -> None:
+        with self._lock:
+            for inode in pins:
+                self._resident.pin(inode)
+
+    def active(self) -> list[LocalFile]:
+        """Entries that exist now."""
+        with self._lock:
+            return list(self._files.values())
+
+    def resident_bytes(self) -> int:
+        with self._lock:
+            return self._resident.bytes
+
+    def resident_count(self) -> int:
+        with self._lock:
+            return len(self._resident)
+
+    def is_open(self, inode: InodeId) -> bool:
+        """Whether somebody on this mount holds it open (or is just opening it)."""
+        with self._lock:
+            file = self._files.get(inode)
+            return file is not None and file.users > 0
+
+    def live(self, inode: InodeId) -> LiveSize | None:
+        """Size and mtime of a content that is being written; None when the metadata knows best."""
+        file = self._files.get(inode)
+        if file is None or file.state is not FileState.STAGING or file.descriptor < 0:
+            return None
+        try:
+            status = self.part.host.files.stat(file.descriptor)
+        except OSError:
+            return None  # closed between the look and the call: then it was published
+        return LiveSize(status.st_size, status.st_mtime_ns, status.st_blocks * 512)
+
+    def state_of(self, inode: InodeId) -> FileState:
+        with self._lock:
+            file = self._files.get(inode)
+            if file is not None:
+                return file.state
+            return FileState.RESIDENT if inode in self._resident else FileState.ABSENT
+
+    # ---- opening ----------------------------------------------------------------------------------------------------
+
+    def create(self, inode: InodeId, version: int) -> LocalFile:
+        """The local file of an inode that was just created, staged here, open for writing."""
+        file = self.enter(inode)
+        with file.lock:
+            try:
+                self._stage_new(file, version)
+            except BaseException:
+                self.leave(file)
+                raise
+            file.handles += 1
+            file.writers += 1
+        crash.here("create.file-made")
+        return file
+
+    def open_read(self, inode: InodeId, *, fill_before: int = FILL_BEFORE_OPEN_BYTES) -> LocalFile:
+        """A local file to read from. Not whole while it is filling; small files are waited for.
+
+        Raises NotFoundError, DataLossError, UnavailableError, DeadlineError.
+        """
+        while True:
+            file = self.enter(inode)
+            try:
+                with file.lock:
+                    ready = self._prepare_read(file)
+                    if ready:
+                        self._ensure_descriptor(file)
+                        file.handles += 1
+                        file.uses += 1
+            except BaseException:
+                self.leave(file)
+                raise
+            if ready:
+                break
+            self.leave(file)
+        try:
+            if file.fill is not None and file.size_bytes <= fill_before:
+                file.fill.wait_whole()
+        except BaseException:
+            self.release(file, writer=False)
+            raise
+        return file
+
+    def open_write(self, inode: InodeId, *, truncate: bool, resumed: bool = False) -> LocalFile:
+        """A whole local file under a new version. `resumed`: a new daemon takes over an open handle.
+
+        Raises NotFoundError, NoSpaceError, BusyError (staged in another cache that does not drain), and what a fill raises.
+        """
+        if not resumed:
+            self.room.wait_for_room()
+        deadline_s = self.part.host.clock.monotonic_s() + BACKPRESSURE_WAIT_S
+        while True:
+            file = self.enter(inode)
+            try:
+                if self._try_open_write(file, truncate=truncate, resumed=resumed):
+                    return file
+            except BusyError:
+                self.leave(file)
+                if self.part.host.clock.monotonic_s() > deadline_s:
+                    raise
+                self.part.host.clock.sleep(0.05)
+                continue
+            except BaseException:
+                self.leave(file)
+                raise
+            self.leave(file)
+
+    def _try_open_write(self, file: LocalFile, *, truncate: bool, resumed: bool) -> bool:
+        """False: look again, the entry was replaced or its fill has just ended."""
+        if file.state is FileState.FILLING and file.fill is not None:
+            file.fill.wait_whole()
+        with file.lock:
+            if file.state is FileState.STAGING and file.writers:
+                if truncate:
+                    self.part.host.files.truncate(file.descriptor, 0)
+            else:
+                if not self._prepare_write(file, truncate=truncate):
+                    return False
+                self._begin_write(file, truncate=truncate, resumed=resumed)
+            self._ensure_descriptor(file)
+            file.handles += 1
+            file.writers += 1
+            file.uses += 1
+            return True
+
+    def _prepare_read(self, file: LocalFile) -> bool:
+        """Make the entry one that can be read; False when it was set aside for a newer version, and a new one must be made."""
+        if file.dirty or (file.state is FileState.FILLING and file.handles):
+            return True
+        attributes = self.part.metadata.attributes(file.inode)
+        if file.state in {FileState.RESIDENT, FileState.STORED, FileState.FILLING}:
+            if file.version == attributes.version:
+                if file.state is not FileState.FILLING:
+                    self._ensure_descriptor(file)
+                    file.apply(FileEvent.READ_BEGUN)
+                return True
+            self._set_aside(file)
+            return False
+        if file.state is FileState.DISCARDED or file.borrowed:
+            self._set_aside(file)
+            return False
+        if attributes.staged_in not in {NO_CACHE, self.cache}:
+            self._borrow(file, attributes)
+        else:
+            self._begin_fill(file, attributes)
+        return True
+
+    def _prepare_write(self, file: LocalFile, *, truncate: bool) -> bool:
+        """Bring the content here if the write needs it; False when the caller must look again."""
+        if file.dirty:
+            return True
+        attributes = self.part.metadata.attributes(file.inode)
+        if attributes.staged_in not in {NO_CACHE, self.cache}:
+            raise BusyError("the file is being written on another mount and is not stored yet")
+        if file.state is FileState.DISCARDED or file.borrowed:
+            self._set_aside(file)
+            return False
+        if file.state is FileState.ABSENT:
+            if truncate or attributes.size_bytes == 0:
+                return True
+            self._begin_fill(file, attributes)
+        if file.state is FileState.FILLING and file.fill is not None:
+            fill = file.fill
+            file.lock.release()
+            try:
+                fill.wait_whole()
+            finally:
+                file.lock.acquire()
+            return False
+        if file.version != attributes.version:
+            self._set_aside(file)
+            return False
+        return True
+
+    def _begin_write(self, file: LocalFile, *, truncate: bool, resumed: bool) -> None:
+        """CLEAN or ABSENT or dirty without writers → STAGING, under a new version."""
+        clean_before = not file.dirty
+        attributes = self.part.metadata.begin_write(file.inode, self.cache, truncate=truncate)
+        crash.here("write.marked")
+        files = self.part.host.files
+        if file.state is FileState.ABSENT:
+            self._stage_new(file, attributes.version)
+            return
+        target = self.part.directory.content(file.inode, attributes.version)
+        files.rename(file.path, target)
+        crash.here("write.moved")
+        file.path, file.version = target, attributes.version
+        file.name_durable = file.metadata_durable = False
+        self._ensure_descriptor(file)
+        if truncate:
+            files.truncate(file.descriptor, 0)
+        elif clean_before:
+            os.utime(file.descriptor, ns=(attributes.atime_ns, attributes.mtime_ns))
+        status = files.stat(file.descriptor)
+        unchanged_possible = clean_before and not truncate and not resumed
+        file.fresh_stamp = (status.st_ctime_ns, status.st_size) if unchanged_possible else None
+        file.published = (status.st_size, status.st_mtime_ns) if unchanged_possible else None
+        file.snapshot_stamp = None
+        self._mark_staging(file)
+
+    def _stage_new(self, file: LocalFile, version: int) -> None:
+        """Make an empty local file for a staged version."""
+        file.path = self.part.directory.content(file.inode, version)
+        file.descriptor = self.part.host.files.open(file.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        file.version = version
+        file.fresh_stamp = file.published = file.snapshot_stamp = None
+        file.name_durable = file.metadata_durable = False
+        self._mark_staging(file)
+
+    def _mark_staging(self, file: LocalFile) -> None:
+        now_s = self.part.host.clock.monotonic_s()
+        if not file.dirty:
+            file.staged_since_s = now_s
+        file.drain_not_before_s = file.staged_since_s + DRAIN_DEADLINE_S
+        file.apply(FileEvent.WRITE_BEGUN)
+        self.room.staged(file)
+
+    def _begin_fill(self, file: LocalFile, attributes: Attributes) -> None:
+        metadata, files = self.part.metadata, self.part.host.files
+        extents = metadata.extents(file.inode)
+        blocks = metadata.blocks({extent.block for extent in extents})
+        path = self.part.directory.filling(file.inode, attributes.version)
+        descriptor = files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        files.truncate(descriptor, attributes.size_bytes)
+        fill = Fill(extents, blocks, descriptor)
+        file.path, file.version, file.size_bytes = path, attributes.version, attributes.size_bytes
+        file.fill = fill
+        file.apply(FileEvent.FILL_BEGUN)
+        self._ensure_descriptor(file)
+        self.room.reserve(attributes.size_bytes)
+        if fill.extents:
+            self._filler.start(fill, lambda: self._fill_whole(file), lambda: self._fill_failed(file))
+        else:
+            files.close(descriptor)
+            self._fill_whole(file)
+
+    def _fill_whole(self, file: LocalFile) -> None:
+        """In a filling thread: give the local file its final name."""
+        with file.lock:
+            target = self.part.directory.content(file.inode, file.version)
+            if file.state is not FileState.FILLING:  # deleted meanwhile
+                return
+            self.part.host.files.rename(file.path, target)
+            file.path = target
+            file.apply(FileEvent.FILL_WHOLE)
+            self._idle(file)
+        with self._lock:
+            forgotten = file.users == 0
+            file.users += forgotten
+        if forgotten:
+            self.leave(file)
+
+    def _fill_failed(self, file: LocalFile) -> None:
+        """In a filling thread: readers have been told; the next open starts anew."""
+        with file.lock:
+            if file.state is FileState.FILLING:
+                self.part.host.files.unlink(file.path)
+                file.apply(FileEvent.FILL_FAILED)
+            self._set_aside(file)
+
+    def _borrow(self, file: LocalFile, attributes: Attributes) -> None:
+        """Read a content where it is staged: in the cache of another mount of this host."""
+        caches = {record.cache: record for record in self.part.metadata.caches()}
+        record = caches.get(attributes.staged_in)
+        if record is None or record.host != self.part.host.name:
+            raise UnavailableError("the file is staged on another host and is not stored yet")
+        path = f"{record.path}/content/{file.inode & 0xFF:02x}/{file.inode:016x}.{attributes.version:x}"
+        try:
+            file.descriptor = self.part.host.files.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise UnavailableError("the staged file has just moved to the store: try again") from None
+        file.borrowed = True
+        file.size_bytes = attributes.size_bytes
+        self._set_aside(file)
+
+    def _set_aside(self, file: LocalFile) -> None:
+        """Take the entry out of the table: those who have it keep it, the next to come makes a new one."""
+        with self._lock:
+            if self._files.get(file.inode) is file:
+                del self._files[file.inode]
+        if not file.handles and not file.dirty and file.state in {FileState.RESIDENT, FileState.STORED}:
+            self._delete_local(file)
+
+    def _ensure_descriptor(self, file: LocalFile) -> None:
+        if file.descriptor >= 0:
+            return
+        try:
+            file.descriptor = self.part.host.files.open(file.path, os.O_RDWR)
+        except FileNotFoundError:
+            self._set_aside(file)
+            raise UnavailableError(f"{file.path} was removed behind our back; opening it again fetches it") from None
+        if not file.dirty and file.fill is None:
+            file.size_bytes = self.part.host.files.stat(file.descriptor).st_size
+
+    # ---- while open -------------------------------------------------------------------------------------------------
+
+    def publish(self, file: LocalFile) -> None:
+        """Let the metadata know size and mtime of a content that is being written, if they changed."""
+        with file.lock:
+            if file.state is not FileState.STAGING or file.deleted:
+                return
+            status = self.part.host.files.stat(file.descriptor)
+            current = (status.st_size, status.st_mtime_ns)
+            if current != file.published and (status.st_ctime_ns, status.st_size) != file.fresh_stamp:
+                self.part.metadata.publish(file.inode, file.version, *current)
+                file.published = current
+                file.metadata_durable = False
+                crash.here("flush.published")
+
+    def set_times(self, inode: InodeId, attributes: Attributes) -> None:
+        """The file was given times: a staged local file must say the same, for it will be asked when it is drained."""
+        with self._lock:
+            file = self._files.get(inode)
+        if file is None or not file.dirty:
+            return
+        with file.lock:
+            if file.dirty and not (file.deleted and file.descriptor < 0):
+                os.utime(
+                    file.descriptor if file.descriptor >= 0 else file.path,
+                    ns=(attributes.atime_ns, attributes.mtime_ns),
+                )
+                if file.published is not None:
+                    file.published = (file.published[0], attributes.mtime_ns)
+
+    def make_durable(self, file: LocalFile) -> None:
+        """`fsync` at durability `ssd`: data, name and metadata survive a power cut when this returns."""
+        if file.state is not FileState.STAGING:
+            return
+        files = self.part.host.files
+        with file.lock:
+            descriptor = os.dup(file.descriptor)
+            name_durable, metadata_durable, version = file.name_durable, file.metadata_durable, file.version
+        try:
+            files.sync(descriptor)
+        finally:
+            files.close(descriptor)
+        crash.here("sync.data-durable")
+        if not name_durable:
+            files.sync_directory(self.part.directory.content_directory(file.inode))
+        if not metadata_durable:
+            self.part.metadata.sync()
+        with file.lock:
+            if file.version == version:
+                file.name_durable = file.metadata_durable = True
+
+    def release(self, file: LocalFile, *, writer: bool) -> None:
+        """A handle is gone. The last writer seals; the last handle closes the local file."""
+        sealed = False
+        with file.lock:
+            file.handles -= 1
+            if writer:
+                file.writers -= 1
+                if file.writers == 0 and file.state is FileState.STAGING:
+                    sealed = self._last_writer_gone(file)
+            if file.handles == 0:
+                if file.descriptor >= 0:
+                    self.part.host.files.close(file.descriptor)
+                    file.descriptor = -1
+                if file.deleted:
+                    self._delete_local(file)
+            self._idle(file)
+        if sealed:
+            crash.here("seal.done")
+            self._on_sealed(file)
+        self.leave(file)
+
+    def _last_writer_gone(self, file: LocalFile) -> bool:
+        """STAGING → SEALED (True), or back to STORED when nothing was written."""
+        if file.deleted:
+            return False
+        status = self.part.host.files.stat(file.descriptor)
+        file.size_bytes = status.st_size
+        if (status.st_ctime_ns, status.st_size) == file.fresh_stamp:
+            return self._unwrite(file)
+        self.publish(file)
+        file.drain_not_before_s = self.part.host.clock.monotonic_s() + DRAIN_DELAY_S
+        file.apply(FileEvent.WRITERS_GONE)
+        return True
+
+    def _unwrite(self, file: LocalFile) -> bool:
+        """The content is the stored one after all. False: nothing to drain."""
+        self.part.metadata.abandon_write(file.inode, file.version)
+        stored = self.part.metadata.attributes(file.inode).version
+        target = self.part.directory.content(file.inode, stored)
+        self.part.host.files.rename(file.path, target)
+        file.path, file.version = target, stored
+        file.apply(FileEvent.UNCHANGED)
+        self.room.unstaged(file)
+        return False
+
+    def _idle(self, file: LocalFile) -> None:
+        if file.state is FileState.STORED and file.handles == 0:
+            file.apply(FileEvent.IDLE)
+
+    def resident_now(self, file: LocalFile) -> None:
+        """The drain committed; under `file.lock`, state DRAINING."""
+        file.apply(FileEvent.DRAIN_COMMITTED)
+        self._idle(file)
+        self.room.unstaged(file)
+
+    # ---- deleting, evicting, pinning --------------------------------------------------------------------------------
+
+    def deleted(self, inode: InodeId) -> bool:
+        """The last name of the inode is gone. True: handles remain, and the inode lives until they are released."""
+        file = self.enter(inode)
+        with file.lock:
+            file.deleted = True
+            if not file.handles:
+                self._delete_local(file)
+            held = file.handles > 0
+        self.leave(file)
+        return held
+
+    def _delete_local(self, file: LocalFile) -> None:
+        """Unlink the local file; the entry is of no further use."""
+        if file.state is FileState.DISCARDED:
+            return
+        if file.path:
+            with contextlib.suppress(FileNotFoundError):
+                self.part.host.files.unlink(file.path)
+        self.room.unstaged(file)
+        file.apply(FileEvent.DELETED)
+        with self._lock:
+            if self._files.get(file.inode) is file:
+                del self._files[file.inode]
+
+    def evict(self, inode: InodeId) -> bool:
+        """Drop the copy of one file if it is clean and idle."""
+        return self._evict_entry(self.enter(inode))
+
+    def evict_bytes(self, bytes_needed: int) -> int:
+        """Evict by policy; returns the number of files."""
+        with self._lock:
+            entries = [self._chosen(inode, version) for inode, version in self._resident.victims(bytes_needed)]
+        return sum(self._evict_entry(file) for file in entries)
+
+    def _chosen(self, inode: InodeId, version: int) -> LocalFile:
+        """The entry of a victim, so that whoever opens it meanwhile waits for the outcome. Under the tier's lock."""
+        assert inode not in self._files, "an active file is not in the index"
+        path = self.part.directory.content(inode, version)
+        file = LocalFile(inode, FileState.RESIDENT, version, path, users=1)
+        self._files[inode] = file
+        return file
+
+    def _evict_entry(self, file: LocalFile) -> bool:
+        with file.lock:
+            with self._lock:
+                alone = file.users == 1
+            evicted = alone and file.state is FileState.RESIDENT
+            if evicted:
+                crash.here("evict.begun")
+                with contextlib.suppress(FileNotFoundError):
+                    self.part.host.files.unlink(file.path)
+                file.apply(FileEvent.EVICTED)
+                file.path = ""
+        self.leave(file)
+        return evicted
+
+    def warm(self, inode: InodeId, *, pin: bool) -> None:
+        """Bring the whole file here. Raises what a fill raises."""
+        file = self.open_read(inode, fill_before=0)
+        try:
+            if file.fill is not None:
+                file.fill.wait_whole(FILL_WAIT_S * (1 + file.size_bytes // (64 * MIB)))
+        finally:
+            self.release(file, writer=False)
+        if pin:
+            self.pin(inode)
+
+    def pin(self, inode: InodeId) -> None:
+        with self._lock:
+            self._resident.pin(inode)
+            pins = self._resident.pinned
+        self.part.directory.save_pins(pins)
+
+    def unpin(self, inode: InodeId) -> None:
+        with self._lock:
+            self._resident.unpin(inode)
+            pins = self._resident.pinned
+        self.part.directory.save_pins(pins)
+
+    def staged_records(self) -> list[StagedRecord]:
+        return self.part.metadata.staged(self.cache)
+
+
+def wait_unstaged(tier: Tier, timeout_s: float) -> None:
+    """Returns when nothing is staged here. Raises DeadlineError."""
+    clock = tier.part.host.clock
+    deadline_s = clock.monotonic_s() + timeout_s
+    while tier.staged_records():
+        if clock.monotonic_s() > deadline_s:
+            raise DeadlineError(f"staged data was not stored within {timeout_s:.0f} s")
+        clock.sleep(0.02)

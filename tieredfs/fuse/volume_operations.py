@@ -1,0 +1,371 @@
+"""`VolumeOperations`: the file system itself, between a driver and a volume with its SSD tier.
+
+Namespace calls are one metadata transaction each; calls on open files go to the tier's local file. Two facts are joined
+here and nowhere else: that a name disappears (metadata) while its file is open (tier), and that size and times of a file
+that is being written are those of its local file.
+"""
+
+import itertools
+import os
+import stat
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tieredfs.cache.local import LocalFile
+from tieredfs.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    NotSupportedError,
+    ReadOnlyError,
+    TieredError,
+)
+from tieredfs.fuse.directories import DirectoryHandles
+from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
+from tieredfs.limits import NAME_BYTES_MAX
+from tieredfs.meta.metadata import Creation, Receipt, Removed
+from tieredfs.model import NOBODY, AttributeChange, Attributes, Durability, FileKind, InodeId
+from tieredfs.volume import SsdTier, Volume
+
+_RENAME_RACES_MAX: Final = 10
+_NOREPLACE: Final = 1
+_EXCHANGE: Final = 2
+_ACL_XATTR_PREFIX: Final = b"system.posix_acl_"
+
+_KIND_OF_FORMAT: Final = {
+    stat.S_IFREG: FileKind.REGULAR,
+    stat.S_IFIFO: FileKind.FIFO,
+    stat.S_IFSOCK: FileKind.SOCKET,
+    stat.S_IFCHR: FileKind.CHARACTER_DEVICE,
+    stat.S_IFBLK: FileKind.BLOCK_DEVICE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    file: LocalFile
+    writer: bool
+
+
+class VolumeOperations:
+    """`tieredfs.fuse.operations.Operations` over one volume and its tier."""
+
+    def __init__(self, volume: Volume, ssd: SsdTier, mount: int, *, read_only: bool = False) -> None:
+        """`mount`: the identity of the mount, the same for every daemon that serves it."""
+        self._volume = volume
+        self._metadata = volume.metadata
+        self._tier = ssd.tier
+        self._drainer = ssd.drainer
+        self._files = volume.host.files
+        self._mount = mount
+        self._read_only = read_only
+        self._handles: dict[int, _Handle] = {}
+        self._numbers = itertools.count(1)
+        self._directories = DirectoryHandles(volume.metadata)
+        self._lock = threading.Lock()
+
+    # ---- names ------------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: InodeId, name: bytes) -> Attributes:
+        if name == b".":
+            return self.attributes(parent)
+        if name == b"..":
+            return self.attributes(self._metadata.attributes(parent).parent)
+        return self._live(self._metadata.lookup(parent, name))
+
+    def create(self, parent: InodeId, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Attributes, Opened]:
+        self._check_writable()
+        if self._carried_out(caller):
+            attributes = self._metadata.lookup(parent, name)
+            return attributes, self.open(attributes.inode, flags & ~os.O_TRUNC, caller)
+        self._tier.room.wait_for_room()
+        creation = Creation(FileKind.REGULAR, mode & 0o7777, caller.uid, caller.gid, staged_in=self._tier.cache)
+        attributes = self._metadata.create(parent, name, creation, self._receipt(caller))
+        file = self._tier.create(attributes.inode, attributes.version)
+        return attributes, self._opened(file, writer=True)
+
+    def make_node(self, parent: InodeId, name: bytes, mode: int, device: int, caller: Caller) -> Attributes:
+        kind = _KIND_OF_FORMAT.get(stat.S_IFMT(mode) or stat.S_IFREG)
+        if kind is None:
+            raise InvalidRequestError(f"mknod with mode {mode:o}")
+        return self._make(parent, name, Creation(kind, mode & 0o7777, caller.uid, caller.gid, device=device), caller)
+
+    def make_directory(self, parent: InodeId, name: bytes, mode: int, caller: Caller) -> Attributes:
+        return self._make(parent, name, Creation(FileKind.DIRECTORY, mode & 0o7777, caller.uid, caller.gid), caller)
+
+    def symlink(self, parent: InodeId, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        creation = Creation(FileKind.SYMLINK, 0o777, caller.uid, caller.gid, target=target)
+        return self._make(parent, name, creation, caller)
+
+    def _make(self, parent: InodeId, name: bytes, creation: Creation, caller: Caller) -> Attributes:
+        self._check_writable()
+        if self._carried_out(caller):
+            return self._metadata.lookup(parent, name)
+        return self._metadata.create(parent, name, creation, self._receipt(caller))
+
+    def link(self, inode: InodeId, parent: InodeId, name: bytes, caller: Caller) -> Attributes:
+        self._check_writable()
+        if self._carried_out(caller):
+            return self.attributes(inode)
+        return self._live(self._metadata.link(inode, parent, name, self._receipt(caller)))
+
+    def unlink(self, parent: InodeId, name: bytes, caller: Caller) -> None:
+        self._check_writable()
+        if self._carried_out(caller):
+            return
+        target = self._metadata.lookup(parent, name)
+        holder = self._volume.session if self._tier.is_open(target.inode) else NOBODY
+        self._bury(self._metadata.unlink(parent, name, holder, self._receipt(caller)))
+
+    def remove_directory(self, parent: InodeId, name: bytes, caller: Caller) -> None:
+        self._check_writable()
+        if not self._carried_out(caller):
+            self._metadata.remove_directory(parent, name, self._receipt(caller))
+
+    def rename(
+        self, parent: InodeId, name: bytes, new_parent: InodeId, new_name: bytes, flags: int, caller: Caller
+    ) -> None:
+        self._check_writable()
+        if flags & ~(_NOREPLACE | _EXCHANGE):
+            raise InvalidRequestError(f"rename with flags {flags:#x}")
+        if self._carried_out(caller):
+            return
+        for _ in range(_RENAME_RACES_MAX):
+            target = self._present(new_parent, new_name)
+            held = target is not None and self._tier.is_open(target.inode)
+            try:
+                removed = self._metadata.rename(
+                    parent,
+                    name,
+                    new_parent,
+                    new_name,
+                    replace=not flags & _NOREPLACE,
+                    exchange=bool(flags & _EXCHANGE),
+                    holder=self._volume.session if held else NOBODY,
+                    expected_target=target.inode if target else None,
+                    receipt=self._receipt(caller),
+                )
+            except ConflictError:
+                continue
+            if removed is not None:
+                self._bury(removed)
+            return
+        raise ConflictError(f"the target of a rename changed {_RENAME_RACES_MAX} times")
+
+    def _present(self, parent: InodeId, name: bytes) -> Attributes | None:
+        try:
+            return self._metadata.lookup(parent, name)
+        except NotFoundError:
+            return None
+
+    def _bury(self, removed: Removed) -> None:
+        """A name is gone: so is the local file, unless there are more names or handles."""
+        if not removed.gone or removed.kind is not FileKind.REGULAR:
+            return
+        if not self._tier.deleted(removed.inode):
+            self._metadata.reclaim_orphan(removed.inode, self._volume.session)
+
+    def _carried_out(self, caller: Caller) -> bool:
+        """The kernel repeats a request that an earlier daemon had committed."""
+        return caller.resent and self._metadata.carried_out(self._mount, caller.unique)
+
+    def _receipt(self, caller: Caller) -> Receipt | None:
+        return Receipt(self._mount, caller.slot, caller.unique) if caller.unique else None
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ReadOnlyError("the volume is mounted read-only")
+
+    # ---- attributes -------------------------------------------------------------------------------------------------
+
+    def attributes(self, inode: InodeId) -> Attributes:
+        return self._live(self._metadata.attributes(inode))
+
+    def _live(self, attributes: Attributes) -> Attributes:
+        """Size and times of a file that is being written are those of its local file."""
+        live = self._tier.live(attributes.inode)
+        if live is None:
+            return attributes
+        return replace(
+            attributes,
+            size_bytes=live.size_bytes,
+            mtime_ns=live.mtime_ns,
+            ctime_ns=max(attributes.ctime_ns, live.mtime_ns),
+        )
+
+    def set_attributes(
+        self, inode: InodeId, change: AttributeChange, size_bytes: int | None, handle: int | None
+    ) -> Attributes:
+        self._check_writable()
+        if size_bytes is not None:
+            self._truncate(inode, size_bytes, handle)
+        if change != AttributeChange():
+            self._metadata.set_attributes(inode, change)
+            if change.mtime_ns is not None:
+                self._tier.set_times(inode, self._metadata.attributes(inode))
+        return self.attributes(inode)
+
+    def _truncate(self, inode: InodeId, size_bytes: int, handle: int | None) -> None:
+        open_handle = self._handles.get(handle) if handle is not None else None
+        if open_handle is not None and open_handle.writer:
+            self._files.truncate(open_handle.file.descriptor, size_bytes)
+            return
+        file = self._tier.open_write(inode, truncate=size_bytes == 0)
+        try:
+            self._files.truncate(file.descriptor, size_bytes)
+        finally:
+            self._release(_Handle(file, writer=True))
+
+    def read_link(self, inode: InodeId) -> bytes:
+        return self._metadata.read_link(inode)
+
+    def get_xattr(self, inode: InodeId, name: bytes) -> bytes:
+        if name.startswith(_ACL_XATTR_PREFIX):
+            raise NotSupportedError("POSIX ACLs are not stored")
+        return self._metadata.get_xattr(inode, name)
+
+    def set_xattr(self, inode: InodeId, name: bytes, value: bytes, flags: int) -> None:
+        self._check_writable()
+        if name.startswith(_ACL_XATTR_PREFIX):
+            raise NotSupportedError("POSIX ACLs are not stored")
+        self._metadata.set_xattr(inode, name, value, create=flags == os.XATTR_CREATE, replace=flags == os.XATTR_REPLACE)
+
+    def list_xattrs(self, inode: InodeId) -> Sequence[bytes]:
+        return self._metadata.list_xattrs(inode)
+
+    def remove_xattr(self, inode: InodeId, name: bytes) -> None:
+        self._check_writable()
+        self._metadata.remove_xattr(inode, name)
+
+    # ---- open files -------------------------------------------------------------------------------------------------
+
+    def open(self, inode: InodeId, flags: int, caller: Caller) -> Opened:
+        writer = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if not writer:
+            return self._opened(self._tier.open_read(inode), writer=False)
+        self._check_writable()
+        return self._opened(self._tier.open_write(inode, truncate=bool(flags & os.O_TRUNC)), writer=True)
+
+    def reopen(self, handle: int, inode: InodeId, flags: int) -> Opened:
+        writer = flags & os.O_ACCMODE != os.O_RDONLY
+        if writer:
+            file = self._tier.open_write(inode, truncate=False, resumed=True)
+        else:
+            file = self._tier.open_read(inode)
+        with self._lock:
+            self._handles[handle] = _Handle(file, writer)
+            self._numbers = itertools.count(max(handle + 1, next(self._numbers)))
+        if self._metadata.attributes(inode).link_count == 0:
+            self._tier.deleted(inode)
+        return Opened(handle, file.descriptor, file.number, file.whole, keep_cache=False)
+
+    def _opened(self, file: LocalFile, *, writer: bool) -> Opened:
+        with self._lock:
+            handle = next(self._numbers)
+            self._handles[handle] = _Handle(file, writer)
+        return Opened(handle, file.descriptor, file.number, file.whole, keep_cache=False)
+
+    def _file(self, handle: int) -> LocalFile:
+        found = self._handles.get(handle)
+        if found is None:
+            raise InvalidRequestError(f"no open file has handle {handle}")
+        return found.file
+
+    def read(self, handle: int, offset: int, size: int) -> Span:
+        file = self._file(handle)
+        if file.whole:
+            return Span(file.descriptor, offset, size)
+        length = max(0, min(size, file.size_bytes - offset))
+        if length and file.fill is not None:
+            file.fill.wait(offset, length)
+        return Span(file.descriptor, offset, length)
+
+    def write(self, handle: int, offset: int, buffers: Sequence[memoryview]) -> int:
+        return self._files.write(self._file(handle).descriptor, buffers, offset)
+
+    def flush(self, handle: int) -> None:
+        found = self._handles.get(handle)
+        if found is not None and found.writer:
+            self._tier.publish(found.file)
+
+    def sync(self, handle: int, data_only: bool) -> None:  # noqa: ARG002 - both make size durable, which costs no more
+        file = self._file(handle)
+        if not file.dirty:
+            self._metadata.sync()
+        elif self._volume.config.durability is Durability.STORE and not file.deleted:
+            self._drainer.store_now(file)
+            self._metadata.sync()
+        else:
+            self._tier.make_durable(file)
+
+    def release(self, handle: int) -> None:
+        with self._lock:
+            found = self._handles.pop(handle, None)
+        if found is not None:
+            self._release(found)
+
+    def _release(self, handle: _Handle) -> None:
+        file = handle.file
+        self._tier.release(file, writer=handle.writer)
+        if file.deleted and file.handles == 0:
+            self._metadata.reclaim_orphan(file.inode, self._volume.session)
+
+    def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+        self._files.allocate(self._file(handle).descriptor, mode, offset, length)
+
+    def seek(self, handle: int, offset: int, whence: int) -> int:
+        file = self._file(handle)
+        if file.whole:
+            return os.lseek(file.descriptor, offset, whence)
+        if offset >= file.size_bytes:
+            raise NotFoundError("no data there")
+        return offset if whence == os.SEEK_DATA else file.size_bytes
+
+    # ---- directories ------------------------------------------------------------------------------------------------
+
+    def open_directory(self, inode: InodeId) -> int:
+        with self._lock:
+            handle = next(self._numbers)
+        self._directories.open(handle, inode)
+        return handle
+
+    def reopen_directory(self, handle: int, inode: InodeId) -> None:
+        with self._lock:
+            self._numbers = itertools.count(max(handle + 1, next(self._numbers)))
+        self._directories.open(handle, inode)
+
+    def read_directory(self, handle: int, cookie: int, with_attributes: bool) -> Sequence[DirectoryItem]:
+        items = self._directories.read(handle, cookie, with_attributes=with_attributes)
+        if not with_attributes:
+            return items
+        return [self._live_item(item) for item in items]
+
+    def _live_item(self, item: DirectoryItem) -> DirectoryItem:
+        if item.attributes is None or self._tier.live(item.attributes.inode) is None:
+            return item
+        return replace(item, attributes=self._live(item.attributes))
+
+    def release_directory(self, handle: int) -> None:
+        self._directories.close(handle)
+
+    def sync_directory(self, inode: InodeId) -> None:  # noqa: ARG002 - one log holds all directories
+        self._metadata.sync()
+
+    def space(self) -> Space:
+        total, free = self._volume.capacity()
+        count = self._metadata.count_inodes()
+        return Space(total, free, count + (1 << 40), 1 << 40, 4096, NAME_BYTES_MAX)
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> list[TieredError]:
+        """Release every handle that the kernel did not; the errors met on the way."""
+        errors: list[TieredError] = []
+        for handle in list(self._handles):
+            try:
+                self.release(handle)
+            except TieredError as error:
+                errors.append(error)
+        return errors
