@@ -1,6 +1,7 @@
 """The nouns: ids, and frozen values that every part speaks of. No behaviour beyond what follows from the fields."""
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NewType
 
@@ -14,6 +15,9 @@ SessionId = NewType("SessionId", int)
 """A process that has the volume open. 0 is nobody."""
 CacheId = NewType("CacheId", int)
 """An SSD tier directory. 0 is none."""
+
+Progress = Callable[[int, int, str], None]
+"""Told how far a long work is: done, total, unit. From any thread; returns at once."""
 
 ROOT: Final = InodeId(1)
 NOBODY: Final = SessionId(0)

@@ -82,9 +82,6 @@ class Drainer:
             self._thread.join()
         self._executor.shutdown(wait=True)
 
-    def sealed(self, _file: LocalFile) -> None:
-        """A content waits for its drain: nothing to do, the planner looks every `_TICK_S`."""
-
     def hurry(self, duration_s: float = 5.0) -> None:
         """Ignore delays for a while: somebody waits."""
         with self._wake:

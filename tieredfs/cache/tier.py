@@ -16,7 +16,6 @@ look-ups in its tables. Order: file lock, then tier lock. Nobody holds two file 
 import contextlib
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,13 +65,11 @@ class TierPart:
 class Tier:
     """One cache directory in use. Safe from any thread."""
 
-    def __init__(self, part: TierPart, filler: Filler, room: Room, on_sealed: Callable[[LocalFile], None]) -> None:
-        """`on_sealed` is told of each content that waits for its drain from now on."""
+    def __init__(self, part: TierPart, filler: Filler, room: Room) -> None:
         self.part = part
         self.cache = part.cache
         self.room = room
         self._filler = filler
-        self._on_sealed = on_sealed
         self._files: dict[InodeId, LocalFile] = {}
         self._resident = ResidentIndex()
         self._lock = threading.Lock()
@@ -482,7 +479,6 @@ class Tier:
             self._idle(file)
         if sealed:
             crash.here("seal.done")
-            self._on_sealed(file)
         self.leave(file)
 
     def _last_writer_gone(self, file: LocalFile) -> bool:

@@ -1,1 +1,17 @@
 """The volume: what every front end speaks to. Wiring of engine, layers, disks and tier lives here."""
+
+from tieredfs.volume.lifecycle import destroy_volume, format_volume
+from tieredfs.volume.ssd import SsdTier, drain_volume
+from tieredfs.volume.status import DiskStatus, StagedSummary, VolumeStatus
+from tieredfs.volume.volume import Volume
+
+__all__ = [
+    "DiskStatus",
+    "SsdTier",
+    "StagedSummary",
+    "Volume",
+    "VolumeStatus",
+    "destroy_volume",
+    "drain_volume",
+    "format_volume",
+]

@@ -1,0 +1,116 @@
+"""`SsdTier`: the tier of one mount, wired: directory, filler, drainer, evictor, recovered and started in that order."""
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs.cache.drain import Drainer
+from tieredfs.cache.evict import Evictor
+from tieredfs.cache.fill import Filler
+from tieredfs.cache.layout import CacheDirectory
+from tieredfs.cache.recover import Recovered, recover
+from tieredfs.cache.room import Room
+from tieredfs.cache.tier import Tier, TierPart, wait_unstaged
+from tieredfs.errors import ConfigurationError, DeadlineError
+from tieredfs.limits import CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT, MIB
+from tieredfs.model import Progress, VolumeConfig
+from tieredfs.volume.volume import Volume
+
+BASE_MEMORY_BYTES: Final = 128 * MIB
+"""Interpreter, libraries, database pages and tables of a serving process; 70 MiB measured at rest."""
+_FILL_WORKERS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a memory ceiling is spent: encoded blocks in flight of the drain, and blocks in flight of fills."""
+
+    drain_buffers: int
+    fill_buffers: int
+
+
+def plan_memory(ceiling_bytes: int, config: VolumeConfig) -> MemoryPlan:
+    """Raises ConfigurationError when the ceiling does not hold one block each way."""
+    encoded = config.block_bytes * config.code.width // config.code.data_count
+    fill = _FILL_WORKERS * config.block_bytes
+    left = ceiling_bytes - BASE_MEMORY_BYTES - fill
+    if left < encoded:
+        needed = BASE_MEMORY_BYTES + fill + encoded
+        raise ConfigurationError(
+            f"--memory {ceiling_bytes // MIB} MiB is too little for blocks of {config.block_bytes // MIB} MiB "
+            f"with {config.code}: at least {-(-needed // MIB)} MiB"
+        )
+    return MemoryPlan(min(3, left // encoded), _FILL_WORKERS)
+
+
+class SsdTier:
+    """One cache directory at work. `start` after every handle of an earlier daemon is open again; `close` once."""
+
+    def __init__(self, volume: Volume, path: str, capacity_bytes: int, fill_buffers: int = _FILL_WORKERS) -> None:
+        """Take the directory and recover it. Raises BusyError, ForeignDataError, and what metadata raises."""
+        files = volume.host.files
+        self.directory = CacheDirectory(path, volume.config.uuid, files)
+        try:
+            record = volume.metadata.register_cache(self.directory.uuid, volume.host.name, self.directory.path)
+            part = TierPart(volume.metadata, volume.blocks, volume.host, self.directory, record.cache)
+            self.room = Room(self.directory.path, capacity_bytes, files)
+            self.filler = Filler(volume.blocks, files, volume.config.block_bytes, fill_buffers)
+            self.tier = Tier(part, self.filler, self.room)
+            self.drainer = Drainer(self.tier, volume.config.block_bytes)
+            self.evictor = Evictor(self.tier, self.drainer)
+            self.room.on_pressure(self.evictor.wake)
+            self.recovered: Recovered = recover(self.tier)
+        except BaseException:
+            self.directory.close()
+            raise
+
+    def start(self) -> None:
+        self.drainer.start()
+        self.evictor.start()
+
+    def flush(self, timeout_s: float) -> None:
+        """Returns when nothing is staged here. Raises DeadlineError."""
+        self.drainer.hurry(timeout_s)
+        wait_unstaged(self.tier, timeout_s)
+
+    def close(self) -> None:
+        """Stop; what is staged stays staged, for the next mount."""
+        self.evictor.close()
+        self.drainer.close()
+        self.filler.close()
+        self.directory.close()
+
+
+def drain_volume(meta_url: str, progress: Progress, *, timeout_s: float = 3600.0) -> int:
+    """Store what is staged in caches of this host that no mount uses; the number of files stored.
+
+    Raises BusyError when a cache is in use by a mount (drain that mount), DeadlineError.
+    """
+    stored = 0
+    with Volume.open(meta_url, purpose="drain") as volume:
+        plan = plan_memory(MEMORY_BYTES_DEFAULT, volume.config)
+        for record in volume.metadata.caches():
+            pending = len(volume.metadata.staged(record.cache))
+            if not pending or record.host != volume.host.name or not os.path.isdir(record.path):
+                continue
+            ssd = SsdTier(volume, record.path, CACHE_BYTES_DEFAULT, plan.fill_buffers)
+            ssd.start()
+            try:
+                _drain_with_progress(ssd, pending, progress, timeout_s)
+            finally:
+                ssd.close()
+            stored += pending
+    return stored
+
+
+def _drain_with_progress(ssd: SsdTier, pending: int, progress: Progress, timeout_s: float) -> None:
+    clock = ssd.tier.part.host.clock
+    deadline_s = clock.monotonic_s() + timeout_s
+    ssd.drainer.hurry(timeout_s)
+    while left := len(ssd.tier.staged_records()):
+        progress(pending - min(left, pending), pending, "files")
+        if clock.monotonic_s() > deadline_s:
+            reason = f" ({ssd.drainer.last_error})" if ssd.drainer.last_error else ""
+            raise DeadlineError(f"{left} file(s) were not stored within {timeout_s:.0f} s{reason}")
+        clock.sleep(0.1)
+    progress(pending, pending, "files")

@@ -1,0 +1,68 @@
+"""What `status` says, as values that become JSON by `dataclasses.asdict`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStatus:
+    """One disk. `reachable`: it could be opened; `problem` says why not. Bytes are of the file system below it."""
+
+    disk: int
+    url: str
+    domain: str
+    state: str
+    reachable: bool
+    problem: str | None
+    total_bytes: int | None
+    free_bytes: int | None
+    chunk_count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StagedSummary:
+    """What is not in the store yet: on SSDs only."""
+
+    file_count: int
+    size_bytes: int
+    oldest_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """A process that has the volume open. `alive`: its heartbeat is recent."""
+
+    session: int
+    host: str
+    process: int
+    purpose: str
+    age_s: float
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """An SSD tier directory known to the volume."""
+
+    cache: int
+    host: str
+    path: str
+    staged_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeStatus:
+    """A volume at a glance. `safe`: nothing is staged. `redundancy`: how many more disks may be lost now."""
+
+    name: str
+    uuid: str
+    meta_url: str
+    code: str
+    durability: str
+    block_bytes: int
+    inode_count: int
+    safe: bool
+    redundancy: int
+    staged: StagedSummary
+    disks: tuple[DiskStatus, ...]
+    sessions: tuple[SessionStatus, ...]
+    caches: tuple[CacheStatus, ...]

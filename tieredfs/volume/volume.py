@@ -1,0 +1,314 @@
+"""`Volume`: an open volume, without an SSD tier of its own.
+
+Opening makes a session, whose heartbeat says that this process lives; disks that cannot be opened are remembered with the
+reason and looked for again with every heartbeat, and disks added by other processes appear the same way.
+"""
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final, Self
+
+from tieredfs.block.store import BlockStore
+from tieredfs.chunk.directory import DiskIdentity, format_disk
+from tieredfs.chunk.disk import open_store
+from tieredfs.chunk.store import ChunkStore
+from tieredfs.config import parse_data_url, parse_meta_url
+from tieredfs.curator import CheckReport, Curator, GarbageReport, Repairer, RebuildReport
+from tieredfs.errors import NotFoundError, TieredError
+from tieredfs.host import Host, local_host
+from tieredfs.kv.engine import Engine
+from tieredfs.kv.sqlite import SqliteEngine
+from tieredfs.limits import SESSION_HEARTBEAT_S, SESSION_TIMEOUT_S
+from tieredfs.meta.metadata import Metadata
+from tieredfs.model import (
+    Block,
+    CacheRecord,
+    Code,
+    Disk,
+    DiskId,
+    DiskState,
+    Durability,
+    Progress,
+    SessionId,
+    VolumeConfig,
+)
+from tieredfs.volume.status import CacheStatus, DiskStatus, SessionStatus, StagedSummary, VolumeStatus
+
+_log: Final = logging.getLogger("tieredfs.volume")
+_BLOCKS_IN_FLIGHT: Final = 2
+
+
+class Volume:
+    """Safe from any thread. A context manager; `close` ends the session."""
+
+    def __init__(self, meta_url: str, engine: Engine, host: Host, purpose: str, *, adopt: bool, buffers: int) -> None:
+        self.meta_url = meta_url
+        self.host = host
+        self.metadata = Metadata(engine, host.clock)
+        self._engine = engine
+        self._config = self.metadata.config()
+        self.session = self._begin_session(purpose, adopt=adopt)
+        self.problems: dict[DiskId, str] = {}
+        self._stores: dict[DiskId, tuple[Disk, ChunkStore | None]] = {}
+        self._find_disks()
+        self.blocks = BlockStore(
+            self.metadata, self.session, self._stores, host, buffer_count=buffers, on_damage=self._damaged
+        )
+        self._repairer = Repairer(self.metadata, self.blocks, host)
+        self._closing = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        meta_url: str,
+        *,
+        purpose: str,
+        host: Host | None = None,
+        adopt: bool = False,
+        buffers: int = _BLOCKS_IN_FLIGHT,
+    ) -> Self:
+        """Open the volume at a metadata URL. `adopt`: take over the session of a dead process with the same purpose.
+
+        Raises VolumeNotFoundError, NewerFormatError, CorruptError, ConfigurationError.
+        """
+        host = host or local_host()
+        engine = SqliteEngine(parse_meta_url(meta_url).path)
+        try:
+            volume = cls(meta_url, engine, host, purpose, adopt=adopt, buffers=buffers)
+        except BaseException:
+            engine.close()
+            raise
+        volume._repairer.start()
+        volume._heart.start()
+        return volume
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._heart.join()
+        self._repairer.close()
+        self.blocks.close()
+        for _, store in self._stores.values():
+            if store is not None:
+                store.close()
+        try:
+            self.metadata.end_session(self.session)
+        finally:
+            self._engine.close()
+
+    # ---- session and disks ------------------------------------------------------------------------------------------
+
+    def _begin_session(self, purpose: str, *, adopt: bool) -> SessionId:
+        if adopt:
+            for session in self.metadata.sessions():
+                if session.purpose == purpose and session.host == self.host.name:
+                    self.metadata.heartbeat(session.session)
+                    return session.session
+        return self.metadata.open_session(self.host.name, os.getpid(), purpose).session
+
+    def _beat(self) -> None:
+        while not self._closing.wait(SESSION_HEARTBEAT_S):
+            try:
+                self.metadata.heartbeat(self.session)
+                if self._find_disks():
+                    self.blocks.replace_disks(self._stores)
+            except NotFoundError:
+                _log.error("this process was taken for dead: its session was ended by garbage collection")
+                return
+            except TieredError as error:
+                _log.warning("no heartbeat this time: %s", error)
+
+    def _find_disks(self) -> bool:
+        """Open the stores of disks that appeared; True if anything changed."""
+        found: dict[DiskId, tuple[Disk, ChunkStore | None]] = {}
+        for disk in self.metadata.disks():
+            if disk.state is DiskState.REMOVED:
+                self.problems.pop(disk.disk, None)
+                continue
+            known = self._stores.get(disk.disk)
+            store = known[1] if known else None
+            if store is None:
+                store = self._open_store(disk)
+            found[disk.disk] = (disk, store)
+        changed = found != self._stores
+        self._stores = found
+        return changed
+
+    def _open_store(self, disk: Disk) -> ChunkStore | None:
+        try:
+            store = open_store(disk, self._config.uuid, self.host)
+        except TieredError as error:
+            if self.problems.get(disk.disk) != str(error):
+                _log.info("disk %d is not usable: %s", disk.disk, error)
+            self.problems[disk.disk] = str(error)
+            return None
+        self.problems.pop(disk.disk, None)
+        return store
+
+    def _damaged(self, block: Block, index: int) -> None:
+        self._repairer.note(block, index)
+
+    # ---- settings ---------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> VolumeConfig:
+        """The settings as of opening, or of the last `set_config` through this object."""
+        return self._config
+
+    def set_config(
+        self,
+        *,
+        name: str | None = None,
+        code: Code | None = None,
+        durability: Durability | None = None,
+        block_bytes: int | None = None,
+    ) -> VolumeConfig:
+        """Change what is given; it acts on what is written from now on, and on mounts that start from now on."""
+        old = self.metadata.config()
+        self._config = replace(
+            old,
+            name=name or old.name,
+            code=code or old.code,
+            durability=durability or old.durability,
+            block_bytes=block_bytes or old.block_bytes,
+        )
+        self.metadata.set_config(self._config)
+        return self._config
+
+    # ---- disks ------------------------------------------------------------------------------------------------------
+
+    def add_disk(self, url: str, domain: str | None = None) -> Disk:
+        """Make a directory a disk of this volume. Raises ForeignDataError, AlreadyExistsError, ConfigurationError."""
+        root = parse_data_url(url).path
+        disk_uuid = str(uuid.uuid4())
+        format_disk(self.host, root, DiskIdentity(self._config.uuid, disk_uuid))
+        disk = self.metadata.add_disk(disk_uuid, f"disk://{root}", domain or f"disk-{disk_uuid[:8]}")
+        self._find_disks()
+        self.blocks.replace_disks(self._stores)
+        return disk
+
+    def drain_disk(self, disk: DiskId, progress: Progress) -> RebuildReport:
+        """Move everything off a disk and remove it."""
+        return self.curator().drain_disk(disk, progress)
+
+    def rebuild_disk(self, disk: DiskId, progress: Progress) -> RebuildReport:
+        """Give up a disk and rebuild its chunks on the others."""
+        return self.curator().rebuild_disk(disk, progress)
+
+    def disks(self, *, count_chunks: bool = False) -> list[DiskStatus]:
+        """Every disk that was not removed."""
+        found = []
+        for disk, store in self._stores.values():
+            total = free = chunks = None
+            problem = self.problems.get(disk.disk)
+            if store is not None:
+                try:
+                    space = store.space()
+                    total, free = space.total_bytes, space.free_bytes
+                    chunks = sum(1 for _ in store.names()) if count_chunks else None
+                except TieredError as error:
+                    problem = str(error)
+            found.append(
+                DiskStatus(
+                    disk.disk,
+                    disk.url,
+                    disk.domain,
+                    disk.state.name.lower(),
+                    problem is None,
+                    problem,
+                    total,
+                    free,
+                    chunks,
+                )
+            )
+        return found
+
+    def capacity(self) -> tuple[int, int]:
+        """Total and free bytes that files may use, after redundancy. Disks that share a file system count it once each."""
+        total = free = 0
+        for _, store in self._stores.values():
+            if store is not None:
+                try:
+                    space = store.space()
+                except TieredError:
+                    continue
+                total += space.total_bytes
+                free += space.free_bytes
+        code = self._config.code
+        return total * code.data_count // code.width, free * code.data_count // code.width
+
+    # ---- care and status --------------------------------------------------------------------------------------------
+
+    def curator(self) -> Curator:
+        return Curator(self.metadata, self.blocks, self._stores, self.session, self.host)
+
+    def collect_garbage(self, progress: Progress) -> GarbageReport:
+        return self.curator().collect_garbage(progress)
+
+    def check(self, *, repair: bool, progress: Progress) -> CheckReport:
+        return self.curator().check(repair=repair, progress=progress)
+
+    def caches(self) -> list[CacheRecord]:
+        return self.metadata.caches()
+
+    def staged(self) -> StagedSummary:
+        """Amount and age of what is on SSDs only."""
+        records = self.metadata.staged()
+        size = 0
+        for record in records:
+            try:
+                size += self.metadata.attributes(record.inode).size_bytes
+            except NotFoundError:
+                continue
+        oldest_ns = min((record.since_ns for record in records), default=self.host.clock.wall_ns())
+        return StagedSummary(len(records), size, max(0.0, (self.host.clock.wall_ns() - oldest_ns) / 1e9))
+
+    def status(self) -> VolumeStatus:
+        disks = tuple(self.disks())
+        unreachable = sum(not disk.reachable for disk in disks)
+        staged = self.staged()
+        return VolumeStatus(
+            name=self._config.name,
+            uuid=self._config.uuid,
+            meta_url=self.meta_url,
+            code=str(self._config.code),
+            durability=self._config.durability.name.lower(),
+            block_bytes=self._config.block_bytes,
+            inode_count=self.metadata.count_inodes(),
+            safe=staged.file_count == 0,
+            redundancy=max(0, self._config.code.parity_count - unreachable),
+            staged=staged,
+            disks=disks,
+            sessions=tuple(self._session_statuses()),
+            caches=tuple(self._cache_statuses()),
+        )
+
+    def _session_statuses(self) -> Iterator[SessionStatus]:
+        now_ns = self.host.clock.wall_ns()
+        for session in self.metadata.sessions():
+            if session.session != self.session:
+                age_s = (now_ns - session.heartbeat_ns) / 1e9
+                alive = age_s < SESSION_TIMEOUT_S
+                yield SessionStatus(session.session, session.host, session.process, session.purpose, age_s, alive)
+
+    def _cache_statuses(self) -> Iterator[CacheStatus]:
+        for cache in self.metadata.caches():
+            yield CacheStatus(cache.cache, cache.host, cache.path, len(self.metadata.staged(cache.cache)))
+
+
+@contextmanager
+def opened(meta_url: str, purpose: str) -> Iterator[Volume]:
+    """A volume for the time of a `with` block."""
+    with Volume.open(meta_url, purpose=purpose) as volume:
+        yield volume
