@@ -6,8 +6,8 @@ under its final name is whole; what a crash leaves in `incoming/` is deleted by 
 Chunks are written past the page cache (O_DIRECT) where the file system has it. Six chunks of 16 MiB in parallel, each
 with fdatasync, rename and fsync, 24 chunks per run, medians of 5: 4.0 GB/s past the cache, 3.5 GB/s through it
 (preallocating with fallocate changed neither); and the SSD tier's own pages are not pushed out of memory. Reading whole
-chunks cold gave 3.5 GB/s past the cache and 2.4-2.7 GB/s through it, so reads of `_DIRECT_READ_BYTES_MIN` and more go past
-it, and smaller ones, which come again, go through it.
+chunks cold gave 3.5 GB/s past the cache and 2.4-2.7 GB/s through it, so reads of `_DIRECT_READ_BYTES_MIN` and more go
+past it, and smaller ones, which come again, go through it.
 
 Safe from any thread. Several processes may use one directory: names are unique, and chunks never change.
 """
@@ -150,20 +150,21 @@ class DiskStore:
             return ChunkInfo(name, header.code, header.block_bytes, header.payload_bytes, header.crc32c)
 
     def read_into(self, name: ChunkName, offset: int, target: memoryview) -> None:
-        if not len(target):
-            return
+        assert offset >= 0
         try:
             with self._open_chunks.use(name) as opened:
-                if offset < 0 or offset + len(target) > opened.header.payload_bytes:
-                    raise CorruptError(
-                        f"{_label(name)} has {opened.header.payload_bytes} bytes, not what was asked of it"
-                    )
+                self._check_range(opened, name, offset + len(target))
                 self._read_cells(opened, name, offset, target)
         except OSError as error:
             raise UnavailableError(f"{_label(name)} cannot be read from {self.root}: {error}") from error
         except CorruptError:
             self._open_chunks.forget(name)
             raise
+
+    def _check_range(self, opened: Opened, name: ChunkName, end: int) -> None:
+        """Who asks knows the chunk's size from its block: a chunk that is smaller is not the one that was written."""
+        if end > opened.header.payload_bytes:
+            raise CorruptError(f"{_label(name)} on {self.root} has {opened.header.payload_bytes} bytes, not {end}")
 
     def _read_cells(self, opened: Opened, name: ChunkName, offset: int, target: memoryview) -> None:
         """Whole cells straight into the target; the partial ones at either end through one cell of scratch."""

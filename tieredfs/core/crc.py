@@ -53,7 +53,7 @@ def join(first: int, second: int, second_bytes: int) -> int:
 
 
 def join_cells(crcs: bytes | memoryview, cell_bytes: int, total_bytes: int) -> int:
-    """CRC32C of `total_bytes`, from the little-endian u32 CRC32Cs of its cells, all of `cell_bytes` but perhaps the last."""
+    """CRC32C of `total_bytes`, from the CRC32Cs of its cells (little-endian u32); only the last may be short."""
     assert len(crcs) == 4 * -(-total_bytes // cell_bytes)
     cells = memoryview(crcs).cast("B")
     last_bytes = total_bytes % cell_bytes

@@ -1,4 +1,4 @@
-"""The header of a chunk: 8 KiB before the payload, enough to recognise a torn, rotten, misplaced or foreign chunk alone.
+"""The header of a chunk: 8 KiB before the payload, enough to recognise a torn, rotten or misplaced chunk.
 
 Little-endian; `FORMAT.md`, "Chunks", is the document. The header's own CRC32C covers all of it (with its field taken as
 zero), so a wrong checksum table can't vouch for wrong bytes. Pure, and safe from any thread.

@@ -36,13 +36,28 @@ class BufferPool:
             view.release()
             with self._changed:
                 self._idle.append(buffer)
+                self._drop_surplus()
                 self._changed.notify()
+
+    def grow(self, count: int) -> None:
+        """Change the number of buffers that may exist; with fewer, surplus ones go as they come back."""
+        with self._changed:
+            self.count += count
+            self._drop_surplus()
+            self._changed.notify_all()
+
+    def _drop_surplus(self) -> None:
+        while self._made > self.count and self._idle:
+            self._idle.pop()
+            self._made -= 1
 
     def _take(self, timeout_s: float) -> mmap.mmap:
         with self._changed:
             ready = self._changed.wait_for(lambda: self._idle or self._made < self.count, timeout_s)
             if not ready:
-                raise DeadlineError(f"no buffer of {self.size_bytes} bytes came free in {timeout_s:.0f} s ({self.count} lent)")
+                raise DeadlineError(
+                    f"no buffer of {self.size_bytes} bytes came free in {timeout_s:.0f} s ({self.count} lent)"
+                )
             if self._idle:
                 return self._idle.pop()
             self._made += 1
