@@ -1,1 +1,27 @@
-"""Settings: metadata URLs, data URLs, sizes, codes; from text to values, with errors that say what would be right."""
+"""Settings: metadata URLs, data URLs, sizes, codes; from text to values, with errors that say what would be right.
+
+Nothing here looks at the machine: parsing decides what was meant, and whoever opens the volume finds out whether it is
+there. Every function raises `ConfigurationError` on text that makes no sense, naming the text and one that would.
+"""
+
+from tieredfs.config.names import parse_volume_name, volume_name_from
+from tieredfs.config.redundancy import parse_code, parse_durability
+from tieredfs.config.sizes import format_duration, format_size, parse_duration, parse_size
+from tieredfs.config.urls import DataUrl, MetaUrl, expand_braces, parse_data_url, parse_data_urls, parse_meta_url
+
+__all__ = [
+    "DataUrl",
+    "MetaUrl",
+    "expand_braces",
+    "format_duration",
+    "format_size",
+    "parse_code",
+    "parse_data_url",
+    "parse_data_urls",
+    "parse_durability",
+    "parse_duration",
+    "parse_meta_url",
+    "parse_size",
+    "parse_volume_name",
+    "volume_name_from",
+]

@@ -1,0 +1,111 @@
+"""URLs: what is right round-trips, braces expand as in a shell, and what is wrong is told what would be right."""
+
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tieredfs.config import DataUrl, MetaUrl, expand_braces, parse_data_url, parse_data_urls, parse_meta_url
+from tieredfs.errors import ConfigurationError
+
+SEGMENTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
+    lambda segment: segment not in {".", ".."}
+)
+PATHS = st.lists(SEGMENTS, min_size=1, max_size=5).map(lambda segments: "/" + "/".join(segments))
+
+
+@given(PATHS)
+def test_urls_round_trip(path: str) -> None:
+    assert parse_meta_url(str(MetaUrl(path))) == MetaUrl(path)
+    assert parse_data_url(str(DataUrl(path))) == DataUrl(path)
+
+
+def test_one_volume_has_one_url() -> None:
+    assert str(parse_meta_url("sqlite:////a//b/../volume.db/")) == "sqlite:///a/volume.db"
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("", "like sqlite:///path/volume.db"),
+        ("/a/volume.db", "did you mean sqlite:///a/volume.db"),
+        ("volume.db", "like sqlite:///path/volume.db"),
+        ("sqlite://volume.db", "three slashes: sqlite:///volume.db"),
+        ("redis://localhost/1", "'redis' is no scheme"),
+        ("disk:///a", "'disk' is no scheme"),
+        ("sqlite:///", "root directory"),
+        ("sqlite:///a/\0b", "no path"),
+        ("sqlite:///" + "a/" * 3000, "no path"),
+    ],
+)
+def test_bad_metadata_urls(text: str, advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        parse_meta_url(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("d{0..2}", ["d0", "d1", "d2"]),
+        ("d{08..10}", ["d08", "d09", "d10"]),
+        ("d{9..11}", ["d9", "d10", "d11"]),
+        ("{a,b}/d{0..1}", ["a/d0", "a/d1", "b/d0", "b/d1"]),
+        ("plain", ["plain"]),
+        ("d{5..5}", ["d5"]),
+    ],
+)
+def test_braces(text: str, expanded: list[str]) -> None:
+    assert expand_braces(text) == expanded
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 120), st.integers(0, 12), st.lists(st.sampled_from("abcxyz"), min_size=2, max_size=4))
+def test_braces_expand_as_in_the_shell(first: int, count: int, items: list[str]) -> None:
+    shell = shutil.which("bash")
+    if shell is None:
+        pytest.skip("no bash to compare with")
+    text = f"/p/{{{','.join(items)}}}/d{{{first}..{first + count}}}"
+    out = subprocess.run([shell, "-c", f"echo {text}"], capture_output=True, text=True, check=True, timeout=30).stdout
+    assert expand_braces(text) == out.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("d{0..", "do not match"),
+        ("d0}", "do not match"),
+        ("d{{0..1}}", "do not match"),
+        ("d{}", "neither a range"),
+        ("d{a}", "neither a range"),
+        ("d{a,}", "neither a range"),
+        ("d{5..0}", "write {0..5}"),
+        ("d{0..99999999}", "too long"),
+        ("d{0..999}{0..999}", "at most 65535"),
+    ],
+)
+def test_bad_braces(text: str, advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        expand_braces(text)
+
+
+def test_data_urls_expand_in_order() -> None:
+    urls = parse_data_urls(["disk:///a/d{0..1}", "disk:///b"])
+    assert urls == [DataUrl("/a/d0"), DataUrl("/a/d1"), DataUrl("/b")]
+
+
+@pytest.mark.parametrize(
+    ("texts", "advice"),
+    [
+        ([], "at least one"),
+        (["disk:///a", "disk:///a/"], "named twice"),
+        (["disk:///a", "disk:///a/b/c"], "inside disk:///a"),
+        (["file:///a"], "'file' is no scheme"),
+        (["/a/b"], "did you mean disk:///a/b"),
+        (["disk://a"], "disk:///a"),
+    ],
+)
+def test_bad_data_urls(texts: list[str], advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        parse_data_urls(texts)

@@ -1,0 +1,97 @@
+"""The house rules that a linter cannot hold: sizes, names, and documents that say what the code says."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tieredfs.host import crash
+
+ROOT = Path(__file__).parent.parent
+TREES = ("tieredfs", "gateway", "clients", "bench")
+FUNCTION_LINES_MAX = 70
+MODULE_LINES_MAX = 600
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
+CRASH_COLUMNS = 5
+
+
+def modules() -> list[Path]:
+    return sorted(path for tree in TREES for path in (ROOT / tree).rglob("*.py"))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_stay_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MODULE_LINES_MAX
+    lengths = {function.name: (function.end_lineno or 0) - function.lineno + 1 for function in functions(path)}
+    assert {name: length for name, length in lengths.items() if length > FUNCTION_LINES_MAX} == {}
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    names = {part for path in modules() for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert names & VAGUE_NAMES == set()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_opens_with_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_the_architecture_names_every_package() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    packages = sorted(path.parent.name for path in (ROOT / "tieredfs").glob("*/__init__.py"))
+    assert [name for name in packages if f"`{name}`" not in text and f"tieredfs.{name}" not in text] == []
+
+
+def crash_rows() -> list[list[str]]:
+    lines = (ROOT / "CRASHES.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return [[cell for cell in row if cell] for row in rows]
+
+
+def test_the_crash_table_has_one_row_per_crash_point_in_order() -> None:
+    rows = crash_rows()
+    assert tuple(row[0].strip("`") for row in rows) == crash.POINTS
+    assert {row[0]: len(row) for row in rows if len(row) != CRASH_COLUMNS} == {}, "an empty cell"
+
+
+def calls_of_here() -> set[str]:
+    """The names that the code dies at, read from its source."""
+    found = set()
+    for path in modules():
+        found |= set(re.findall(r"crash\.here\(\"([^\"]+)\"\)", path.read_text()))
+    return found
+
+
+def test_every_crash_point_in_the_code_is_a_known_one() -> None:
+    assert calls_of_here() <= set(crash.POINTS)
+
+
+def test_lock_files_pin_every_line_exactly() -> None:
+    for lock in sorted((ROOT / "requirements").glob("*.txt")):
+        pins = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+        assert pins
+        assert [line for line in pins if not re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line)] == [], lock.name
+
+
+def test_what_the_project_declares_is_pinned() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [
+        *project["dependencies"],
+        *(name for names in project["optional-dependencies"].values() for name in names),
+    ]
+    pinned = {
+        line.partition("==")[0]
+        for lock in (ROOT / "requirements").glob("*.txt")
+        for line in lock.read_text().splitlines()
+    }
+    assert {re.split(r"[<>=]", name)[0] for name in declared} - pinned == set()
