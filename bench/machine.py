@@ -1,0 +1,206 @@
+"""The machine below a benchmark: its facts, its page cache, the memory of a process tree.
+
+Page cache: root drops it for the whole machine; without root each file is synced and dropped with posix_fadvise, which
+empties the cache of clean pages of that file on ext4 and, through FUSE, only of the FUSE inode's own pages.
+"""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
+LIBRARIES: Final = ("torch", "numpy", "pyeclib", "google-crc32c", "fuse-python", "juicefs", "tieredfs")
+MEMORY_SAMPLE_S: Final = 0.1
+
+
+def facts(directory: Path) -> dict[str, str]:
+    """What a reader needs to judge the figures. `directory` is where the benchmark writes."""
+    source, kind = mount_of(directory)
+    found = {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "cpu": _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or "unknown",
+        "cores": str(os.cpu_count()),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB",
+        "kernel": platform.release(),
+        "file system": kind,
+        "disk": f"{source}{_disk_model(source)}",
+        "python": platform.python_version(),
+        "user": "root" if os.geteuid() == 0 else "not root",
+    }
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _field(path: Path, name: str) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def mount_of(path: Path) -> tuple[str, str]:
+    """(source, type) of the mount that holds `path`: the longest mount point that is a prefix of it."""
+    real = os.path.realpath(path)
+    best = ("", "unknown", "unknown")
+    for source, point, kind in mounts():
+        if (real + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best[0]):
+            best = (point, source, kind)
+    return best[1], best[2]
+
+
+def mounts() -> Iterator[tuple[str, str, str]]:
+    """(source, mount point, type) of every mount of this process."""
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        source, point, kind = line.split(" ")[:3]
+        yield source, point.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"), kind
+
+
+def is_mounted(path: Path) -> bool:
+    real = str(path.parent.resolve() / path.name)  # a dead FUSE mount point itself cannot be resolved
+    return any(point == real for _, point, _ in mounts())
+
+
+def _disk_model(source: str) -> str:
+    """Virtual disks have no model, and what they say of rotation is not to be believed."""
+    model = _text(Path(f"/sys/class/block/{os.path.basename(source)}/device/model"))
+    return f" ({model})" if model else ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def can_drop_caches() -> bool:
+    return os.geteuid() == 0 and os.access(DROP_CACHES, os.W_OK)
+
+
+def drop_page_cache(files: Iterable[Path], names_too: bool = False) -> None:
+    """Forget cached file contents (`names_too`: and dentries and inodes, which only root can). Syncs first."""
+    os.sync()
+    if can_drop_caches():
+        DROP_CACHES.write_text("3" if names_too else "1", encoding="ascii")
+        return
+    for path in files:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+# ---- processes ---------------------------------------------------------------------------------------------------
+
+
+def process_tree(roots: Iterable[int]) -> set[int]:
+    """`roots` that live, and all that descend from them."""
+    children: dict[int, list[int]] = {}
+    alive = set()
+    for process, parent in _parents():
+        alive.add(process)
+        children.setdefault(parent, []).append(process)
+    found: set[int] = set()
+    pending = [process for process in roots if process in alive]
+    while pending:
+        process = pending.pop()
+        if process not in found:
+            found.add(process)
+            pending.extend(children.get(process, []))
+    return found
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            fields = _text(Path(f"/proc/{entry}/stat")).rpartition(")")[2].split()
+            if len(fields) > 1:
+                yield int(entry), int(fields[1])
+
+
+def processes_naming(*words: str) -> set[int]:
+    """Processes (this one excepted) whose command line contains all of `words`."""
+    found = set()
+    for process, _ in _parents():
+        line = _text(Path(f"/proc/{process}/cmdline")).replace("\0", " ")
+        if process != os.getpid() and all(word in line for word in words):
+            found.add(process)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes of a process tree. `own` is what it asked for: anonymous and shared-memory pages (and swap), each page
+    counted once however many of the processes share it (PSS). `resident` is the sum of RSS, which counts the pages of
+    libraries and of mapped files too, once per process: those are page cache, and the kernel takes them back."""
+
+    own: int
+    resident: int
+
+
+def memory_use(processes: Iterable[int]) -> MemoryUse:
+    own = resident = 0
+    for process in processes:
+        for line in _text(Path(f"/proc/{process}/smaps_rollup")).splitlines():
+            name, _, rest = line.partition(":")
+            if name in {"Pss_Anon", "Pss_Shmem", "SwapPss"}:
+                own += int(rest.split()[0]) * 1024
+            elif name == "Rss":
+                resident += int(rest.split()[0]) * 1024
+    return MemoryUse(own, resident)
+
+
+class MemoryPeak:
+    """The largest figures seen so far; `samples` proves that somebody looked."""
+
+    def __init__(self) -> None:
+        self.peak = MemoryUse(0, 0)
+        self.samples = 0
+
+    def add(self, use: MemoryUse) -> None:
+        self.peak = MemoryUse(max(self.peak.own, use.own), max(self.peak.resident, use.resident))
+        self.samples += 1
+
+
+@contextmanager
+def watch_memory(roots: Iterable[int]) -> Iterator[MemoryPeak]:
+    """Sample the tree below `roots` from a thread, ten times a second, until the block ends."""
+    peak, ended, roots = MemoryPeak(), threading.Event(), tuple(roots)
+
+    def sample() -> None:
+        while not ended.is_set():
+            peak.add(memory_use(process_tree(roots)))
+            ended.wait(MEMORY_SAMPLE_S)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join(5.0)
+
+
+def lazy_unmount(point: Path) -> None:
+    """Detach `point` if it is still mounted: the last resort of a clean-up. Never raises for what the mount did."""
+    for command in (["fusermount", "-uz"], ["fusermount3", "-uz"], ["umount", "-l"]):
+        if not is_mounted(point):
+            return
+        try:
+            subprocess.run([*command, str(point)], check=False, capture_output=True, timeout=30)
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            continue
