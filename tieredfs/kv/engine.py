@@ -20,7 +20,9 @@ class Reader(Protocol):
         """One value per key, in the order of `keys`."""
         ...
 
-    def scan(self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < end, in key order (descending if `reverse`), at most `limit`."""
         ...
 
@@ -43,11 +45,11 @@ class Engine(Protocol):
         ...
 
     def write(self, function: Callable[[Writer], T]) -> T:
-        """Run `function` and commit what it wrote, atomically; if it raises, nothing is written and the error passes through.
+        """Run `function` and commit what it wrote, atomically; if it raises, nothing is written and the error passes.
 
         `function` may run more than once. Committed means visible to everybody and safe from the death of this process;
-        it is safe from the death of the machine after the next `sync`. Raises ConflictError when `TRANSACTION_RETRIES_MAX`
-        or `LOCK_WAIT_S` is exhausted; then nothing was written.
+        it is safe from the death of the machine after the next `sync`. Raises ConflictError when
+        `TRANSACTION_RETRIES_MAX` or `LOCK_WAIT_S` is exhausted; then nothing was written.
         """
         ...
 
