@@ -1,0 +1,340 @@
+"""A mount being served: reader threads on one /dev/fuse descriptor, from INIT (or a take-over) to the unmount.
+
+**Threads.** Every reader thread reads requests from the same descriptor, carries them out and answers them. A request
+may wait for minutes (the bytes of a file that is being filled, room on the SSD), so there is always one more reader
+than requests being carried out, up to `THREADS_MAX`: a reader that takes a request and leaves nobody reading starts
+another. Readers beyond `FUSE_READER_THREADS` leave when they find enough others idle. `_idle` is a list used as a bag
+of tokens: `append` and `pop` are atomic, so that the hot path takes no lock.
+
+**Nothing kills the daemon.** A request that makes no sense gets EINVAL, one that we do not know ENOSYS, and whatever an
+operation raises becomes an errno in the one table (`errnos.py`); what is not one of our errors is logged, once per
+type.
+
+**The end.** After an unmount reads say ENODEV. The kernel drops RELEASE requests that were still queued, so the session
+releases what the ledger still has.
+"""
+
+import errno
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from tieredfs.errors import TieredError
+from tieredfs.fuse.errnos import errno_of
+from tieredfs.fuse.kernel import wire
+from tieredfs.fuse.kernel.content import ContentHandlers
+from tieredfs.fuse.kernel.directories import DirectoryHandlers
+from tieredfs.fuse.kernel.handles import BackingFiles, Handles
+from tieredfs.fuse.kernel.ledger import Ledger
+from tieredfs.fuse.kernel.modes import Mode
+from tieredfs.fuse.kernel.names import NameHandlers
+from tieredfs.fuse.kernel.negotiation import Agreement, agree, encode_agreement, parse_offer
+from tieredfs.fuse.kernel.request import DONE, NO_REPLY, Handler, Reply, Request, Timeouts
+from tieredfs.fuse.kernel.wire import Op
+from tieredfs.fuse.operations import Operations
+from tieredfs.host import Clock, SystemClock
+from tieredfs.limits import ATTRIBUTE_TIMEOUT_S, ENTRY_TIMEOUT_S, FUSE_READER_THREADS
+from tieredfs.model import InodeId
+
+_log = logging.getLogger(__name__)
+
+THREADS_MAX: Final = 64
+_GONE: Final = frozenset({errno.ENODEV, errno.EBADF, errno.ECONNABORTED})
+_AGAIN: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
+"""ENOENT from a read: the request was withdrawn between queue and read."""
+_OPENING: Final = frozenset({int(Op.OPEN), int(Op.CREATE)})
+_KNOWN_AND_ABSENT: Final[dict[Op, int]] = {
+    # ENOSYS tells the kernel not to ask again and to do it itself (copy_file_range by splice, statx by GETATTR).
+    Op.ACCESS: errno.ENOSYS,
+    Op.BMAP: errno.ENOSYS,
+    Op.COPY_FILE_RANGE: errno.ENOSYS,
+    Op.IOCTL: errno.ENOTTY,
+    Op.POLL: errno.ENOSYS,
+    Op.STATX: errno.ENOSYS,
+    Op.SYNCFS: errno.ENOSYS,
+    Op.TMPFILE: errno.EOPNOTSUPP,
+    Op.GETLK: errno.ENOSYS,
+    Op.SETLK: errno.ENOSYS,
+    Op.SETLKW: errno.ENOSYS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a mount is served. `negative_timeout_s`: how long "no such name" is kept; 0, as others create names too."""
+
+    attribute_timeout_s: float = ATTRIBUTE_TIMEOUT_S
+    entry_timeout_s: float = ENTRY_TIMEOUT_S
+    negative_timeout_s: float = 0.0
+    passthrough: bool = True
+    reader_threads: int = FUSE_READER_THREADS
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSnapshot:
+    """Counts since this daemon began. `passthrough_refused`: why passthrough is off although it was asked for."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    passthrough_opens: int = 0
+    cached_opens: int = 0
+    direct_opens: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    open_handles: int = 0
+    threads: int = 0
+    passthrough: bool = False
+    passthrough_refused: str = ""
+
+
+class Session:
+    """One mount. `device` is its /dev/fuse descriptor, which the caller keeps."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        device: int,
+        ledger: Ledger,
+        options: SessionOptions | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._operations = operations
+        self._device = device
+        self._ledger = ledger
+        self._options = options or SessionOptions()
+        self._handles = Handles(BackingFiles(device), ledger)
+        timeouts = Timeouts(
+            self._options.entry_timeout_s, self._options.attribute_timeout_s, self._options.negative_timeout_s
+        )
+        self._names = NameHandlers(operations, timeouts, clock or SystemClock())
+        self._content = ContentHandlers(operations, timeouts, self._handles)
+        self._directories = DirectoryHandlers(operations, timeouts, self._handles)
+        self._handlers = self._table()
+        self._lock = threading.Lock()
+        self._idle: list[int] = []
+        self._requests: list[Request] = []
+        """Of every slot that was ever used; a slot is reused when its thread has left."""
+        self._free_slots: list[int] = []
+        self._threads = 0
+        self._ended = threading.Event()
+        self._surprises: set[type[BaseException]] = set()
+        self.ready = threading.Event()
+        """INIT is answered, or a take-over is done."""
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until the mount is gone. Takes over when the ledger says that INIT was answered before."""
+        agreement = self._ledger.agreement()
+        if agreement is not None:
+            self._take_over(agreement)
+        for _ in range(self._options.reader_threads):
+            self._start_thread()
+        self._ended.wait()
+        self._join()
+        self._release_all()
+
+    def snapshot(self) -> SessionSnapshot:
+        requests = list(self._requests)
+        totals = [sum(counts) for counts in zip(*(request.counts for request in requests), strict=True)]
+        opened = self._handles.opened
+        return SessionSnapshot(
+            requests={op.name.lower(): totals[op] for op in Op if op < len(totals) and totals[op]},
+            passthrough_opens=opened[Mode.PASSTHROUGH],
+            cached_opens=opened[Mode.CACHED],
+            direct_opens=opened[Mode.DIRECT] + opened[Mode.VEILED],
+            bytes_read=sum(request.read_bytes for request in requests),
+            bytes_written=sum(request.written_bytes for request in requests),
+            open_handles=len(self._handles),
+            threads=self._threads,
+            passthrough=self._handles.passthrough,
+            passthrough_refused=self._handles.refused,
+        )
+
+    def _take_over(self, agreement: Agreement) -> None:
+        self._handles.passthrough = agreement.passthrough
+        self._handles.take_over(self._operations)
+        if agreement.resend:
+            self._notify(wire.NOTIFY_RESEND)
+        self.ready.set()
+
+    def _release_all(self) -> None:
+        for handle, is_directory in self._handles.drain():
+            try:
+                if is_directory:
+                    self._operations.release_directory(handle)
+                else:
+                    self._operations.release(handle)
+            except (TieredError, OSError) as error:
+                _log.warning("handle %d was not released cleanly: %s", handle, error)
+
+    # ---- what the file system tells the kernel -----------------------------------------------------------------------
+
+    def invalidate_inode(self, inode: InodeId, offset: int = 0, length: int = 0) -> None:
+        """Drop cached attributes and pages of `inode` from `offset` (negative: attributes only); `length` 0: to the
+        end.
+
+        Never call it while serving a request on the same inode: the kernel may wait for that request.
+        """
+        self._notify(wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(inode, offset, length))
+
+    def invalidate_entry(self, parent: InodeId, name: bytes) -> None:
+        """Drop a cached name. As `invalidate_inode`, not from a request on the same directory."""
+        self._notify(wire.NOTIFY_INVAL_ENTRY, wire.INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0")
+
+    def announce_removal(self, parent: InodeId, inode: InodeId, name: bytes) -> None:
+        """Tell the kernel that `name` was removed elsewhere, so that who watches or stands in it learns of it."""
+        self._notify(wire.NOTIFY_DELETE, wire.DELETE_OUT.pack(parent, inode, len(name)) + name + b"\0")
+
+    def _notify(self, code: int, body: bytes = b"") -> None:
+        try:
+            os.write(self._device, wire.OUT_HEADER.pack(wire.OUT_HEADER_BYTES + len(body), code, 0) + body)
+        except FileNotFoundError:
+            pass  # the kernel knows nothing of it
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+
+    # ---- threads -----------------------------------------------------------------------------------------------------
+
+    def _start_thread(self) -> None:
+        with self._lock:
+            if self._threads >= THREADS_MAX or self._ended.is_set():
+                return
+            self._threads += 1
+            if self._free_slots:
+                request = self._requests[self._free_slots.pop()]
+            else:
+                request = Request(self._device, len(self._requests))
+                self._requests.append(request)
+        threading.Thread(target=self._serve, args=(request,), name=f"fuse-{request.slot}", daemon=True).start()
+
+    def _serve(self, request: Request) -> None:
+        try:
+            self._loop(request)
+        finally:
+            with self._lock:
+                self._threads -= 1
+                self._free_slots.append(request.slot)
+
+    def _loop(self, request: Request) -> None:
+        device, idle, dispatch, buffers = self._device, self._idle, self._dispatch, (request.buffer,)
+        readv, spare = os.readv, self._options.reader_threads
+        while True:
+            idle.append(0)
+            try:
+                request.length = readv(device, buffers)
+            except OSError as error:
+                idle.pop()
+                if error.errno in _AGAIN:
+                    continue
+                if error.errno not in _GONE:
+                    _log.error("reading from /dev/fuse failed, the mount is given up: %s", error.strerror)
+                self._ended.set()
+                return
+            idle.pop()
+            if not idle:
+                self._start_thread()
+            dispatch(request)
+            if len(idle) >= spare:
+                return
+
+    def _join(self) -> None:
+        """Give the requests under way a moment; their answers have nowhere to go."""
+        deadline = time.monotonic() + 1.0
+        while self._threads and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    # ---- one request -------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, request: Request) -> None:
+        length, opcode, unique, inode, request.uid, request.gid, request.process = wire.IN_HEADER.unpack_from(
+            request.buffer
+        )
+        request.opcode, request.inode, request.answer_unique = opcode, InodeId(inode), unique
+        request.resent = unique >= wire.UNIQUE_RESEND
+        request.unique = unique & ~wire.UNIQUE_RESEND if request.resent else unique
+        request.counts[opcode if opcode < wire.OPCODE_LIMIT else 0] += 1
+        handler, least = self._handlers.get(opcode, _ABSENT)
+        try:
+            if length != request.length or length < wire.IN_HEADER_BYTES + least:
+                raise OSError(errno.EINVAL, "a request of the wrong length")  # noqa: TRY301 - one place answers errors
+            reply = handler(request)
+        except Exception as error:  # noqa: BLE001 - the edge: every error becomes an errno, and none ends the daemon
+            self._answer_error(request, error)
+            return
+        if reply is not NO_REPLY:
+            self._answer(request, reply)
+
+    def _answer(self, request: Request, body: bytes) -> None:
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER_BYTES + len(body), 0, request.answer_unique)
+        try:
+            os.write(request.device, header + body)
+        except OSError as error:
+            # ENOENT: whoever asked is gone.
+            if error.errno == errno.ENOENT and request.opcode in _OPENING:
+                self._content.undo(body)
+            elif error.errno not in _GONE and error.errno != errno.ENOENT:
+                _log.warning("an answer to %s was refused: %s", _name(request.opcode), error.strerror)
+
+    def _answer_error(self, request: Request, error: Exception) -> None:
+        if not isinstance(error, (TieredError, OSError)) and type(error) not in self._surprises:
+            self._surprises.add(type(error))
+            _log.error("%s failed unexpectedly", _name(request.opcode), exc_info=error)
+        number = errno_of(error)
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER_BYTES, -number, request.answer_unique)
+        try:
+            os.write(request.device, header)
+        except OSError as failure:
+            if failure.errno not in _GONE and failure.errno != errno.ENOENT:
+                _log.warning("an answer to %s was refused: %s", _name(request.opcode), failure.strerror)
+
+    def _table(self) -> dict[int, tuple[Handler, int]]:
+        table: dict[Op, tuple[Handler, int]] = {
+            **{op: (_refusal(number), 0) for op, number in _KNOWN_AND_ABSENT.items()},
+            **self._names.table(),
+            **self._content.table(),
+            **self._directories.table(),
+            Op.INIT: (self._init, wire.INIT_IN.size),
+            Op.DESTROY: (self._destroy, 0),
+            # Waits are bounded, and the answer of what was interrupted comes in any case.
+            Op.INTERRUPT: (_ignore, 0),
+            Op.NOTIFY_REPLY: (_ignore, 0),
+        }
+        return {int(op): entry for op, entry in table.items()}
+
+    def _init(self, request: Request) -> Reply:
+        offer = parse_offer(request.view[wire.IN_HEADER_BYTES : request.length])
+        if (offer.major, offer.minor) < (wire.PROTOCOL_MAJOR, wire.PROTOCOL_MINOR_LEAST):
+            raise OSError(errno.EPROTO, f"the kernel speaks FUSE {offer.major}.{offer.minor}")
+        agreement = agree(offer, passthrough=self._options.passthrough)
+        self._handles.passthrough = agreement.passthrough
+        if self._options.passthrough and not agreement.passthrough:
+            self._handles.refused = "this kernel has no FUSE passthrough (Linux 6.9 or later has)"
+            _log.warning("kernel passthrough is off for this mount: %s", self._handles.refused)
+        self._ledger.note_agreement(agreement)
+        self.ready.set()
+        return encode_agreement(agreement)
+
+    def _destroy(self, _: Request) -> Reply:
+        return DONE
+
+
+def _refusal(number: int) -> Handler:
+    def refuse(_: Request) -> Reply:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def _ignore(_: Request) -> Reply:
+    return NO_REPLY
+
+
+_ABSENT: Final[tuple[Handler, int]] = (_refusal(errno.ENOSYS), 0)
+
+
+def _name(opcode: int) -> str:
+    return Op(opcode).name if opcode in Op._value2member_map_ else str(opcode)
