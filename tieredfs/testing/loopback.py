@@ -371,7 +371,7 @@ class LoopbackOperations:
         self._lost_name(child)
 
     @_in_domain_words
-    def rename(  # noqa: PLR0917 - the signature of the protocol
+    def rename(
         self, parent: InodeId, name: bytes, new_parent: InodeId, new_name: bytes, flags: int, caller: Caller
     ) -> None:
         del caller

@@ -1,8 +1,6 @@
 """`SsdTier`: the tier of one mount, wired: directory, filler, drainer, evictor, recovered and started in that order."""
 
 import os
-from dataclasses import dataclass
-from typing import Final
 
 from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
@@ -11,42 +9,16 @@ from tieredfs.cache.layout import CacheDirectory
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
 from tieredfs.cache.tier import Tier, TierPart, wait_unstaged
-from tieredfs.errors import ConfigurationError, DeadlineError
-from tieredfs.limits import CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT, MIB
-from tieredfs.model import Progress, VolumeConfig
+from tieredfs.errors import DeadlineError
+from tieredfs.limits import CACHE_BYTES_DEFAULT
+from tieredfs.model import Progress
 from tieredfs.volume.volume import Volume
-
-BASE_MEMORY_BYTES: Final = 128 * MIB
-"""Interpreter, libraries, database pages and tables of a serving process; 70 MiB measured at rest."""
-_FILL_WORKERS: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """How a memory ceiling is spent: encoded blocks in flight of the drain, and blocks in flight of fills."""
-
-    drain_buffers: int
-    fill_buffers: int
-
-
-def plan_memory(ceiling_bytes: int, config: VolumeConfig) -> MemoryPlan:
-    """Raises ConfigurationError when the ceiling does not hold one block each way."""
-    encoded = config.block_bytes * config.code.width // config.code.data_count
-    fill = _FILL_WORKERS * config.block_bytes
-    left = ceiling_bytes - BASE_MEMORY_BYTES - fill
-    if left < encoded:
-        needed = BASE_MEMORY_BYTES + fill + encoded
-        raise ConfigurationError(
-            f"--memory {ceiling_bytes // MIB} MiB is too little for blocks of {config.block_bytes // MIB} MiB "
-            f"with {config.code}: at least {-(-needed // MIB)} MiB"
-        )
-    return MemoryPlan(min(3, left // encoded), _FILL_WORKERS)
 
 
 class SsdTier:
     """One cache directory at work. `start` after every handle of an earlier daemon is open again; `close` once."""
 
-    def __init__(self, volume: Volume, path: str, capacity_bytes: int, fill_buffers: int = _FILL_WORKERS) -> None:
+    def __init__(self, volume: Volume, path: str, capacity_bytes: int) -> None:
         """Take the directory and recover it. Raises BusyError, ForeignDataError, and what metadata raises."""
         files = volume.host.files
         self.directory = CacheDirectory(path, volume.config.uuid, files)
@@ -54,7 +26,7 @@ class SsdTier:
             record = volume.metadata.register_cache(self.directory.uuid, volume.host.name, self.directory.path)
             part = TierPart(volume.metadata, volume.blocks, volume.host, self.directory, record.cache)
             self.room = Room(self.directory.path, capacity_bytes, files)
-            self.filler = Filler(volume.blocks, files, volume.config.block_bytes, fill_buffers)
+            self.filler = Filler(volume.blocks, files, volume.config.block_bytes, volume.memory.fill_buffers)
             self.tier = Tier(part, self.filler, self.room)
             self.drainer = Drainer(self.tier, volume.config.block_bytes)
             self.evictor = Evictor(self.tier, self.drainer)
@@ -88,12 +60,11 @@ def drain_volume(meta_url: str, progress: Progress, *, timeout_s: float = 3600.0
     """
     stored = 0
     with Volume.open(meta_url, purpose="drain") as volume:
-        plan = plan_memory(MEMORY_BYTES_DEFAULT, volume.config)
         for record in volume.metadata.caches():
             pending = len(volume.metadata.staged(record.cache))
             if not pending or record.host != volume.host.name or not os.path.isdir(record.path):
                 continue
-            ssd = SsdTier(volume, record.path, CACHE_BYTES_DEFAULT, plan.fill_buffers)
+            ssd = SsdTier(volume, record.path, CACHE_BYTES_DEFAULT)
             ssd.start()
             try:
                 _drain_with_progress(ssd, pending, progress, timeout_s)

@@ -18,12 +18,12 @@ from tieredfs.chunk.directory import DiskIdentity, format_disk
 from tieredfs.chunk.disk import open_store
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import parse_data_url, parse_meta_url
-from tieredfs.curator import CheckReport, Curator, GarbageReport, Repairer, RebuildReport
+from tieredfs.curator import CheckReport, Curator, GarbageReport, RebuildReport, Repairer
 from tieredfs.errors import NotFoundError, TieredError
 from tieredfs.host import Host, local_host
 from tieredfs.kv.engine import Engine
 from tieredfs.kv.sqlite import SqliteEngine
-from tieredfs.limits import SESSION_HEARTBEAT_S, SESSION_TIMEOUT_S
+from tieredfs.limits import MEMORY_BYTES_DEFAULT, SESSION_HEARTBEAT_S, SESSION_TIMEOUT_S
 from tieredfs.meta.metadata import Metadata
 from tieredfs.model import (
     Block,
@@ -37,27 +37,35 @@ from tieredfs.model import (
     SessionId,
     VolumeConfig,
 )
+from tieredfs.volume.memory import plan_memory
 from tieredfs.volume.status import CacheStatus, DiskStatus, SessionStatus, StagedSummary, VolumeStatus
 
 _log: Final = logging.getLogger("tieredfs.volume")
-_BLOCKS_IN_FLIGHT: Final = 2
 
 
 class Volume:
     """Safe from any thread. A context manager; `close` ends the session."""
 
-    def __init__(self, meta_url: str, engine: Engine, host: Host, purpose: str, *, adopt: bool, buffers: int) -> None:
+    def __init__(
+        self, meta_url: str, engine: Engine, host: Host, purpose: str, *, adopt: bool, memory_bytes: int
+    ) -> None:
         self.meta_url = meta_url
         self.host = host
         self.metadata = Metadata(engine, host.clock)
         self._engine = engine
         self._config = self.metadata.config()
+        self.memory = plan_memory(memory_bytes, self._config)
         self.session = self._begin_session(purpose, adopt=adopt)
         self.problems: dict[DiskId, str] = {}
         self._stores: dict[DiskId, tuple[Disk, ChunkStore | None]] = {}
         self._find_disks()
         self.blocks = BlockStore(
-            self.metadata, self.session, self._stores, host, buffer_count=buffers, on_damage=self._damaged
+            self.metadata,
+            self.session,
+            self._stores,
+            host,
+            buffer_count=self.memory.drain_buffers,
+            on_damage=self._damaged,
         )
         self._repairer = Repairer(self.metadata, self.blocks, host)
         self._closing = threading.Event()
@@ -71,7 +79,7 @@ class Volume:
         purpose: str,
         host: Host | None = None,
         adopt: bool = False,
-        buffers: int = _BLOCKS_IN_FLIGHT,
+        memory_bytes: int = MEMORY_BYTES_DEFAULT,
     ) -> Self:
         """Open the volume at a metadata URL. `adopt`: take over the session of a dead process with the same purpose.
 
@@ -80,7 +88,7 @@ class Volume:
         host = host or local_host()
         engine = SqliteEngine(parse_meta_url(meta_url).path)
         try:
-            volume = cls(meta_url, engine, host, purpose, adopt=adopt, buffers=buffers)
+            volume = cls(meta_url, engine, host, purpose, adopt=adopt, memory_bytes=memory_bytes)
         except BaseException:
             engine.close()
             raise

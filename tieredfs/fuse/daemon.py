@@ -1,0 +1,182 @@
+"""The process that serves a mount: volume, SSD tier, operations and control socket, under one of the two drivers.
+
+    python -m tieredfs.fuse.daemon SETTINGS     SETTINGS is the JSON of `DaemonSettings`
+
+Under the kernel driver it is the child of a keeper (`tieredfs.fuse.kernel.keeper`), and may be the successor of one that
+was killed: then it adopts that one's session, recovers the tier, and binds the handles that programs hold, before the
+drain starts: a content that a program goes on writing must not be taken for a closed one.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import platform
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from tieredfs.errors import TieredError
+from tieredfs.fuse.control import ControlServer, mount_source
+from tieredfs.fuse.verbs import MountVerbs
+from tieredfs.fuse.volume_operations import VolumeOperations
+from tieredfs.host.memory import keep_freed_memory_low
+from tieredfs.volume import SsdTier, Volume
+
+_log: Final = logging.getLogger("tieredfs.fuse.daemon")
+_PORTABLE: Final = "fuse-python"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    """What a daemon is told on its command line. No secret is among it. `report`: the descriptor that the portable
+    driver's daemon says on that it is ready (the kernel driver's has a keeper for that)."""
+
+    meta_url: str
+    mountpoint: str
+    mount_id: str
+    cache_dir: str
+    cache_bytes: int
+    memory_bytes: int
+    driver: str
+    reason: str
+    read_only: bool
+    allow_other: bool
+    report: int = -1
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class ServedMount:
+    """What is open while a mount is served. `describe` and `on_ready` are set by the driver."""
+
+    def __init__(self, settings: DaemonSettings, volume: Volume, ssd: SsdTier, operations: VolumeOperations) -> None:
+        self.settings = settings
+        self.volume = volume
+        self.ssd = ssd
+        self.operations = operations
+        self.driver_facts: Callable[[], Mapping[str, object]] = dict
+
+    def describe(self) -> dict[str, object]:
+        """The `mount` part of `status`."""
+        return {
+            "mount_id": self.settings.mount_id,
+            "mountpoint": self.settings.mountpoint,
+            "driver": self.settings.driver,
+            "reason": self.settings.reason,
+            "read_only": self.settings.read_only,
+            "process": os.getpid(),
+            "kernel": platform.release(),
+        } | dict(self.driver_facts())
+
+    def start(self) -> None:
+        """Every handle of an earlier daemon is bound again: drain and eviction may begin."""
+        self.ssd.start()
+        gc.collect()
+        gc.freeze()
+
+
+@contextmanager
+def serving(settings: DaemonSettings) -> Iterator[ServedMount]:
+    """Volume, tier and control socket, open. Raises domain errors when any of them cannot be."""
+    _raise_descriptor_limit()
+    keep_freed_memory_low()
+    with contextlib.ExitStack() as stack:
+        purpose = f"mount {settings.mount_id}"
+        volume = stack.enter_context(
+            Volume.open(settings.meta_url, purpose=purpose, adopt=True, memory_bytes=settings.memory_bytes)
+        )
+        ssd = SsdTier(volume, settings.cache_dir, settings.cache_bytes)
+        stack.callback(ssd.close)
+        mount = int(settings.mount_id, 16)
+        operations = VolumeOperations(volume, ssd, mount, read_only=settings.read_only)
+        stack.callback(_release_all, operations)
+        served = ServedMount(settings, volume, ssd, operations)
+        control = ControlServer(settings.mount_id, MountVerbs(volume, ssd, served.describe).table())
+        stack.callback(control.close)
+        yield served
+        volume.metadata.forget_receipts(mount)
+
+
+def _release_all(operations: VolumeOperations) -> None:
+    for error in operations.close():
+        _log.warning("a file that was open at the end could not be closed: %s", error)
+
+
+def _raise_descriptor_limit() -> None:
+    """Every open file is a descriptor of ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _serve_kernel(settings: DaemonSettings) -> int:
+    from tieredfs.fuse.kernel.daemon import serve_for_keeper
+    from tieredfs.fuse.kernel.session import Session
+
+    mounted: list[ServedMount] = []
+
+    @contextmanager
+    def open_operations() -> Iterator[VolumeOperations]:
+        with serving(settings) as served:
+            mounted.append(served)
+            yield served.operations
+
+    def observe(session: Session) -> None:
+        served = mounted[0]
+        served.driver_facts = lambda: asdict(session.snapshot())
+
+        def begin() -> None:
+            session.ready.wait()
+            served.start()
+
+        threading.Thread(target=begin, name="begin", daemon=True).start()
+
+    return serve_for_keeper(open_operations, observe=observe)
+
+
+def _serve_portable(settings: DaemonSettings) -> int:
+    from tieredfs.fuse.kernel.keeper import error_message
+    from tieredfs.fuse.portable import serve_portable
+
+    def ready(served: ServedMount) -> None:
+        served.start()
+        os.write(settings.report, json.dumps({"say": "ready"}).encode())
+        os.close(settings.report)
+
+    try:
+        with serving(settings) as served:
+            serve_portable(
+                served.operations,
+                settings.mountpoint,
+                source=mount_source(served.volume.config.name, settings.mount_id),
+                read_only=settings.read_only,
+                allow_other=settings.allow_other,
+                on_ready=lambda: ready(served),
+                foreground=False,
+            )
+    except (TieredError, OSError) as error:
+        with contextlib.suppress(OSError):  # said ready before
+            os.write(settings.report, error_message(error))
+        _log.error("%s: %s", type(error).__name__, error)
+        return 1
+    return 0
+
+
+def main() -> int:
+    """The process."""
+    settings = DaemonSettings(**json.loads(sys.argv[1]))
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s {settings.mount_id} %(levelname)s %(name)s: %(message)s"
+    )
+    return _serve_portable(settings) if settings.driver == _PORTABLE else _serve_kernel(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
