@@ -9,10 +9,12 @@ One descriptor per looked-up inode: the constructor raises the process's limit o
 Everything is safe from any thread. Errors are the domain's where it has one, else the `OSError` of the system call.
 """
 
+import bisect
 import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import itertools
 import os
 import resource
@@ -128,7 +130,15 @@ class _OpenFile:
 @dataclass(slots=True)
 class _OpenDirectory:
     inode: InodeId
-    listing: list[tuple[bytes, InodeId, FileKind]] = field(default_factory=list)
+    listing: list[tuple[int, bytes, InodeId, FileKind]] = field(default_factory=list)
+    """Sorted by cookie. Empty in a successor of the process that opened it, until it is read again."""
+
+
+def _cookie(name: bytes) -> int:
+    """Follows from the name alone, so that a listing goes on in another process, whatever came and went meanwhile."""
+    if name in {b".", b".."}:
+        return len(name)
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1 | 1 << 8
 
 
 class LoopbackOperations:
@@ -486,20 +496,23 @@ class LoopbackOperations:
     def read_directory(self, handle: int, cookie: int, with_attributes: bool) -> Sequence[DirectoryItem]:
         with self._lock:
             opened = self._directories[handle]
-        if cookie == 0:
-            opened.listing = list(self._scan(opened.inode))
+        if cookie == 0 or not opened.listing:
+            opened.listing = sorted(
+                (_cookie(name), name, inode, kind) for name, inode, kind in self._scan(opened.inode)
+            )
         items: list[DirectoryItem] = []
+        place = bisect.bisect_left(opened.listing, (cookie + 1,))
         # Names may have gone since the listing was taken: go on until something is left to return.
-        while not items and cookie < len(opened.listing):
-            run = opened.listing[cookie : cookie + LISTING_RUN]
-            items = list(self._items(opened.inode, run, cookie, with_attributes))
-            cookie += len(run)
+        while not items and place < len(opened.listing):
+            run = opened.listing[place : place + LISTING_RUN]
+            items = list(self._items(opened.inode, run, with_attributes))
+            place += len(run)
         return items
 
     def _items(
-        self, directory: InodeId, run: Sequence[tuple[bytes, InodeId, FileKind]], cookie: int, with_attributes: bool
+        self, directory: InodeId, run: Sequence[tuple[int, bytes, InodeId, FileKind]], with_attributes: bool
     ) -> Iterator[DirectoryItem]:
-        for place, (name, inode, kind) in enumerate(run, start=cookie + 1):
+        for cookie, name, inode, kind in run:
             attributes = None
             if with_attributes:
                 try:
@@ -508,7 +521,7 @@ class LoopbackOperations:
                     )
                 except (errors.NotFoundError, FileNotFoundError):
                     continue
-            yield DirectoryItem(Entry(name, inode, kind), place, attributes)
+            yield DirectoryItem(Entry(name, inode, kind), cookie, attributes)
 
     def _listed_attributes(self, directory: InodeId, name: bytes) -> Attributes:
         """Without a pin: a listing of 100,000 names must not cost 100,000 descriptors."""

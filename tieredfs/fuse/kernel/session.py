@@ -19,6 +19,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -120,13 +121,16 @@ class Session:
         self._threads = 0
         self._ended = threading.Event()
         self._surprises: set[type[BaseException]] = set()
-        self.ready = threading.Event()
-        """INIT is answered, or a take-over is done."""
+        self._on_ready: Callable[[], None] = _nothing
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Serve until the mount is gone. Takes over when the ledger says that INIT was answered before."""
+    def run(self, on_ready: Callable[[], None] | None = None) -> None:
+        """Serve until the mount is gone. Takes over when the ledger says that INIT was answered before.
+
+        `on_ready` is called once, when INIT is being answered or the take-over is done. No request precedes it.
+        """
+        self._on_ready = on_ready or _nothing
         agreement = self._ledger.agreement()
         if agreement is not None:
             self._take_over(agreement)
@@ -158,7 +162,7 @@ class Session:
         self._handles.take_over(self._operations)
         if agreement.resend:
             self._notify(wire.NOTIFY_RESEND)
-        self.ready.set()
+        self._on_ready()
 
     def _release_all(self) -> None:
         for handle, is_directory in self._handles.drain():
@@ -315,11 +319,15 @@ class Session:
             self._handles.refused = "this kernel has no FUSE passthrough (Linux 6.9 or later has)"
             _log.warning("kernel passthrough is off for this mount: %s", self._handles.refused)
         self._ledger.note_agreement(agreement)
-        self.ready.set()
+        self._on_ready()
         return encode_agreement(agreement)
 
     def _destroy(self, _: Request) -> Reply:
         return DONE
+
+
+def _nothing() -> None:
+    pass
 
 
 def _refusal(number: int) -> Handler:

@@ -1,0 +1,68 @@
+"""The daemon's side of the keeper's protocol (`keeper.py`): what the main of a volume's daemon calls."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+from tieredfs.errors import ConfigurationError, TieredError
+from tieredfs.fuse.kernel.keeper import ENVIRONMENT, MESSAGE_BYTES_MAX, error_message
+from tieredfs.fuse.kernel.ledger import Ledger
+from tieredfs.fuse.kernel.session import Session, SessionOptions
+from tieredfs.fuse.operations import Operations
+
+HAND_OVER_WAIT_S: Final = 60.0
+"""How long the daemon waits for its keeper to mount."""
+
+OpenOperations = Callable[[], AbstractContextManager[Operations]]
+
+
+def serve_for_keeper(
+    open_operations: OpenOperations,
+    options: SessionOptions | None = None,
+    observe: Callable[[Session], None] = lambda _: None,
+) -> int:
+    """Open the volume, serve the mount until it is gone, close the volume; returns the process's exit status.
+
+    `open_operations` runs before anything is mounted (or, in a successor, while programs wait); a domain error or
+    OSError from it reaches whoever started the keeper, as text. `observe` is given the session before it serves.
+    """
+    setting = os.environ.get(ENVIRONMENT)
+    if setting is None:
+        raise ConfigurationError(f"{ENVIRONMENT} is not set: this process is started by a mount's keeper")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=int(setting)) as channel:
+        os.set_inheritable(channel.fileno(), False)
+        try:
+            with open_operations() as operations:
+                device, memory = _take_descriptors(channel)
+                ledger = Ledger(memory)
+                session = Session(operations, device, ledger, options)
+                observe(session)
+                session.run(on_ready=lambda: _say(channel, json.dumps({"say": "ready"}).encode()))
+                ledger.close()
+        except (TieredError, OSError) as error:
+            _say(channel, error_message(error))
+            return 1
+    return 0
+
+
+def _take_descriptors(channel: socket.socket) -> tuple[int, int]:
+    _say(channel, json.dumps({"say": "opened"}).encode())
+    channel.settimeout(HAND_OVER_WAIT_S)
+    message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, 2)
+    if not message:
+        raise ConnectionError("the keeper ended before it had mounted")
+    assert json.loads(message)["say"] == "serve"
+    device, ledger = descriptors
+    return device, ledger
+
+
+def _say(channel: socket.socket, message: bytes) -> None:
+    with contextlib.suppress(OSError):  # the keeper is gone; the mount is served all the same
+        channel.send(message)
