@@ -23,7 +23,7 @@ _log: Final = logging.getLogger("tieredfs.cache.recover")
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What recovery found. `rolled_back`: staged contents whose local file is gone; the last stored version is the content again."""
+    """What recovery found. `rolled_back`: staged contents whose local file is gone; the last stored content is valid again."""
 
     staged: int
     rolled_back: tuple[InodeId, ...]

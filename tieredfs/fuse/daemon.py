@@ -15,7 +15,6 @@ import os
 import platform
 import resource
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -129,16 +128,9 @@ def _serve_kernel(settings: DaemonSettings) -> int:
             yield served.operations
 
     def observe(session: Session) -> None:
-        served = mounted[0]
-        served.driver_facts = lambda: asdict(session.snapshot())
+        mounted[0].driver_facts = lambda: asdict(session.snapshot())
 
-        def begin() -> None:
-            session.ready.wait()
-            served.start()
-
-        threading.Thread(target=begin, name="begin", daemon=True).start()
-
-    return serve_for_keeper(open_operations, observe=observe)
+    return serve_for_keeper(open_operations, observe=observe, on_ready=lambda: mounted[0].start())  # noqa: PLW0108 - it is filled later
 
 
 def _serve_portable(settings: DaemonSettings) -> int:

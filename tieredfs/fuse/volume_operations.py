@@ -241,7 +241,7 @@ class VolumeOperations:
 
     # ---- open files -------------------------------------------------------------------------------------------------
 
-    def open(self, inode: InodeId, flags: int, caller: Caller) -> Opened:
+    def open(self, inode: InodeId, flags: int, caller: Caller) -> Opened:  # noqa: ARG002 - rights are the kernel's
         writer = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if not writer:
             return self._opened(self._tier.open_read(inode), writer=False)

@@ -25,11 +25,13 @@ def serve_for_keeper(
     open_operations: OpenOperations,
     options: SessionOptions | None = None,
     observe: Callable[[Session], None] = lambda _: None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Open the volume, serve the mount until it is gone, close the volume; returns the process's exit status.
 
     `open_operations` runs before anything is mounted (or, in a successor, while programs wait); a domain error or
-    OSError from it reaches whoever started the keeper, as text. `observe` is given the session before it serves.
+    OSError from it reaches whoever started the keeper, as text. `observe` is given the session before it serves; `on_ready` is called
+    when INIT is being answered, or when every handle of an earlier daemon is bound again.
     """
     setting = os.environ.get(ENVIRONMENT)
     if setting is None:
@@ -44,7 +46,12 @@ def serve_for_keeper(
                 ledger = Ledger(memory)
                 session = Session(operations, device, ledger, options)
                 observe(session)
-                session.run(on_ready=lambda: _say(channel, json.dumps({"say": "ready"}).encode()))
+
+                def ready() -> None:
+                    on_ready()
+                    _say(channel, json.dumps({"say": "ready"}).encode())
+
+                session.run(on_ready=ready)
                 ledger.close()
         except (TieredError, OSError) as error:
             _say(channel, error_message(error))

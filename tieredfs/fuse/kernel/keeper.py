@@ -94,7 +94,7 @@ def start(options: KeeperOptions) -> "subprocess.Popen[bytes]":
         assert keeper.stdin is not None
         with contextlib.suppress(BrokenPipeError), keeper.stdin:
             keeper.stdin.write(json.dumps(asdict(options)).encode())
-        _await_ready(ours, keeper, options.ready_s)
+        await_ready(ours, keeper, options.ready_s)
     finally:
         os.close(ours)
         if log is not None:
@@ -102,7 +102,8 @@ def start(options: KeeperOptions) -> "subprocess.Popen[bytes]":
     return keeper
 
 
-def _await_ready(pipe: int, keeper: "subprocess.Popen[bytes]", ready_s: float) -> None:
+def await_ready(pipe: int, keeper: "subprocess.Popen[bytes]", ready_s: float) -> None:
+    """Wait for the one line that a starting server writes to `pipe`; raises what it says, or DeadlineError."""
     readable, _, _ = select.select([pipe], [], [], ready_s)
     message = os.read(pipe, MESSAGE_BYTES_MAX) if readable else b""
     if message:
