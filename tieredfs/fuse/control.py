@@ -8,8 +8,8 @@ carry its lone surrogates, so any bytes survive.
 
 The last progress is repeated twice a second, so silence means that the daemon is gone or stuck, and a client that
 leaves is noticed: the handler's next progress report raises `WaitInterruptedError`. The kernel says who is at the other
-end (SO_PEERCRED); only the daemon's own user and root are served. Everything is bounded: connections, message sizes, the
-time in which a request must arrive and an answer be taken. Whatever arrives, the server lives on.
+end (SO_PEERCRED); only the daemon's own user and root are served. Everything is bounded: connections, message sizes,
+the time in which a request must arrive and an answer be taken. Whatever arrives, the server lives on.
 
 Handlers run in threads of the server, several at once. Each must bound its own waits: the interpreter joins them.
 """

@@ -1,0 +1,62 @@
+"""The console script: verbs gathered into one application, errors and signals translated once, for all of them."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import tieredfs
+from tieredfs.cli import disk_verbs, mount_verbs, volume_verbs
+from tieredfs.cli.backend import Backend, LocalBackend
+from tieredfs.cli.outcomes import INTERRUPTED, OK, error_line, exit_code_of
+from tieredfs.cli.render import ReaderLeftError
+from tieredfs.cli.session import new_verbs
+from tieredfs.errors import TieredError
+
+app = new_verbs(
+    "Tiered storage for training: a filesystem at the speed of its SSD over an erasure-coded store.\n\n"
+    "Start with [bold]tieredfs up DIR MOUNTPOINT[/bold]. What acts on a volume takes its META_URL, what acts on a "
+    "mount or a file takes its path. Exit codes: 0 done, 1 problems found, 2 request cannot be carried out, "
+    "3 busy, full or away (try again), 4 stored bytes damaged."
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tieredfs {tieredfs.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    assert not version, "the callback ends the run"
+
+
+mount_verbs.add_to(app)
+volume_verbs.add_to(app)
+app.add_typer(disk_verbs.verbs, name="disk")
+
+
+def main(arguments: Sequence[str] | None = None, backend: Backend | None = None) -> int:
+    """Run one command and return its exit code. `backend`: another than the real one, for tests."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=arguments, prog_name="tieredfs", obj=backend or LocalBackend())
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else OK
+    except KeyboardInterrupt:
+        sys.stderr.write("tieredfs: interrupted\n")
+        return INTERRUPTED
+    except ReaderLeftError:  # nothing more can be said, not even by the flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (TieredError, OSError) as error:
+        sys.stderr.write(error_line(error).encode("utf-8", "backslashreplace").decode() + "\n")
+        return exit_code_of(error)
+    return OK

@@ -1,0 +1,194 @@
+"""What the command line needs from the rest, as one protocol, and the real thing behind it.
+
+The protocol is what the tests of the command line fake. The real backend imports the volume and the mount when a verb
+needs them, so that `tieredfs --help` answers at once.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from tieredfs.model import Code, DiskId, Durability, VolumeConfig
+
+Progress = Callable[[int, int, str], None]
+"""done, total (0: unknown), unit (`bytes`, `files`, `blocks`, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What `mount` and `up` ask for: the fields of `tieredfs.fuse.mounting.MountOptions`."""
+
+    meta_url: str
+    mountpoint: str
+    cache_dir: str | None
+    cache_bytes: int
+    memory_bytes: int
+    driver: str
+    read_only: bool
+    allow_other: bool
+    foreground: bool
+
+
+class Mounted(Protocol):
+    """A mount that is ready."""
+
+    @property
+    def driver(self) -> str: ...
+    @property
+    def reason(self) -> str:
+        """Why that driver."""
+        ...
+
+    @property
+    def mountpoint(self) -> str: ...
+    @property
+    def mount_id(self) -> str: ...
+
+
+class Place(Protocol):
+    """A row of the mount table that is a mount of ours."""
+
+    @property
+    def mount_point(self) -> str: ...
+    @property
+    def mount_id(self) -> str: ...
+    @property
+    def volume_name(self) -> str: ...
+    @property
+    def read_only(self) -> bool: ...
+    def relative(self, path: str) -> str: ...
+
+
+class Staged(Protocol):
+    """What is on SSDs only."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def oldest_age_s(self) -> float: ...
+
+
+class Check(Protocol):
+    """What `fsck` found."""
+
+    @property
+    def clean(self) -> bool: ...
+    @property
+    def findings(self) -> Sequence[object]: ...
+
+
+class OpenVolume(Protocol):
+    """`tieredfs.volume.Volume`. What is returned as `object` is a tree of frozen dataclasses, for printing."""
+
+    @property
+    def config(self) -> VolumeConfig: ...
+    def status(self) -> object: ...
+    def collect_garbage(self, progress: Progress) -> object: ...
+    def check(self, *, repair: bool, progress: Progress) -> Check: ...
+    def add_disk(self, url: str, domain: str | None) -> object: ...
+    def drain_disk(self, disk: DiskId, progress: Progress) -> object: ...
+    def rebuild_disk(self, disk: DiskId, progress: Progress) -> object: ...
+    def disks(self) -> Sequence[object]: ...
+    def set_config(
+        self,
+        *,
+        name: str | None = None,
+        code: Code | None = None,
+        durability: Durability | None = None,
+        block_bytes: int | None = None,
+    ) -> VolumeConfig: ...
+    def staged(self) -> Staged: ...
+
+
+class Backend(Protocol):
+    """Everything that the verbs do. Raises the errors of `tieredfs.errors`."""
+
+    def format_volume(
+        self,
+        meta_url: str,
+        data_urls: Sequence[str],
+        *,
+        code: Code,
+        durability: Durability,
+        block_bytes: int,
+        name: str,
+        force: bool,
+    ) -> VolumeConfig: ...
+    def destroy_volume(self, meta_url: str, *, progress: Progress) -> None: ...
+    def open_volume(self, meta_url: str, *, purpose: str) -> AbstractContextManager[OpenVolume]: ...
+    def drain_volume(self, meta_url: str, progress: Progress) -> None:
+        """Drain what lies in caches without a live daemon."""
+        ...
+
+    def mount_volume(self, request: MountRequest) -> Mounted: ...
+    def unmount(self, mountpoint: str, *, flush: bool, progress: Progress) -> None: ...
+    def mounts(self) -> Sequence[Place]: ...
+    def locate(self, path: str) -> tuple[Place, str] | None:
+        """The mount of a path, and the path made absolute (`tieredfs.fuse.mountinfo.locate`)."""
+        ...
+
+    def ask(self, mount_id: str, verb: str, arguments: Mapping[str, object], progress: Progress) -> object:
+        """One call on the control socket of a mount."""
+        ...
+
+
+class LocalBackend:
+    """The real one."""
+
+    def format_volume(
+        self,
+        meta_url: str,
+        data_urls: Sequence[str],
+        *,
+        code: Code,
+        durability: Durability,
+        block_bytes: int,
+        name: str,
+        force: bool,
+    ) -> VolumeConfig:
+        made: VolumeConfig = _volume().format_volume(
+            meta_url, data_urls, code=code, durability=durability, block_bytes=block_bytes, name=name, force=force
+        )
+        return made
+
+    def destroy_volume(self, meta_url: str, *, progress: Progress) -> None:
+        _volume().destroy_volume(meta_url, progress=progress)
+
+    def open_volume(self, meta_url: str, *, purpose: str) -> AbstractContextManager[OpenVolume]:
+        opened: AbstractContextManager[OpenVolume] = _volume().Volume.open(meta_url, purpose=purpose)
+        return opened
+
+    def drain_volume(self, meta_url: str, progress: Progress) -> None:
+        _volume().drain_volume(meta_url, progress)
+
+    def mount_volume(self, request: MountRequest) -> Mounted:
+        mounting = importlib.import_module("tieredfs.fuse.mounting")
+        options = {field.name: getattr(request, field.name) for field in fields(request)}
+        mounted: Mounted = mounting.mount_volume(mounting.MountOptions(**options))
+        return mounted
+
+    def unmount(self, mountpoint: str, *, flush: bool, progress: Progress) -> None:
+        importlib.import_module("tieredfs.fuse.mounting").unmount(mountpoint, flush=flush, progress=progress)
+
+    def mounts(self) -> Sequence[Place]:
+        from tieredfs.fuse.mountinfo import our_mounts
+
+        return our_mounts()
+
+    def locate(self, path: str) -> tuple[Place, str] | None:
+        from tieredfs.fuse.mountinfo import locate
+
+        return locate(path)
+
+    def ask(self, mount_id: str, verb: str, arguments: Mapping[str, object], progress: Progress) -> object:
+        from tieredfs.fuse.control import ControlClient
+
+        return ControlClient(mount_id).call(verb, arguments, progress)
+
+
+def _volume() -> Any:
+    return importlib.import_module("tieredfs.volume")

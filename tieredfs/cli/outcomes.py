@@ -1,0 +1,74 @@
+"""Errors to exit codes and a word of what to do next: the one table of the command line's edge. A test holds it total.
+
+0: done. 1: done, and problems were found (`fsck`). 2: the request cannot be carried out; asking again does not help.
+3: the world is in the way (busy, full, away); asking again may help. 4: stored bytes are not what was written.
+130: interrupted from the keyboard.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs import errors
+
+OK: Final = 0
+PROBLEMS_FOUND: Final = 1
+REQUEST: Final = 2
+CONDITION: Final = 3
+INTEGRITY: Final = 4
+INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the shell sees, and what the user reads after the message (nothing where the message says it all)."""
+
+    exit_code: int
+    advice: str = ""
+
+
+OUTCOME_OF: Final[dict[type[errors.TieredError], Outcome]] = {
+    errors.NotFoundError: Outcome(REQUEST),
+    errors.AlreadyExistsError: Outcome(REQUEST),
+    errors.NotDirectoryError: Outcome(REQUEST),
+    errors.IsDirectoryError: Outcome(REQUEST),
+    errors.DirectoryNotEmptyError: Outcome(REQUEST),
+    errors.InvalidRequestError: Outcome(REQUEST),
+    errors.NameTooLongError: Outcome(REQUEST),
+    errors.TooLargeError: Outcome(REQUEST),
+    errors.TooManyLinksError: Outcome(REQUEST),
+    errors.NotPermittedError: Outcome(REQUEST),
+    errors.AccessDeniedError: Outcome(REQUEST, "ask as the user who owns it, or as root"),
+    errors.NoAttributeError: Outcome(REQUEST),
+    errors.NotSupportedError: Outcome(REQUEST, "`--driver auto` picks what this kernel can do"),
+    errors.ReadOnlyError: Outcome(REQUEST, "mount without --read-only to change it"),
+    errors.ConfigurationError: Outcome(REQUEST),
+    errors.VolumeNotFoundError: Outcome(REQUEST, "`tieredfs format` makes a volume"),
+    errors.VolumeExistsError: Outcome(REQUEST, "`tieredfs destroy` removes it, `format --force` starts over"),
+    errors.ForeignDataError: Outcome(REQUEST, "name an empty directory, or look at what is in that one"),
+    errors.NewerFormatError: Outcome(REQUEST, "install the newer TieredFS that wrote it"),
+    errors.NotAMountError: Outcome(REQUEST, "name a path below a mounted volume; `tieredfs mount` mounts one"),
+    errors.MountPointError: Outcome(REQUEST, "name an empty directory; `tieredfs umount` takes a stale mount away"),
+    errors.NoSpaceError: Outcome(CONDITION, "delete files and `tieredfs gc`, or `tieredfs disk add`"),
+    errors.BusyError: Outcome(CONDITION, "close what uses it and try again"),
+    errors.ConflictError: Outcome(CONDITION, "nothing was changed; try again"),
+    errors.UnavailableError: Outcome(CONDITION, "`tieredfs status` shows what is away"),
+    errors.DeadlineError: Outcome(CONDITION, "try again"),
+    errors.WaitInterruptedError: Outcome(CONDITION, "try again"),
+    errors.CorruptError: Outcome(INTEGRITY, "`tieredfs fsck --repair` rebuilds what its redundancy allows"),
+    errors.DataLossError: Outcome(INTEGRITY, "bring missing disks back if you can, then `tieredfs fsck`"),
+}
+
+
+def error_line(error: Exception) -> str:
+    """One line: what is wrong, then what to do next."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {text}"
+    advice = OUTCOME_OF[type(error)].advice if isinstance(error, errors.TieredError) else ""
+    message = " ".join((text or type(error).__name__).split())
+    return f"tieredfs: {message}" + (f"; {advice}" if advice and advice not in message else "")
+
+
+def exit_code_of(error: Exception) -> int:
+    """Of a domain error; the operating system's own errors (no permission, no such directory) are conditions."""
+    return OUTCOME_OF[type(error)].exit_code if isinstance(error, errors.TieredError) else CONDITION
