@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tieredfs.testing import attribute_suite, posix_suite
+from tieredfs.testing import attribute_suite, posix_suite, process_suite
 from tieredfs.testing.features import PLAIN_EXT4, Features
 
 
@@ -33,4 +33,8 @@ class TestNames(posix_suite.NameSuite):
 
 
 class TestAttributes(attribute_suite.AttributeSuite):
+    pass
+
+
+class TestProcesses(process_suite.ProcessSuite):
     pass

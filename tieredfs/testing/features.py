@@ -36,6 +36,8 @@ class Features:
     binary_xattrs: bool = True
     xattr_value_bytes_max: int = 65_536
     """ext4 holds about 4,000 bytes; Linux allows 64 KiB."""
+    seamless_replacement: bool = True
+    """An open of a name that is being replaced gets the old or the new file, never ENOENT."""
     open_removed_directories: bool = True
     """An open directory that is removed can still be asked for its attributes."""
 

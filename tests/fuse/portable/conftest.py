@@ -25,6 +25,7 @@ PORTABLE = Features(
     allocated_blocks=False,
     binary_xattrs=False,
     xattr_value_bytes_max=3500,
+    seamless_replacement=False,
     open_removed_directories=False,
 )
 SERVE = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tieredfs.testing import attribute_suite, posix_suite
+from tieredfs.testing import attribute_suite, posix_suite, process_suite
 
 pytestmark = pytest.mark.mount
 
@@ -16,4 +16,8 @@ class TestNames(posix_suite.NameSuite):
 
 
 class TestAttributes(attribute_suite.AttributeSuite):
+    pass
+
+
+class TestProcesses(process_suite.ProcessSuite):
     pass
