@@ -5,7 +5,8 @@ expects of a file that is open. Numbers of inodes are those of the directory's o
 a second process over the same directory gives them the same meaning: a hand-over between daemons can be tested too. The
 price: the number of a removed file may come back, once `REMOVED_PINS_MAX` later removals have let go of its pin.
 
-One descriptor per looked-up inode: the constructor raises the process's limit of open files as far as it may.
+The constructor raises the process's limit of open files as far as it may, and pins half as many inodes at most; one
+whose pin was given up is found again by the name that it had.
 Everything is safe from any thread. Errors are the domain's where it has one, else the `OSError` of the system call.
 """
 
@@ -32,6 +33,7 @@ from tieredfs.model import NO_CACHE, ROOT, AttributeChange, Attributes, Entry, F
 
 REMOVED_PINS_MAX: Final = 64
 """Removed inodes that are still answered for, beyond those that are open: a program may stand in one."""
+RETIRED_MAX: Final = 256
 DESCRIPTORS_WANTED: Final = 300_000
 """Every name of three directories of 100,000."""
 LISTING_RUN: Final = 512
@@ -98,13 +100,14 @@ def _in_domain_words(
     return translated
 
 
-def _raise_descriptor_limit() -> None:
-    """To `DESCRIPTORS_WANTED` where we have the privilege, else to the hard limit."""
+def _raise_descriptor_limit() -> int:
+    """To `DESCRIPTORS_WANTED` where we have the privilege, else to the hard limit; what it is now."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     for limit in (max(hard, DESCRIPTORS_WANTED), hard):
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-            return
+            break
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 @dataclass(slots=True)
@@ -145,7 +148,7 @@ class LoopbackOperations:
     """The tree below `directory`, as `tieredfs.fuse.operations.Operations`."""
 
     def __init__(self, directory: str) -> None:
-        _raise_descriptor_limit()
+        self._pins_max = _raise_descriptor_limit() // 2
         root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._directory = directory
         self._root_number = os.fstat(root).st_ino
@@ -153,6 +156,7 @@ class LoopbackOperations:
         self._pins: dict[InodeId, _Pin] = {ROOT: _Pin(root)}
         self._removed: deque[InodeId] = deque()
         self._listed: dict[InodeId, tuple[InodeId, bytes]] = {}
+        self._retired: deque[int] = deque()
         self._files: dict[int, _OpenFile] = {}
         self._directories: dict[int, _OpenDirectory] = {}
         self._handles = itertools.count(1)
@@ -187,7 +191,7 @@ class LoopbackOperations:
 
     def _search(self, wanted: InodeId) -> _Pin:
         """An inode that was only listed, or that an earlier process met: look where it was, then everywhere."""
-        listed = self._listed.pop(wanted, None)
+        listed = self._listed.get(wanted)
         if listed is not None:
             with contextlib.suppress(OSError):
                 inode, pin, _ = self._adopt(self._pin(listed[0]).descriptor, listed[1])
@@ -208,9 +212,24 @@ class LoopbackOperations:
         inode = self._inode_of(status.st_ino)
         with self._lock:
             pin = self._pins.setdefault(inode, _Pin(descriptor))
+            stale = self._retire()
         if pin.descriptor != descriptor:
+            stale.append(descriptor)
+        for descriptor in stale:
             os.close(descriptor)
         return inode, pin, status
+
+    def _retire(self) -> list[int]:
+        """Under the lock: give up the oldest pin when there are too many; returns descriptors to close.
+
+        Not at once: another thread may have just looked it up. `RETIRED_MAX` later retirements are time enough.
+        """
+        if len(self._pins) > self._pins_max:
+            known = (i for i, pin in self._pins.items() if i in self._listed and not pin.opens and not pin.removed)
+            oldest = next(known, None)
+            if oldest is not None:
+                self._retired.append(self._pins.pop(oldest).descriptor)
+        return [self._retired.popleft()] if len(self._retired) > RETIRED_MAX else []
 
     def _look(self, parent: InodeId, name: bytes) -> InodeId | None:
         """Pin the child that is about to lose its name."""
@@ -290,7 +309,11 @@ class LoopbackOperations:
     def lookup(self, parent: InodeId, name: bytes) -> Attributes:
         if parent == ROOT and name in {b".", b".."}:
             return self.attributes(ROOT)
-        return self._attributes(*self._adopt(self._pin(parent).descriptor, name))
+        inode, pin, status = self._adopt(self._pin(parent).descriptor, name)
+        if name not in {b".", b".."}:
+            with self._lock:
+                self._listed[inode] = (parent, name)
+        return self._attributes(inode, pin, status)
 
     @_in_domain_words
     def attributes(self, inode: InodeId) -> Attributes:
@@ -387,6 +410,9 @@ class LoopbackOperations:
         del caller
         moved, replaced = self._look(parent, name), self._look(new_parent, new_name)
         renameat2(self._pin(parent).descriptor, name, self._pin(new_parent).descriptor, new_name, flags)
+        if moved is not None:
+            with self._lock:
+                self._listed[moved] = (new_parent, new_name)
         if replaced not in {None, moved} and not flags:
             self._lost_name(replaced)
 
@@ -529,8 +555,7 @@ class LoopbackOperations:
         status = os.stat(name, dir_fd=pin.descriptor, follow_symlinks=False)
         inode = self._inode_of(status.st_ino)
         with self._lock:
-            if inode not in self._pins:
-                self._listed[inode] = (directory, name)
+            self._listed[inode] = (directory, name)
         attributes = self._attributes(inode, pin, status)
         return replace(attributes, parent=directory)
 

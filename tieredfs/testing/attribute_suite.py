@@ -1,0 +1,195 @@
+"""What programs rely on of attributes: modes, owners, rights, times, extended attributes. Belongs to `posix_suite`."""
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tieredfs.limits import KIB
+from tieredfs.testing.features import NOBODY, Features, fails, needs, opened, run_child, write_file
+
+AT_FDCWD: Final = -100
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _utimensat(path: Path, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """utimensat(2) with (seconds, nanoseconds), where nanoseconds may be UTIME_NOW or UTIME_OMIT."""
+    times = (ctypes.c_long * 4)(*atime, *mtime)
+    if _libc.utimensat(AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), times, 0) != 0:
+        raise OSError(ctypes.get_errno(), "utimensat")
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+class AttributeSuite:
+    """Modes, owners, rights, times, extended attributes."""
+
+    def test_umask_applies_at_creation(self, mounted: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            os.close(os.open(mounted / "f", os.O_CREAT | os.O_WRONLY, 0o666))
+            os.mkdir(mounted / "d", 0o777)
+            os.mknod(mounted / "n", 0o666 | stat.S_IFREG)
+        finally:
+            os.umask(before)
+        assert [_mode(mounted / name) for name in "fdn"] == [0o640, 0o750, 0o640]
+
+    def test_chmod(self, mounted: Path) -> None:
+        path = write_file(mounted / "f", b"")
+        for mode in (0o000, 0o4755, 0o2711, 0o1644, 0o600):
+            os.chmod(path, mode)
+            assert _mode(path) == mode
+        with opened(path, os.O_RDONLY) as descriptor:
+            os.fchmod(descriptor, 0o444)
+        assert _mode(path) == 0o444
+        assert stat.S_ISREG(path.stat().st_mode)
+
+    def test_a_change_of_mode_moves_ctime_only(self, mounted: Path) -> None:
+        path = write_file(mounted / "f", b"")
+        os.utime(path, (1_000, 2_000))
+        os.chmod(path, 0o600)
+        status = path.stat()
+        assert (status.st_atime, status.st_mtime) == (1_000, 2_000)
+        assert status.st_ctime > 2_000
+
+    def test_chown(self, mounted: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root")
+        path = write_file(mounted / "f", b"")
+        os.chown(path, 12, 34)
+        os.chown(path, -1, 56)
+        assert (path.stat().st_uid, path.stat().st_gid) == (12, 56)
+        os.chown(path, 4_000_000_000, -1)
+        assert (path.stat().st_uid, path.stat().st_gid) == (4_000_000_000, 56)
+        os.symlink("f", mounted / "link")
+        os.chown(mounted / "link", 7, 8, follow_symlinks=False)
+        assert (os.lstat(mounted / "link").st_uid, path.stat().st_uid) == (7, 4_000_000_000)
+
+    def test_set_gid_directories_give_their_group(self, mounted: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root")
+        os.mkdir(mounted / "d")
+        os.chown(mounted / "d", 0, 77)
+        os.chmod(mounted / "d", 0o2775)
+        os.mkdir(mounted / "d/sub")
+        write_file(mounted / "d/f", b"")
+        assert ((mounted / "d/sub").stat().st_gid, (mounted / "d/f").stat().st_gid) == (77, 77)
+        assert _mode(mounted / "d/sub") & stat.S_ISGID
+        assert not _mode(mounted / "d/f") & stat.S_ISGID
+
+    def test_rights_are_enforced(self, mounted: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root, to become somebody else")
+        os.chmod(mounted, 0o755)
+        write_file(mounted / "private", b"", 0o600)
+        os.chmod(write_file(mounted / "public", b"ok"), 0o644)
+        os.mkdir(mounted / "shared")
+        os.chmod(mounted / "shared", 0o1777)
+        os.chmod(write_file(mounted / "shared/roots", b""), 0o666)
+        script = (
+            "import os\n"
+            "def refused(number, call, *arguments):\n"
+            "    try: call(*arguments)\n"
+            "    except OSError as error: assert error.errno == number, error\n"
+            "    else: raise SystemExit(f'{call} {arguments} succeeded')\n"
+            "refused(13, os.open, 'private', os.O_RDONLY)\n"
+            "refused(13, os.open, 'public', os.O_WRONLY)\n"
+            "refused(13, os.mkdir, 'dir')\n"
+            "refused(13, os.unlink, 'public')\n"
+            "refused(1, os.chmod, 'public', 0o777)\n"
+            "refused(1, os.chown, 'public', os.getuid(), -1)\n"
+            "refused(1, os.unlink, 'shared/roots')\n"
+            "assert os.read(os.open('public', os.O_RDONLY), 9) == b'ok'\n"
+            "os.mkdir('shared/mine'); os.close(os.open('shared/mine/f', os.O_CREAT | os.O_WRONLY, 0o400))\n"
+            "refused(13, os.open, 'shared/mine/f', os.O_WRONLY)\n"
+            "os.chmod('shared/mine/f', 0o600); os.rename('shared/mine', 'shared/ours')\n"
+        )
+        run_child(script, cwd=mounted, user=NOBODY)
+        status = (mounted / "shared/ours/f").stat()
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (NOBODY, NOBODY, 0o600)
+
+    def test_times_are_set_and_kept(self, mounted: Path, features: Features) -> None:
+        path = write_file(mounted / "f", b"")
+        os.mkdir(mounted / "d")
+        os.symlink("f", mounted / "l")
+        unit = 1 if features.nanosecond_times else 1_000_000_000
+        atime, mtime = 1_111_111_111_123_456_789, 1_222_222_222_987_654_321
+        for name in "fdl":
+            os.utime(mounted / name, ns=(atime, mtime), follow_symlinks=False)
+            status = os.lstat(mounted / name)
+            assert (status.st_atime_ns, status.st_mtime_ns) == (atime // unit * unit, mtime // unit * unit)
+        write_file(path, b"x")
+        assert path.stat().st_mtime_ns > mtime
+
+    def test_single_times_are_omitted_or_now(self, mounted: Path, features: Features) -> None:
+        path = write_file(mounted / "f", b"")
+        os.utime(path, (1_000, 2_000))
+        _utimensat(path, (0, UTIME_NOW), (0, UTIME_NOW))
+        assert path.stat().st_atime > 1_000_000_000
+        needs(features.single_time_changes, "utimensat with one UTIME_OMIT")
+        os.utime(path, (1_000, 2_000))
+        _utimensat(path, (0, UTIME_OMIT), (3_000, 0))
+        assert (path.stat().st_atime, path.stat().st_mtime) == (1_000, 3_000)
+        _utimensat(path, (4_000, 0), (0, UTIME_OMIT))
+        assert (path.stat().st_atime, path.stat().st_mtime) == (4_000, 3_000)
+
+    def test_directory_times_move_with_their_entries(self, mounted: Path) -> None:
+        calls: list[Callable[[], None]] = [
+            lambda: os.mkdir(mounted / "a"),
+            lambda: os.rename(mounted / "a", mounted / "b"),
+            lambda: os.rmdir(mounted / "b"),
+        ]
+        for call in calls:
+            os.utime(mounted, (1_000, 1_000))
+            call()
+            assert mounted.stat().st_mtime > 1_000
+
+    def test_xattrs(self, mounted: Path, features: Features) -> None:
+        path = write_file(mounted / "f", b"")
+        assert os.listxattr(path) == []
+        os.setxattr(path, "user.one", b"1", os.XATTR_CREATE)
+        os.setxattr(path, "user.two", b"")
+        with fails(errno.EEXIST):
+            os.setxattr(path, "user.one", b"2", os.XATTR_CREATE)
+        with fails(errno.ENODATA):
+            os.setxattr(path, "user.three", b"3", os.XATTR_REPLACE)
+        os.setxattr(path, "user.one", b"uno", os.XATTR_REPLACE)
+        assert sorted(os.listxattr(path)) == ["user.one", "user.two"]
+        assert (os.getxattr(path, "user.one"), os.getxattr(path, "user.two")) == (b"uno", b"")
+        os.removexattr(path, "user.two")
+        with fails(errno.ENODATA):
+            os.removexattr(path, "user.two")
+        with fails(errno.ENODATA):
+            os.getxattr(path, "user.two")
+        os.rename(path, mounted / "g")
+        assert os.listxattr(mounted / "g") == ["user.one"]
+        needs(features.binary_xattrs, "extended attribute values that are not UTF-8")
+        os.setxattr(mounted / "g", "user.one", bytes(range(256)))
+        assert os.getxattr(mounted / "g", "user.one") == bytes(range(256))
+
+    def test_xattr_limits(self, mounted: Path, features: Features) -> None:
+        os.mkdir(mounted / "d")
+        value = b"v" * features.xattr_value_bytes_max
+        os.setxattr(mounted / "d", "user.large", value)
+        assert os.getxattr(mounted / "d", "user.large") == value
+        with fails(errno.E2BIG, errno.ENOSPC):
+            os.setxattr(mounted / "d", "user.large", b"v" * (64 * KIB + 1))
+        with fails(errno.ERANGE):
+            os.setxattr(mounted / "d", "user." + "n" * 251, b"")
+
+    def test_many_xattrs_are_listed(self, mounted: Path) -> None:
+        path = write_file(mounted / "f", b"")
+        names = sorted(f"user.{number:03d}-{'n' * 20}" for number in range(40))
+        for name in names:
+            os.setxattr(path, name, b"v")
+        assert sorted(os.listxattr(path)) == names
