@@ -38,6 +38,10 @@ class NotFoundError(RequestError):
     """No such entry, inode, attribute owner or version."""
 
 
+class StaleError(RequestError):
+    """The inode was deleted since it was looked up; its name may show another one now, so looking it up again helps."""
+
+
 class AlreadyExistsError(RequestError):
     """The name is taken."""
 

@@ -470,12 +470,9 @@ class Tier:
                 file.writers -= 1
                 if file.writers == 0 and file.state is FileState.STAGING:
                     sealed = self._last_writer_gone(file)
-            if file.handles == 0:
-                if file.descriptor >= 0:
-                    self.part.host.files.close(file.descriptor)
-                    file.descriptor = -1
-                if file.deleted:
-                    self._delete_local(file)
+            if file.handles == 0 and file.descriptor >= 0:
+                self.part.host.files.close(file.descriptor)
+                file.descriptor = -1
             self._idle(file)
         if sealed:
             crash.here("seal.done")
@@ -517,16 +514,23 @@ class Tier:
 
     # ---- deleting, evicting, pinning --------------------------------------------------------------------------------
 
-    def deleted(self, inode: InodeId) -> bool:
-        """The last name of the inode is gone. True: handles remain, and the inode lives until they are released."""
+    def mark_deleted(self, inode: InodeId) -> None:
+        """The last name of the inode is gone. Its content is not drained any more; handles go on using it."""
+        with self._lock:
+            file = self._files.get(inode)
+        if file is not None:
+            with file.lock:
+                file.deleted = True
+                self.room.unstaged(file)
+
+    def discard(self, inode: InodeId) -> None:
+        """The inode is deleted: so is its local file."""
         file = self.enter(inode)
         with file.lock:
             file.deleted = True
             if not file.handles:
                 self._delete_local(file)
-            held = file.handles > 0
         self.leave(file)
-        return held
 
     def _delete_local(self, file: LocalFile) -> None:
         """Unlink the local file; the entry is of no further use."""

@@ -28,6 +28,7 @@ class Outcome:
 
 OUTCOME_OF: Final[dict[type[errors.TieredError], Outcome]] = {
     errors.NotFoundError: Outcome(REQUEST),
+    errors.StaleError: Outcome(REQUEST, "it was deleted meanwhile; look again"),
     errors.AlreadyExistsError: Outcome(REQUEST),
     errors.NotDirectoryError: Outcome(REQUEST),
     errors.IsDirectoryError: Outcome(REQUEST),

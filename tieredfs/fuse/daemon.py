@@ -94,7 +94,9 @@ def serving(settings: DaemonSettings) -> Iterator[ServedMount]:
         ssd = SsdTier(volume, settings.cache_dir, settings.cache_bytes)
         stack.callback(ssd.close)
         mount = int(settings.mount_id, 16)
-        operations = VolumeOperations(volume, ssd, mount, read_only=settings.read_only)
+        operations = VolumeOperations(
+            volume, ssd, mount, read_only=settings.read_only, told_when_forgotten=settings.driver != _PORTABLE
+        )
         stack.callback(_release_all, operations)
         served = ServedMount(settings, volume, ssd, operations)
         control = ControlServer(settings.mount_id, MountVerbs(volume, ssd, served.describe).table())

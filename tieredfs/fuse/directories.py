@@ -8,10 +8,10 @@ began, and so finds the name that belongs to a cookie (seekdir) by listing one b
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from tieredfs.errors import InvalidRequestError
+from tieredfs.errors import InvalidRequestError, NotDirectoryError, NotFoundError, StaleError
 from tieredfs.fuse.operations import DirectoryItem
 from tieredfs.meta.metadata import Metadata
 from tieredfs.model import Attributes, Entry, FileKind, InodeId
@@ -22,7 +22,8 @@ _DOTS: Final = 2
 
 @dataclass(slots=True)
 class _Listing:
-    inode: InodeId
+    attributes: Attributes
+    """As of the opening: what remains of a directory that is removed meanwhile."""
     starts: list[int] = field(default_factory=lambda: [_DOTS])
     names: list[bytes] = field(default_factory=lambda: [b""])
     """Batch i holds the cookies after `starts[i]`, names greater than `names[i]`."""
@@ -39,8 +40,23 @@ class DirectoryHandles:
         self._lock = threading.Lock()
 
     def open(self, handle: int, inode: InodeId) -> None:
+        """Raises StaleError, NotDirectoryError."""
+        try:
+            attributes = self._metadata.attributes(inode)
+        except NotFoundError:
+            attributes = self.removed(inode)
+        if attributes.kind is not FileKind.DIRECTORY:
+            raise NotDirectoryError(f"inode {inode} is not a directory")
         with self._lock:
-            self._listings[handle] = _Listing(inode)
+            self._listings[handle] = _Listing(attributes)
+
+    def removed(self, inode: InodeId) -> Attributes:
+        """A directory that was removed while it is open, as it is seen through its handles. Raises StaleError."""
+        with self._lock:
+            for listing in self._listings.values():
+                if listing.attributes.inode == inode:
+                    return replace(listing.attributes, link_count=0)
+        raise StaleError(f"inode {inode} was deleted")
 
     def close(self, handle: int) -> None:
         with self._lock:
@@ -54,30 +70,30 @@ class DirectoryHandles:
         if cookie == 0:
             listing.batch, listing.starts[1:], listing.names[1:] = (), [], []
         if cookie < _DOTS:
-            return self._dots(listing.inode)[cookie:]
+            return self._dots(listing.attributes)[cookie:]
         held = listing.batch
         if held and listing.batch_with_attributes >= with_attributes and held[0].cookie <= cookie < held[-1].cookie:
             return held[cookie - held[0].cookie + 1 :]
         position = bisect_right(listing.starts, cookie) - 1
         return self._list(listing, position, cookie, with_attributes=with_attributes)
 
-    def _dots(self, inode: InodeId) -> list[DirectoryItem]:
-        here = self._metadata.attributes(inode)
-        above = self._metadata.attributes(here.parent)
+    def _dots(self, directory: Attributes) -> list[DirectoryItem]:
+        """`.` and `..`; a directory that was removed lists nothing at all."""
+        try:
+            here = self._metadata.attributes(directory.inode)
+            above = self._metadata.attributes(here.parent)
+        except NotFoundError:
+            return []
         return [
-            DirectoryItem(Entry(b".", inode, FileKind.DIRECTORY), 1, here),
-            DirectoryItem(Entry(b"..", here.parent, FileKind.DIRECTORY), 2, above),
+            DirectoryItem(Entry(b".", here.inode, FileKind.DIRECTORY), 1, here),
+            DirectoryItem(Entry(b"..", above.inode, FileKind.DIRECTORY), 2, above),
         ]
 
     def _list(self, listing: _Listing, position: int, cookie: int, *, with_attributes: bool) -> Sequence[DirectoryItem]:
         """The batch at `position`, or a later one, from the first item after `cookie` on."""
         while True:
             start, after = listing.starts[position], listing.names[position]
-            found: list[tuple[Entry, Attributes | None]]
-            if with_attributes:
-                found = list(self._metadata.list_directory_plus(listing.inode, after, _BATCH))
-            else:
-                found = [(entry, None) for entry in self._metadata.list_directory(listing.inode, after, _BATCH)]
+            found = self._found(listing.attributes.inode, after, with_attributes=with_attributes)
             if not found:
                 return ()
             batch = [
@@ -91,3 +107,11 @@ class DirectoryHandles:
             if batch[-1].cookie > cookie:
                 return batch[max(0, cookie - start) :]
             position += 1
+
+    def _found(self, inode: InodeId, after: bytes, *, with_attributes: bool) -> list[tuple[Entry, Attributes | None]]:
+        try:
+            if with_attributes:
+                return list(self._metadata.list_directory_plus(inode, after, _BATCH))
+            return [(entry, None) for entry in self._metadata.list_directory(inode, after, _BATCH)]
+        except NotFoundError:
+            return []

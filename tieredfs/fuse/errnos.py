@@ -7,6 +7,7 @@ from tieredfs import errors
 
 ERRNO_OF: Final[dict[type[errors.TieredError], int]] = {
     errors.NotFoundError: errno.ENOENT,
+    errors.StaleError: errno.ESTALE,
     errors.AlreadyExistsError: errno.EEXIST,
     errors.NotDirectoryError: errno.ENOTDIR,
     errors.IsDirectoryError: errno.EISDIR,

@@ -5,31 +5,32 @@ here and nowhere else: that a name disappears (metadata) while its file is open 
 that is being written are those of its local file.
 """
 
+import contextlib
 import itertools
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from tieredfs.cache.local import LocalFile
 from tieredfs.errors import (
-    ConflictError,
     InvalidRequestError,
     NotFoundError,
     NotSupportedError,
     ReadOnlyError,
+    StaleError,
     TieredError,
 )
 from tieredfs.fuse.directories import DirectoryHandles
 from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
+from tieredfs.fuse.undertaker import Undertaker
 from tieredfs.limits import NAME_BYTES_MAX
 from tieredfs.meta.metadata import Creation, Receipt, Removed
-from tieredfs.model import NOBODY, AttributeChange, Attributes, Durability, FileKind, InodeId
+from tieredfs.model import AttributeChange, Attributes, Durability, FileKind, InodeId
 from tieredfs.volume import SsdTier, Volume
 
-_RENAME_RACES_MAX: Final = 10
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
 _ACL_XATTR_PREFIX: Final = b"system.posix_acl_"
@@ -49,11 +50,24 @@ class _Handle:
     writer: bool
 
 
+@contextlib.contextmanager
+def _stale_when_deleted(inode: InodeId) -> Iterator[None]:
+    """A request names an inode that the kernel looked up a moment ago. If it is deleted by now, ESTALE makes the kernel
+    look the name up again, so a program that opens a file while it is being replaced gets the old one or the new one."""
+    try:
+        yield
+    except NotFoundError:
+        raise StaleError(f"inode {inode} was deleted") from None
+
+
 class VolumeOperations:
     """`tieredfs.fuse.operations.Operations` over one volume and its tier."""
 
-    def __init__(self, volume: Volume, ssd: SsdTier, mount: int, *, read_only: bool = False) -> None:
-        """`mount`: the identity of the mount, the same for every daemon that serves it."""
+    def __init__(
+        self, volume: Volume, ssd: SsdTier, mount: int, *, read_only: bool = False, told_when_forgotten: bool = False
+    ) -> None:
+        """`mount`: the identity of the mount, the same for every daemon that serves it. `told_when_forgotten`: the driver
+        calls `forget`."""
         self._volume = volume
         self._metadata = volume.metadata
         self._tier = ssd.tier
@@ -61,6 +75,8 @@ class VolumeOperations:
         self._files = volume.host.files
         self._mount = mount
         self._read_only = read_only
+        self._told_when_forgotten = told_when_forgotten
+        self._undertaker = Undertaker(volume.metadata, ssd.tier, volume.session)
         self._handles: dict[int, _Handle] = {}
         self._numbers = itertools.count(1)
         self._directories = DirectoryHandles(volume.metadata)
@@ -115,9 +131,7 @@ class VolumeOperations:
         self._check_writable()
         if self._carried_out(caller):
             return
-        target = self._metadata.lookup(parent, name)
-        holder = self._volume.session if self._tier.is_open(target.inode) else NOBODY
-        self._bury(self._metadata.unlink(parent, name, holder, self._receipt(caller)))
+        self._bury(self._metadata.unlink(parent, name, self._volume.session, self._receipt(caller)))
 
     def remove_directory(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         self._check_writable()
@@ -132,40 +146,31 @@ class VolumeOperations:
             raise InvalidRequestError(f"rename with flags {flags:#x}")
         if self._carried_out(caller):
             return
-        for _ in range(_RENAME_RACES_MAX):
-            target = self._present(new_parent, new_name)
-            held = target is not None and self._tier.is_open(target.inode)
-            try:
-                removed = self._metadata.rename(
-                    parent,
-                    name,
-                    new_parent,
-                    new_name,
-                    replace=not flags & _NOREPLACE,
-                    exchange=bool(flags & _EXCHANGE),
-                    holder=self._volume.session if held else NOBODY,
-                    expected_target=target.inode if target else None,
-                    receipt=self._receipt(caller),
-                )
-            except ConflictError:
-                continue
-            if removed is not None:
-                self._bury(removed)
-            return
-        raise ConflictError(f"the target of a rename changed {_RENAME_RACES_MAX} times")
-
-    def _present(self, parent: InodeId, name: bytes) -> Attributes | None:
-        try:
-            return self._metadata.lookup(parent, name)
-        except NotFoundError:
-            return None
+        removed = self._metadata.rename(
+            parent,
+            name,
+            new_parent,
+            new_name,
+            replace=not flags & _NOREPLACE,
+            exchange=bool(flags & _EXCHANGE),
+            holder=self._volume.session,
+            receipt=self._receipt(caller),
+        )
+        if removed is not None:
+            self._bury(removed)
 
     def _bury(self, removed: Removed) -> None:
-        """A name is gone: so is the local file, unless there are more names or handles."""
-        if not removed.gone or removed.kind is not FileKind.REGULAR:
+        """A name is gone. With the last one the inode became an orphan of ours: it goes when nobody can reach it."""
+        if not removed.gone or removed.kind is FileKind.DIRECTORY:
             return
-        if not self._tier.deleted(removed.inode):
-            self._metadata.reclaim_orphan(removed.inode, self._volume.session)
+        self._tier.mark_deleted(removed.inode)
+        if self._told_when_forgotten:
+            self._undertaker.await_forgetting(removed.inode)
+        elif not self._tier.is_open(removed.inode):
+            self._undertaker.bury((removed.inode,))
+
+    def forget(self, inodes: Sequence[InodeId]) -> None:
+        self._undertaker.forgotten(inodes)
 
     def _carried_out(self, caller: Caller) -> bool:
         """The kernel repeats a request that an earlier daemon had committed."""
@@ -181,7 +186,10 @@ class VolumeOperations:
     # ---- attributes -------------------------------------------------------------------------------------------------
 
     def attributes(self, inode: InodeId) -> Attributes:
-        return self._live(self._metadata.attributes(inode))
+        try:
+            return self._live(self._metadata.attributes(inode))
+        except NotFoundError:
+            return self._directories.removed(inode)
 
     def _live(self, attributes: Attributes) -> Attributes:
         """Size and times of a file that is being written are those of its local file."""
@@ -199,12 +207,13 @@ class VolumeOperations:
         self, inode: InodeId, change: AttributeChange, size_bytes: int | None, handle: int | None
     ) -> Attributes:
         self._check_writable()
-        if size_bytes is not None:
-            self._truncate(inode, size_bytes, handle)
-        if change != AttributeChange():
-            self._metadata.set_attributes(inode, change)
-            if change.mtime_ns is not None:
-                self._tier.set_times(inode, self._metadata.attributes(inode))
+        with _stale_when_deleted(inode):
+            if size_bytes is not None:
+                self._truncate(inode, size_bytes, handle)
+            if change != AttributeChange():
+                self._metadata.set_attributes(inode, change)
+                if change.mtime_ns is not None:
+                    self._tier.set_times(inode, self._metadata.attributes(inode))
         return self.attributes(inode)
 
     def _truncate(self, inode: InodeId, size_bytes: int, handle: int | None) -> None:
@@ -219,7 +228,8 @@ class VolumeOperations:
             self._release(_Handle(file, writer=True))
 
     def read_link(self, inode: InodeId) -> bytes:
-        return self._metadata.read_link(inode)
+        with _stale_when_deleted(inode):
+            return self._metadata.read_link(inode)
 
     def get_xattr(self, inode: InodeId, name: bytes) -> bytes:
         if name.startswith(_ACL_XATTR_PREFIX):
@@ -243,10 +253,11 @@ class VolumeOperations:
 
     def open(self, inode: InodeId, flags: int, caller: Caller) -> Opened:  # noqa: ARG002 - rights are the kernel's
         writer = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-        if not writer:
-            return self._opened(self._tier.open_read(inode), writer=False)
-        self._check_writable()
-        return self._opened(self._tier.open_write(inode, truncate=bool(flags & os.O_TRUNC)), writer=True)
+        with _stale_when_deleted(inode):
+            if not writer:
+                return self._opened(self._tier.open_read(inode), writer=False)
+            self._check_writable()
+            return self._opened(self._tier.open_write(inode, truncate=bool(flags & os.O_TRUNC)), writer=True)
 
     def reopen(self, handle: int, inode: InodeId, flags: int) -> Opened:
         writer = flags & os.O_ACCMODE != os.O_RDONLY
@@ -257,8 +268,6 @@ class VolumeOperations:
         with self._lock:
             self._handles[handle] = _Handle(file, writer)
             self._numbers = itertools.count(max(handle + 1, next(self._numbers)))
-        if self._metadata.attributes(inode).link_count == 0:
-            self._tier.deleted(inode)
         return Opened(handle, file.descriptor, file.number, file.whole, keep_cache=False)
 
     def _opened(self, file: LocalFile, *, writer: bool) -> Opened:
@@ -309,8 +318,8 @@ class VolumeOperations:
     def _release(self, handle: _Handle) -> None:
         file = handle.file
         self._tier.release(file, writer=handle.writer)
-        if file.deleted and file.handles == 0:
-            self._metadata.reclaim_orphan(file.inode, self._volume.session)
+        if file.deleted and not self._told_when_forgotten and not self._tier.is_open(file.inode):
+            self._undertaker.bury((file.inode,))
 
     def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
         self._files.allocate(self._file(handle).descriptor, mode, offset, length)
@@ -362,6 +371,7 @@ class VolumeOperations:
 
     def close(self) -> list[TieredError]:
         """Release every handle that the kernel did not; the errors met on the way."""
+        self._undertaker.close()
         errors: list[TieredError] = []
         for handle in list(self._handles):
             try:

@@ -313,6 +313,14 @@ class Metadata:
         reclaimed = self._engine.write(lambda writer: sessions.reclaim_orphan(writer, inode, holder, now_ns))
         self._count_deleted(int(reclaimed))
 
+    def reclaim_orphans(self, wanted: Sequence[InodeId], holder: SessionId) -> None:
+        """`reclaim_orphan` of many, in one transaction."""
+        now_ns = self._clock.wall_ns()
+        reclaimed = self._engine.write(
+            lambda writer: sum(sessions.reclaim_orphan(writer, inode, holder, now_ns) for inode in wanted)
+        )
+        self._count_deleted(reclaimed)
+
     def orphans(self) -> list[tuple[SessionId, InodeId]]:
         return self._engine.read(sessions.orphans)
 

@@ -573,6 +573,9 @@ class LoopbackOperations:
             os.close(descriptor)
 
     @_in_domain_words
+    def forget(self, inodes: Sequence[InodeId]) -> None:
+        """The host's inodes live as long as our descriptors."""
+
     def space(self) -> Space:
         status = os.statvfs(self._pin(ROOT).path)
         return Space(

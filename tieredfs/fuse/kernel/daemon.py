@@ -30,8 +30,8 @@ def serve_for_keeper(
     """Open the volume, serve the mount until it is gone, close the volume; returns the process's exit status.
 
     `open_operations` runs before anything is mounted (or, in a successor, while programs wait); a domain error or
-    OSError from it reaches whoever started the keeper, as text. `observe` is given the session before it serves; `on_ready` is called
-    when INIT is being answered, or when every handle of an earlier daemon is bound again.
+    OSError from it reaches whoever started the keeper, as text. `observe` is given the session before it serves;
+    `on_ready` is called when INIT is being answered, or when every handle of an earlier daemon is bound again.
     """
     setting = os.environ.get(ENVIRONMENT)
     if setting is None:

@@ -74,9 +74,8 @@ class NameHandlers:
             Op.GETXATTR: (self.get_xattr, wire.GETXATTR_IN.size + 2),
             Op.LISTXATTR: (self.list_xattrs, wire.GETXATTR_IN.size),
             Op.REMOVEXATTR: (self.remove_xattr, 2),
-            # Inodes keep their meaning for ever, so there is nothing to forget.
             Op.FORGET: (self.forget, 0),
-            Op.BATCH_FORGET: (self.forget, 0),
+            Op.BATCH_FORGET: (self.forget_many, wire.BATCH_FORGET_IN.size),
         }
 
     def lookup(self, request: Request) -> Reply:
@@ -89,7 +88,18 @@ class NameHandlers:
             return wire.ENTRY_OUT.pack(0, 0, timeouts.negative_s, 0, timeouts.negative_ns, 0, *([0] * 16))
         return encode_entry(attributes, self._timeouts)
 
-    def forget(self, _: Request) -> Reply:
+    def forget(self, request: Request) -> Reply:
+        """The kernel dropped the inode. How often it was looked up does not matter: numbers keep their meaning for ever."""
+        self._operations.forget((request.inode,))
+        return NO_REPLY
+
+    def forget_many(self, request: Request) -> Reply:
+        count, _ = wire.BATCH_FORGET_IN.unpack_from(request.buffer, _BODY)
+        start, size = _BODY + wire.BATCH_FORGET_IN.size, wire.FORGET_ONE.size
+        count = min(count, (request.length - start) // size)
+        whole = request.view[start : start + count * size]
+        self._operations.forget([InodeId(inode) for inode, _ in wire.FORGET_ONE.iter_unpack(whole)])
+        whole.release()
         return NO_REPLY
 
     def get_attributes(self, request: Request) -> Reply:

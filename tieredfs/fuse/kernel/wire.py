@@ -152,6 +152,8 @@ ATTR_OUT: Final = Struct("=QI4x" + _ATTRIBUTES)
 ENTRY_OUT: Final = Struct("=QQQQII" + _ATTRIBUTES)
 assert (ATTR_OUT.size, ENTRY_OUT.size) == (104, 128)
 
+BATCH_FORGET_IN: Final = Struct("=II")  # count, dummy
+FORGET_ONE: Final = Struct("=QQ")  # inode, lookups
 GETATTR_IN: Final = Struct("=I4xQ")
 # valid, fh, size, lock_owner, atime, mtime, ctime, their ns, mode, uid, gid
 SETATTR_IN: Final = Struct("=I4xQQQqqqIIII4xII4x")
