@@ -4,6 +4,7 @@ Page cache: root drops it for the whole machine; without root each file is synce
 empties the cache of clean pages of that file on ext4 and, through FUSE, only of the FUSE inode's own pages.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -140,6 +141,18 @@ def processes_naming(*words: str) -> set[int]:
         if process != os.getpid() and all(word in line for word in words):
             found.add(process)
     return found
+
+
+def processes_holding(directory: Path) -> set[int]:
+    """Processes (this one excepted) that have a file below `directory` open. Of other users: only root sees them."""
+    found = set()
+    for process, _ in _parents():
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{process}/fd/{descriptor}").startswith(f"{directory}/"):
+                        found.add(process)
+    return found - {os.getpid()}
 
 
 @dataclass(frozen=True, slots=True)

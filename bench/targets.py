@@ -112,8 +112,9 @@ class TieredTarget:
         ]
 
     def daemons(self) -> set[int]:
-        """The processes that serve this mount: their command lines name its directory."""
-        return machine.processes_naming("tieredfs", "mount", str(self.directory))
+        """The processes that serve this mount: they name its directory, or hold its metadata or SSD tier open. Asked
+        while nobody else has a file of the mount open."""
+        return machine.processes_naming("mount", str(self.directory)) | machine.processes_holding(self.directory)
 
     @contextlib.contextmanager
     def disks_away(self, *indexes: int) -> Iterator[None]:

@@ -82,7 +82,8 @@ def perform(chosen: argparse.Namespace, parent: Path, narrator: Narrator) -> Pat
 def leftovers(directory: Path, keep: bool) -> list[str]:
     """What is still there of a demo that has ended: mounts, processes, files."""
     found = [f"mount {point}" for _, point, _ in machine.mounts() if point.startswith(f"{directory}/")]
-    found += [f"process {number}" for number in machine.processes_naming(str(directory))]
+    processes = machine.processes_naming(str(directory)) | machine.processes_holding(directory)
+    found += [f"process {number}" for number in sorted(processes)]
     if directory.exists() and not keep:
         found.append(f"files in {directory}")
     return found

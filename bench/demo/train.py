@@ -4,9 +4,9 @@ An ordinary PyTorch script: it is given a directory and knows nothing of what ki
 
     python train.py --text corpus.txt --checkpoints DIR --steps 80 --save-every 20
 
-A checkpoint is saved under a temporary name, fsynced, and renamed to its final name. Rename is atomic, so whatever has a
-final name is whole: a process that dies in the middle of a save leaves a temporary file that nobody will ever load, and
-the checkpoint before it untouched. It holds everything that the next step depends on (weights, optimizer, the random
+A checkpoint is saved under a temporary name, fsynced, and renamed to its final name. Rename is atomic: what has a final
+name is whole. A process that dies in the middle of a save leaves a temporary file that nobody will ever load, and the
+checkpoint before it untouched. A checkpoint holds all that the next step depends on (weights, optimizer, the random
 state of the sampler), so that a resumed run computes the very numbers that the first one would have.
 """
 

@@ -24,7 +24,7 @@ POLL_S: Final = 0.0005
 """Saving fifty megabytes takes some fifty milliseconds: look a hundred times meanwhile."""
 THREADING: Final = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
 """The same number of threads in both runs: sums are added up in the same order, so the losses are equal to the bit.
-Passive, because a thread that spins at a barrier takes the core that the other one waits for when the machine is busy."""
+Passive, because a thread that spins at a barrier takes the core that its partner waits for on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
