@@ -105,6 +105,16 @@ def drop_page_cache(files: Iterable[Path], names_too: bool = False) -> None:
             os.close(descriptor)
 
 
+def held_bytes(directory: Path) -> int:
+    """Bytes allocated below `directory` (sparse and punched files count what they hold)."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
+
+
 # ---- processes ---------------------------------------------------------------------------------------------------
 
 

@@ -201,10 +201,10 @@ def show(
         f"File of {chosen.size >> 20} MiB, {chosen.repeat} round(s), alternating; 'plain' is {found['file system']}",
         rows,
     )
-    missed = failures(rows)
-    for each in missed:
-        wanted = f"{each.target.bound.value} {each.target.ratio:g}"
-        print(f"missed: {each.target.subject} / {each.target.reference}: {each.median:.2f}, wanted {wanted}")
+    for row in rows:
+        for each in failures([row]):
+            wanted = f"{each.target.bound.value} {each.target.ratio:g}"
+            print(f"missed: {row.title}: {each.median:.2f} of {each.target.reference}, wanted {wanted}")
     where = os.path.relpath(RESULTS / chosen.name)
     print(f"written: {where}.json{f' and {where}.png' if drawn else ''}")
 

@@ -196,11 +196,14 @@ def rebuild(stage: Stage, tiered: DemoVolume, lost: list[Path], newest: Path, fi
 
 
 def forget(stage: Stage, tiered: DemoVolume, path: Path) -> None:
-    """Nothing of `path` stays on the SSD tier or in the page cache."""
-    tiered.evict(path)
-    machine.drop_page_cache([])
-    dropped = "SSD and page cache" if machine.can_drop_caches() else "SSD (dropping the page cache too needs root)"
-    stage.narrator.say(f"tieredfs evict {path.name}: off the {dropped}")
+    """Nothing of the volume's files stays on the SSD tier, nor `path` in the page cache."""
+    tiered.evict(tiered.root)
+    machine.drop_page_cache([path])
+    held = machine.held_bytes(tiered.directory / "cache")
+    dropped = "and page cache dropped" if machine.can_drop_caches() else "(dropping all page cache needs root)"
+    stage.narrator.say(f"tieredfs evict {tiered.root.name}; {dropped}")
+    whole = path.stat().st_size
+    stage.narrator.check(f"the SSD tier is empty: {held / 1e6:.1f} MB of left", held < whole // 4)
 
 
 def compare_speed(stage: Stage) -> None:

@@ -82,6 +82,6 @@ def disk_id(listing: Any, path: Path) -> int:
     """The id of the disk at `path`, in the answer of `disk list --json` (a list, or an object that holds it)."""
     disks = listing["disks"] if isinstance(listing, dict) else listing
     for disk in disks:
-        if disk["url"] == f"disk://{path}":
+        if "/" + disk["url"].removeprefix("disk://").lstrip("/") == str(path):
             return int(disk["disk"] if "disk" in disk else disk["id"])
     raise LookupError(f"no disk at {path} in {disks}")
