@@ -203,7 +203,7 @@ def forget(stage: Stage, tiered: DemoVolume, path: Path) -> None:
     dropped = "and page cache dropped" if machine.can_drop_caches() else "(dropping all page cache needs root)"
     stage.narrator.say(f"tieredfs evict {tiered.root.name}; {dropped}")
     whole = path.stat().st_size
-    stage.narrator.check(f"the SSD tier is empty: {held / 1e6:.1f} MB of left", held < whole // 4)
+    stage.narrator.check(f"the SSD tier is empty: {held / 1e6:.1f} MB left", held < whole // 4)
 
 
 def compare_speed(stage: Stage) -> None:
