@@ -4,6 +4,7 @@ Page cache: root drops it for the whole machine; without root each file is synce
 empties the cache of clean pages of that file on ext4 and, through FUSE, only of the FUSE inode's own pages.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -104,6 +105,16 @@ def drop_page_cache(files: Iterable[Path], names_too: bool = False) -> None:
             os.close(descriptor)
 
 
+def held_bytes(directory: Path) -> int:
+    """Bytes allocated below `directory` (sparse and punched files count what they hold)."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
+
+
 # ---- processes ---------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +151,18 @@ def processes_naming(*words: str) -> set[int]:
         if process != os.getpid() and all(word in line for word in words):
             found.add(process)
     return found
+
+
+def processes_holding(directory: Path) -> set[int]:
+    """Processes (this one excepted) that have a file below `directory` open. Of other users: only root sees them."""
+    found = set()
+    for process, _ in _parents():
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{process}/fd/{descriptor}").startswith(f"{directory}/"):
+                        found.add(process)
+    return found - {os.getpid()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import functools
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from bench.juicefs import JuiceTarget
 from bench.report import Row, document, failures, print_table, write_json
 from bench.rows import GROUPS, KEYS, OURS, RIVAL, Bench, RowError
 from bench.targets import MountedTarget, PlainTarget, TieredTarget, UnavailableTargetError
+from bench.workspace import workspace
 
 RESULTS: Final = Path(__file__).parent / "results"
 UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -81,24 +81,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-@contextlib.contextmanager
-def workspace(parent: Path) -> Iterator[tuple[Path, contextlib.ExitStack]]:
-    """A temporary directory and a stack of what must be stopped first. SIGTERM ends a run as Ctrl-C does; once the
-    clean-up has begun a second Ctrl-C waits for it, because an abandoned mount is worse than a moment of patience."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    directory = Path(tempfile.mkdtemp(prefix="tieredfs-bench-", dir=parent)).resolve()
-    stack = contextlib.ExitStack()
-    try:
-        yield directory, stack
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stack.close()
-        shutil.rmtree(directory, ignore_errors=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def started(candidates: Sequence[MountedTarget], stack: contextlib.ExitStack) -> Iterator[MountedTarget]:
     for target in candidates:
         stack.callback(target.stop)
@@ -140,7 +122,7 @@ def explain(error: Exception) -> str:
 def run(chosen: argparse.Namespace) -> tuple[list[Row], list[str], dict[str, str]]:
     missing: list[str] = []
     without = set(chosen.without.split(","))
-    with workspace(chosen.dir) as (directory, stack):
+    with workspace(chosen.dir, "tieredfs-bench-") as (directory, stack):
         found = machine.facts(directory)
         wide = f"{8 * chosen.size >> 20}MiB"
         candidates: list[MountedTarget] = [PlainTarget(directory, "plain")]
@@ -219,10 +201,10 @@ def show(
         f"File of {chosen.size >> 20} MiB, {chosen.repeat} round(s), alternating; 'plain' is {found['file system']}",
         rows,
     )
-    missed = failures(rows)
-    for each in missed:
-        wanted = f"{each.target.bound.value} {each.target.ratio:g}"
-        print(f"missed: {each.target.subject} / {each.target.reference}: {each.median:.2f}, wanted {wanted}")
+    for row in rows:
+        for each in failures([row]):
+            wanted = f"{each.target.bound.value} {each.target.ratio:g}"
+            print(f"missed: {row.title}: {each.median:.2f} of {each.target.reference}, wanted {wanted}")
     where = os.path.relpath(RESULTS / chosen.name)
     print(f"written: {where}.json{f' and {where}.png' if drawn else ''}")
 

@@ -64,7 +64,7 @@ class TieredTarget:
     def __init__(self, directory: Path, driver: str, code: str, cache_size: str, memory: str) -> None:
         self.directory = directory / "tieredfs"
         self.root = self.directory / "mnt"
-        self.meta = f"sqlite:///{self.directory}/volume.db"
+        self.meta = f"sqlite://{self.directory}/volume.db"
         self.driver, self.code, self.cache_size, self.memory = driver, code, cache_size, memory
 
     def start(self) -> None:
@@ -95,7 +95,7 @@ class TieredTarget:
         run_tieredfs("drain", str(path))
 
     def evict(self, path: Path) -> None:
-        """Take the file off the SSD tier; it must have been drained. Checked: a resident file would flatter us."""
+        """Take a drained file, or all below a directory, off the SSD tier."""
         run_tieredfs("evict", str(path))
 
     def info(self, path: Path) -> dict[str, object]:
@@ -112,8 +112,9 @@ class TieredTarget:
         ]
 
     def daemons(self) -> set[int]:
-        """The processes that serve this mount: their command lines name its directory."""
-        return machine.processes_naming("tieredfs", "mount", str(self.directory))
+        """The processes that serve this mount: they name its directory, or hold its metadata or SSD tier open. Asked
+        while nobody else has a file of the mount open."""
+        return machine.processes_naming("mount", str(self.directory)) | machine.processes_holding(self.directory)
 
     @contextlib.contextmanager
     def disks_away(self, *indexes: int) -> Iterator[None]:

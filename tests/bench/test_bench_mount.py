@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import machine, mount, rows, workloads
+from bench.workspace import workspace
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_workspace_stops_what_was_started_and_removes_its_files(tmp_path: Path) 
     stopped: list[str] = []
 
     def interrupted() -> None:
-        with mount.workspace(tmp_path) as (directory, stack):
+        with workspace(tmp_path, "test-") as (directory, stack):
             stack.callback(stopped.append, "target")
             (directory / "file").write_bytes(b"x")
             raise KeyboardInterrupt
