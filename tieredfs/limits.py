@@ -84,7 +84,7 @@ ATTRIBUTE_TIMEOUT_S: Final = 1.0
 ENTRY_TIMEOUT_S: Final = 1.0
 MOUNT_READY_S: Final = 30.0
 UNMOUNT_WAIT_S: Final = 30.0
-DAEMON_RESTARTS_MAX: Final = 5
+DAEMON_RESTARTS_MAX: Final = 30
 """Restarts of a crashing daemon within `DAEMON_RESTART_WINDOW_S` before its keeper gives up and unmounts."""
 DAEMON_RESTART_WINDOW_S: Final = 60.0
 MEMORY_BYTES_DEFAULT: Final = 512 * MIB
