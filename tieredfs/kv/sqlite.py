@@ -171,7 +171,7 @@ class _Connections:
         self.writer = _Transaction(_connect(path, WRITER_CACHE_KIB))
         self.writer_lock = threading.Lock()
         self.writers_stand_back = threading.Lock()
-        """Held by a checkpoint that wants the writer's lock; a thread that writes in a loop would hardly let go of it."""
+        """Held by a checkpoint that wants the writer's lock; one that writes in a loop hardly lets go of it."""
         self.idle_readers: list[_Transaction] = []
         self.checkpointing = threading.Lock()
         self.rows_at_checkpoint = 0
