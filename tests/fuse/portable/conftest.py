@@ -26,6 +26,7 @@ PORTABLE = Features(
     binary_xattrs=False,
     xattr_value_bytes_max=3500,
     seamless_replacement=False,
+    coherent_links=False,
     open_removed_directories=False,
 )
 SERVE = """
