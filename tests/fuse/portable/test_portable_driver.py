@@ -183,12 +183,23 @@ class TestDirectories:
         old = directories.find("/a/b")
         directories._remember("/stale", old, generation=directories._generation - 1)
         operations.rename(ROOT, b"a", ROOT, b"z", 0, Caller(0, 0, 1))
-        directories.forget()
+        directories.moved()
         with pytest.raises(errors.NotFoundError):
             directories.find("/a/b")
         with pytest.raises(errors.NotFoundError):
             directories.find("/stale")
         assert directories.find("/z/b") == old
+
+    def test_a_removal_forgets_that_directory_only(self, operations: CountingOperations, tmp_path: Path) -> None:
+        directories = portable._Directories(operations, StoppedClock())
+        above = directories.find("/a/b")
+        directories.find("/a/b/c")
+        operations.remove_directory(above, b"c", Caller(0, 0, 1))
+        directories.removed("/a/b/c")
+        made = operations.make_directory(above, b"c", 0o755, Caller(0, 0, 1))
+        operations.lookups.clear()
+        assert directories.find("/a/b/c") == made.inode
+        assert operations.lookups == [b"c"]
 
     def test_memory_is_bounded(self, operations: CountingOperations, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(portable, "DIRECTORIES_MAX", 2)
@@ -206,7 +217,8 @@ class TestDirectories:
                 found = directories.find("/a/b/c")
                 if found != expected:
                     wrong.append(found)
-                directories.forget()
+                directories.moved()
+                directories.removed("/a/b/c")
 
         threads = [threading.Thread(target=look) for _ in range(4)]
         for thread in threads:
