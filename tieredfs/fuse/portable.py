@@ -475,10 +475,12 @@ def serve_portable(
     Never forks. `on_ready` is called once, from a thread of libfuse, when the mount is made and requests to it wait for
     us; it must not touch the mount itself. `source` is what /proc/mounts shows. SIGTERM and SIGHUP unmount, and SIGINT
     with `foreground`, where nobody has set another handler (a Python handler runs only after the mount has ended).
-    Raises MountPointError, and NotSupportedError without /dev/fuse; libfuse says the reason on stderr.
+    Raises MountPointError, and NotSupportedError without a usable /dev/fuse; libfuse says the reason on stderr.
     """
     if not os.path.exists("/dev/fuse"):
         raise NotSupportedError("this machine has no /dev/fuse: load the kernel module `fuse`")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise NotSupportedError("/dev/fuse may not be opened by this user")
     if foreground:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     fuse.fuse_python_api = (0, 2)
