@@ -119,4 +119,3 @@ def test_the_documents_name_no_limit_that_is_not_so() -> None:
     assert f"{limits.DISKS_MAX:,} disks" in text
     assert f"at most {limits.BLOCK_BYTES_MAX // limits.MIB} MiB" in text
     assert f"at the latest {limits.DRAIN_DEADLINE_S:.0f} s after" in text
-    assert (limits.DAEMON_RESTARTS_MAX, limits.DAEMON_RESTART_WINDOW_S) == (5, 60.0), "five times in a minute"
