@@ -51,6 +51,11 @@ _GONE: Final = frozenset({errno.ENODEV, errno.EBADF, errno.ECONNABORTED})
 _AGAIN: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
 """ENOENT from a read: the request was withdrawn between queue and read."""
 _OPENING: Final = frozenset({int(Op.OPEN), int(Op.CREATE)})
+_BY_INODE: Final = frozenset(
+    int(op) for op in (Op.GETATTR, Op.SETATTR, Op.READLINK, Op.OPEN, Op.OPENDIR, Op.GETXATTR, Op.LISTXATTR, Op.SETXATTR)
+)
+"""Requests on an inode that the kernel found by a name before. When it is not found any more, the name may mean another
+one by now (a file replaced by rename): ESTALE makes the kernel look again, where ENOENT would reach the program."""
 _KNOWN_AND_ABSENT: Final[dict[Op, int]] = {
     # ENOSYS tells the kernel not to ask again and to do it itself (copy_file_range by splice, statx by GETATTR).
     Op.ACCESS: errno.ENOSYS,
@@ -295,6 +300,8 @@ class Session:
             self._surprises.add(type(error))
             _log.error("%s failed unexpectedly", _name(request.opcode), exc_info=error)
         number = errno_of(error)
+        if number == errno.ENOENT and request.opcode in _BY_INODE:
+            number = errno.ESTALE
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER_BYTES, -number, request.answer_unique)
         try:
             os.write(request.device, header)
