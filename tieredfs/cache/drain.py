@@ -320,3 +320,13 @@ def _all_or_nothing(futures: Sequence[Future[Block]], discard: Callable[[Block],
     for block in done:
         discard(block)
     raise error
+
+
+def wait_unstaged(tier: Tier, timeout_s: float) -> None:
+    """Returns when nothing is staged in the tier. Raises DeadlineError."""
+    clock = tier.part.host.clock
+    deadline_s = clock.monotonic_s() + timeout_s
+    while tier.staged_records():
+        if clock.monotonic_s() > deadline_s:
+            raise DeadlineError(f"staged data was not stored within {timeout_s:.0f} s")
+        clock.sleep(0.02)

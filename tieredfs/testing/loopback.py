@@ -573,8 +573,7 @@ class LoopbackOperations:
             os.close(descriptor)
 
     @_in_domain_words
-    def forget(self, inodes: Sequence[InodeId]) -> None:
-        """The host's inodes live as long as our descriptors."""
+    def forget(self, inodes: Sequence[InodeId]) -> None: ...
 
     def space(self) -> Space:
         status = os.statvfs(self._pin(ROOT).path)
