@@ -1,1 +1,1 @@
-"""Chunk stores: where the pieces of blocks lie. Local disk directories; nodes and buckets implement the same protocol."""
+"""Chunk stores: where the pieces of blocks lie. Local directories now; nodes and buckets by the same protocol."""

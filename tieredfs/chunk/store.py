@@ -40,18 +40,24 @@ class StoreSpace:
 
 
 class ChunkStore(Protocol):
-    """Safe from any thread. Raises UnavailableError (gone, I/O error), NoSpaceError, CorruptError, NotFoundError; nothing else."""
+    """Safe from any thread. Raises UnavailableError (gone, I/O error), NoSpaceError, CorruptError, NotFoundError.
+
+    Nothing else. Every call is bounded in time by the store itself (a local disk: by the kernel's own I/O timeouts).
+    """
 
     def put(self, info: ChunkInfo, payload: memoryview, cell_crcs: memoryview) -> None:
         """Store a chunk, durable and whole on return, absent or whole after a crash. Repeating it is harmless.
 
-        `cell_crcs`: the CRC32C of each `CELL_BYTES` of the payload, as little-endian u32, computed by the caller when the
-        bytes were still the writer's. `payload` is not kept after the call.
+        `cell_crcs`: the CRC32C of each `CELL_BYTES` of the payload, as little-endian u32, computed by the caller when
+        the bytes were still the writer's. `payload` is not kept after the call.
         """
         ...
 
     def read_into(self, name: ChunkName, offset: int, target: memoryview) -> None:
-        """Fill `target` with payload bytes from `offset`, verified. Raises NotFoundError, CorruptError, UnavailableError."""
+        """Fill `target` with payload bytes from `offset`, verified.
+
+        Raises NotFoundError, CorruptError, UnavailableError.
+        """
         ...
 
     def info(self, name: ChunkName) -> ChunkInfo:

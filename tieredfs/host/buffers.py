@@ -36,7 +36,20 @@ class BufferPool:
             view.release()
             with self._changed:
                 self._idle.append(buffer)
+                self._drop_surplus()
                 self._changed.notify()
+
+    def grow(self, count: int) -> None:
+        """Change the number of buffers that may exist; with fewer, surplus ones go as they come back."""
+        with self._changed:
+            self.count += count
+            self._drop_surplus()
+            self._changed.notify_all()
+
+    def _drop_surplus(self) -> None:
+        while self._made > self.count and self._idle:
+            self._idle.pop()
+            self._made -= 1
 
     def _take(self, timeout_s: float) -> mmap.mmap:
         with self._changed:

@@ -1,0 +1,193 @@
+"""A disk of a volume as a directory: its identity, its shape, and how it is made, recognised and emptied.
+
+    tieredfs-disk.json      which volume and which disk this is; written last by `format_disk`, so a directory has an
+                            identity only when it is complete
+    chunks/00 .. chunks/ff  chunks, by the last byte of the block's id, as <block, 16 hex digits>.<index, 2 hex digits>
+    incoming/               chunks being written; renamed into place when durable
+
+A directory that holds anything else is never taken over: data that is not ours is not ours to risk.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs.chunk.store import ChunkName
+from tieredfs.errors import ConfigurationError, CorruptError, ForeignDataError, NewerFormatError, UnavailableError
+from tieredfs.host import Files, Host
+from tieredfs.model import BlockId
+
+IDENTITY_NAME: Final = "tieredfs-disk.json"
+CHUNKS_NAME: Final = "chunks"
+INCOMING_NAME: Final = "incoming"
+FAN_OUT: Final = 256
+FORMAT_VERSION: Final = 1
+URL_PREFIX: Final = "disk://"
+
+_LEFTOVER_AGE_NS: Final = 24 * 3600 * 10**9
+_CHUNK_NAME = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{2})")
+_INCOMING_NAME = re.compile(r"[0-9a-f]{16}\.[0-9a-f]{2}\.(\d+)-[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class DiskIdentity:
+    """Which disk of which volume a directory is."""
+
+    volume_uuid: str
+    disk_uuid: str
+
+
+def path_of_url(url: str) -> str:
+    """The absolute path in `disk:///absolute/path`. Raises ConfigurationError."""
+    path = url.removeprefix(URL_PREFIX)
+    if not url.startswith(URL_PREFIX) or not path.startswith("/"):
+        raise ConfigurationError(f"{url!r} is not a disk: write disk:///absolute/path")
+    return path.rstrip("/") or "/"
+
+
+def fan_out_path(root: str, block: BlockId) -> str:
+    return f"{root}/{CHUNKS_NAME}/{block % FAN_OUT:02x}"
+
+
+def chunk_path(root: str, name: ChunkName) -> str:
+    return f"{fan_out_path(root, name.block)}/{name.block:016x}.{name.index:02x}"
+
+
+def incoming_path(root: str, name: ChunkName, process: int, token: str) -> str:
+    return f"{root}/{INCOMING_NAME}/{name.block:016x}.{name.index:02x}.{process}-{token}"
+
+
+def parse_chunk_name(fan_out: str, text: str) -> ChunkName | None:
+    """None: a file that is not a chunk of that fan-out directory."""
+    match = _CHUNK_NAME.fullmatch(text)
+    if match is None or text[14:16] != fan_out:
+        return None
+    return ChunkName(BlockId(int(match[1], 16)), int(match[2], 16))
+
+
+# ---- identity --------------------------------------------------------------------------------------------------------
+
+
+def read_identity(files: Files, root: str) -> DiskIdentity:
+    """Raises UnavailableError (no identity: not mounted, or lost), CorruptError, NewerFormatError."""
+    path = f"{root}/{IDENTITY_NAME}"
+    try:
+        raw = files.load(path)
+    except OSError as error:
+        raise UnavailableError(f"{root} is not a disk of a volume (any more): {error.strerror} for {path}") from error
+    try:
+        fields = json.loads(raw)
+        version, volume, disk = int(fields["version"]), str(fields["volume_uuid"]), str(fields["disk_uuid"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{path} is not an identity file") from error
+    if version > FORMAT_VERSION:
+        raise NewerFormatError(f"{path} is of format version {version}; this program knows {FORMAT_VERSION}")
+    return DiskIdentity(volume, disk)
+
+
+def check_identity(found: DiskIdentity, expected: DiskIdentity, root: str) -> None:
+    """Raises ForeignDataError."""
+    if found.volume_uuid != expected.volume_uuid:
+        raise ForeignDataError(f"{root} belongs to volume {found.volume_uuid}, not to {expected.volume_uuid}")
+    if found.disk_uuid != expected.disk_uuid:
+        raise ForeignDataError(f"{root} is disk {found.disk_uuid} of this volume, not {expected.disk_uuid}")
+
+
+# ---- making and unmaking ---------------------------------------------------------------------------------------------
+
+
+def format_disk(host: Host, root: str, identity: DiskIdentity) -> None:
+    """Make `root` a disk, durably. Repeating it with the same identity is harmless.
+
+    Raises ForeignDataError when something else is there, UnavailableError when it can't be written.
+    """
+    files = host.files
+    try:
+        files.make_directory(root)
+        names = set(files.list_directory(root))
+        if IDENTITY_NAME in names:
+            check_identity(read_identity(files, root), identity, root)
+        else:
+            _refuse_foreign(files, root, names)
+        for at in range(FAN_OUT):
+            files.make_directory(f"{root}/{CHUNKS_NAME}/{at:02x}")
+        files.make_directory(f"{root}/{INCOMING_NAME}")
+        files.sync_directory(f"{root}/{CHUNKS_NAME}")
+        files.sync_directory(root)
+        if IDENTITY_NAME not in names:
+            files.save(f"{root}/{IDENTITY_NAME}", _encode_identity(identity))
+    except OSError as error:
+        raise UnavailableError(f"{root} cannot be made a disk: {error}") from error
+
+
+def _refuse_foreign(files: Files, root: str, names: set[str]) -> None:
+    foreign = sorted(names - {CHUNKS_NAME, INCOMING_NAME, "lost+found"})
+    if foreign:
+        raise ForeignDataError(f"{root} is not empty: it holds {', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}")
+    for name in {CHUNKS_NAME, INCOMING_NAME} & names:
+        _refuse_files_below(files, root, name)
+
+
+def _refuse_files_below(files: Files, root: str, name: str) -> None:
+    """What an interrupted `format_disk` left may be there, but no file."""
+    for inner in files.list_directory(f"{root}/{name}"):
+        path = f"{root}/{name}/{inner}"
+        empty_directory = re.fullmatch(r"[0-9a-f]{2}", inner) and not files.list_directory(path)
+        if not empty_directory:
+            raise ForeignDataError(f"{root} holds {name}/{inner} but no {IDENTITY_NAME}: it is not ours to overwrite")
+
+
+def _encode_identity(identity: DiskIdentity) -> bytes:
+    fields = {"version": FORMAT_VERSION, "volume_uuid": identity.volume_uuid, "disk_uuid": identity.disk_uuid}
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def erase_disk(host: Host, root: str) -> None:
+    """Remove a disk's chunks, then its identity: what `destroy` and a forced `format` do. Foreign files stay.
+
+    Raises UnavailableError. An interrupted erase leaves the identity, so it can be repeated.
+    """
+    files = host.files
+    try:
+        names = set(files.list_directory(root))
+        for fan_out in files.list_directory(f"{root}/{CHUNKS_NAME}") if CHUNKS_NAME in names else ():
+            directory = f"{root}/{CHUNKS_NAME}/{fan_out}"
+            for name in files.list_directory(directory):
+                if parse_chunk_name(fan_out, name) is not None:
+                    files.unlink(f"{directory}/{name}")
+        for name in files.list_directory(f"{root}/{INCOMING_NAME}") if INCOMING_NAME in names else ():
+            if _INCOMING_NAME.fullmatch(name):
+                files.unlink(f"{root}/{INCOMING_NAME}/{name}")
+        if IDENTITY_NAME in names:
+            files.unlink(f"{root}/{IDENTITY_NAME}")
+        files.sync_directory(root)
+    except OSError as error:
+        raise UnavailableError(f"{root} cannot be erased: {error}") from error
+
+
+def remove_leftovers(host: Host, root: str) -> int:
+    """Delete what dead processes were writing; the number of files. A disk that can't be written keeps them."""
+    removed = 0
+    try:
+        for name in host.files.list_directory(f"{root}/{INCOMING_NAME}"):
+            match = _INCOMING_NAME.fullmatch(name)
+            path = f"{root}/{INCOMING_NAME}/{name}"
+            if match and (not _is_alive(host.files, match[1]) or _is_old(host, path)):
+                host.files.unlink(path)
+                removed += 1
+    except OSError:
+        return removed
+    return removed
+
+
+def _is_alive(files: Files, process: str) -> bool:
+    try:
+        files.stat_path(f"/proc/{process}")
+    except OSError:
+        return False
+    return True
+
+
+def _is_old(host: Host, path: str) -> bool:
+    return host.clock.wall_ns() - host.files.stat_path(path).st_mtime_ns > _LEFTOVER_AGE_NS
