@@ -45,11 +45,11 @@ class Engine(Protocol):
         ...
 
     def write(self, function: Callable[[Writer], T]) -> T:
-        """Run `function` and commit what it wrote, atomically; if it raises, nothing is written and the error passes through.
+        """Run `function` and commit what it wrote, atomically; if it raises, nothing is written and the error passes.
 
         `function` may run more than once. Committed means visible to everybody and safe from the death of this process;
-        it is safe from the death of the machine after the next `sync`. Raises ConflictError when `TRANSACTION_RETRIES_MAX`
-        or `LOCK_WAIT_S` is exhausted; then nothing was written.
+        it is safe from the death of the machine after the next `sync`. Raises ConflictError when
+        `TRANSACTION_RETRIES_MAX` or `LOCK_WAIT_S` is exhausted; then nothing was written.
         """
         ...
 

@@ -1,12 +1,25 @@
-"""`Metadata`: every change of the namespace, of file contents and of the block maps, each one transaction."""
+"""`Metadata`: every change of the namespace, of file contents and of the block maps, each one transaction.
 
+A facade: what a change does is in the layers (`names`, `renames`, `files`, `blocks`, `sessions`, `volumes`),
+functions over a `Reader` or `Writer`, so that several compose in one transaction. Here is only which of them make
+one, and what is taken before it begins: the time, ids, and checks that need no state.
+"""
+
+import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Final
 
+from tieredfs.errors import NotFoundError
+from tieredfs.format import keys
+from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
-from tieredfs.kv.engine import Engine
+from tieredfs.kv.engine import Engine, Writer
+from tieredfs.meta import allocation, files, inodes, names, renames, sessions, volumes
+from tieredfs.meta import blocks as block_layer
+from tieredfs.meta.allocation import IdRange
+from tieredfs.meta.changes import Creation, Receipt, Removed
 from tieredfs.model import (
-    NO_CACHE,
+    NOBODY,
     AttributeChange,
     Attributes,
     Block,
@@ -29,44 +42,14 @@ from tieredfs.model import (
     VolumeConfig,
 )
 
+__all__ = ["Creation", "Metadata", "Receipt", "Removed", "format_volume"]
 
-@dataclass(frozen=True, slots=True)
-class Creation:
-    """What a new inode is made with. `staged_in`: the cache that will hold its content (regular files that are being opened)."""
-
-    kind: FileKind
-    mode: int
-    uid: int
-    gid: int
-    device: int = 0
-    target: bytes = b""
-    staged_in: CacheId = NO_CACHE
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """Left by a transaction on behalf of a request that may be sent again: request `unique` of mount `mount` was carried out.
-
-    One receipt is kept per (mount, slot), the newest.
-    """
-
-    mount: int
-    slot: int
-    unique: int
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """What `unlink` and `rename` took a name from. `gone`: that was the last one, and the inode is deleted or an orphan."""
-
-    inode: InodeId
-    kind: FileKind
-    gone: bool
+CODE_CACHED_S: Final = 1.0
 
 
 def format_volume(engine: Engine, config: VolumeConfig, disks: Sequence[Disk]) -> None:
     """Write the volume record, the disks and the root directory. Raises VolumeExistsError."""
-    raise NotImplementedError
+    engine.write(lambda writer: volumes.format_volume(writer, config, disks))
 
 
 class Metadata:
@@ -78,58 +61,119 @@ class Metadata:
     """
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
-        raise NotImplementedError
+        self._engine = engine
+        self._clock = clock
+        self._inode_ids = IdRange(engine, Counter.INODE)
+        self._block_ids = IdRange(engine, Counter.BLOCK)
+        self._known_caches: set[CacheId] = set()
+        self._code: tuple[float, Code] | None = None
+        self._deleted_lock = threading.Lock()
+        self._deleted = 0
 
     def config(self) -> VolumeConfig:
         """Raises VolumeNotFoundError, NewerFormatError."""
-        raise NotImplementedError
+        return self._engine.read(volumes.config)
 
     def set_config(self, config: VolumeConfig) -> None:
-        """Replace the settings that may change (name, code, durability, block size): they act on what is written from now on."""
-        raise NotImplementedError
+        """Replace the settings that may change (name, code, durability, block size): they act on what is written from
+        now on.
+        """
+        self._engine.write(lambda writer: volumes.set_config(writer, config))
 
     def sync(self) -> None:
         """`Engine.sync`."""
-        raise NotImplementedError
+        self._engine.sync()
 
     # ---- names ------------------------------------------------------------------------------------------------------
 
     def lookup(self, parent: InodeId, name: bytes) -> Attributes:
         """Raises NotFoundError, NotDirectoryError."""
-        raise NotImplementedError
+        names.check_name(name)
+        return self._engine.read(lambda reader: names.lookup(reader, parent, name)).attributes()
 
     def resolve(self, path: bytes) -> Attributes:
         """Walk `path` from the root, symlinks not followed. Raises NotFoundError, NotDirectoryError."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: names.resolve(reader, path)).attributes()
 
     def list_directory(self, directory: InodeId, after: bytes, limit: int) -> list[Entry]:
         """Entries with a name greater than `after` in byte order, without `.` and `..`."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: names.listed(reader, directory, after, limit))
 
     def list_directory_plus(self, directory: InodeId, after: bytes, limit: int) -> list[tuple[Entry, Attributes]]:
         """`list_directory` with attributes, in the same snapshot."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: names.listed_with_attributes(reader, directory, after, limit))
 
     def create(self, parent: InodeId, name: bytes, creation: Creation, receipt: Receipt | None = None) -> Attributes:
         """Raises AlreadyExistsError, NotFoundError (parent removed), NotDirectoryError, NameTooLongError.
 
-        With `staged_in`, the inode starts at version 1 staged there, with a staged record; otherwise a regular file starts
-        empty and stored (version 0). A set-gid parent gives its gid, and the bit to subdirectories.
+        With `staged_in`, the inode starts at version 1 staged there, with a staged record; otherwise a regular file
+        starts empty and stored (version 0). A set-gid parent gives its gid, and the bit to subdirectories.
         """
-        raise NotImplementedError
+        names.check_name(name)
+        names.check_creation(creation)
+        if creation.staged_in:
+            self._check_cache(creation.staged_in)
+        inode = InodeId(self._inode_ids.take())
+        now_ns = self._clock.wall_ns()
+
+        def change(writer: Writer) -> Attributes:
+            record = names.create(writer, parent, name, inode, creation, now_ns=now_ns)
+            sessions.leave_receipt(writer, receipt)
+            return record.attributes()
+
+        return self._engine.write(change)
 
     def link(self, inode: InodeId, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Attributes:
         """Raises NotPermittedError for a directory, TooManyLinksError, AlreadyExistsError."""
-        raise NotImplementedError
+        names.check_name(name)
+        now_ns = self._clock.wall_ns()
 
-    def unlink(self, parent: InodeId, name: bytes, holder: SessionId, receipt: Receipt | None = None) -> Removed:
-        """Remove a name that is not a directory's (IsDirectoryError). At the last link: with a `holder` (somebody in that
-        session has it open) the inode becomes an orphan of that session; without, it is deleted and its blocks released."""
-        raise NotImplementedError
+        def change(writer: Writer) -> Attributes:
+            record = names.link(writer, inode, parent, name, now_ns)
+            sessions.leave_receipt(writer, receipt)
+            return record.attributes()
+
+        return self._engine.write(change)
+
+    def unlink(
+        self,
+        parent: InodeId,
+        name: bytes,
+        holder: SessionId,
+        receipt: Receipt | None = None,
+        *,
+        expected_target: InodeId | None = None,
+    ) -> Removed:
+        """Remove a name that is not a directory's (IsDirectoryError).
+
+        At the last link: with a `holder` (somebody in that session has it open) the inode becomes an orphan of that
+        session; without, it is deleted and its blocks released. `expected_target`: as for `rename`.
+        """
+        names.check_name(name)
+        now_ns = self._clock.wall_ns()
+
+        def change(writer: Writer) -> Removed:
+            removed = names.unlink(writer, parent, name, holder, expected_target, now_ns=now_ns)
+            sessions.leave_receipt(writer, receipt)
+            return removed
+
+        removed = self._engine.write(change)
+        self._count_deleted(int(removed.gone and not holder))
+        return removed
 
     def remove_directory(self, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Removed:
         """Raises NotDirectoryError, DirectoryNotEmptyError."""
-        raise NotImplementedError
+        names.check_name(name)
+        now_ns = self._clock.wall_ns()
+
+        def change(writer: Writer) -> Removed:
+            removed = names.remove_directory(writer, parent, name, now_ns)
+            sessions.leave_receipt(writer, receipt)
+            return removed
+
+        removed = self._engine.write(change)
+        self._count_deleted(1)
+        return removed
 
     def rename(
         self,
@@ -140,184 +184,275 @@ class Metadata:
         *,
         replace: bool = True,
         exchange: bool = False,
-        holder: SessionId = SessionId(0),
+        holder: SessionId = NOBODY,
         expected_target: InodeId | None = None,
         receipt: Receipt | None = None,
     ) -> Removed | None:
         """Atomic, across directories too; returns what the target name showed before, if another inode.
 
-        Both names of one inode: nothing happens. `expected_target`: the inode that the caller believes is being replaced and
-        for which `holder` was chosen; another one raises ConflictError, so that an open file is never deleted by a race.
-        Raises InvalidRequestError (a directory below itself), AlreadyExistsError (replace=False), DirectoryNotEmptyError,
-        IsDirectoryError, NotDirectoryError.
+        Both names of one inode: nothing happens. `expected_target`: the inode that the caller believes is being
+        replaced and for which `holder` was chosen (0: none); another one raises ConflictError, so that an open file
+        is never deleted by a race. Raises InvalidRequestError (a directory below itself), AlreadyExistsError
+        (replace=False), DirectoryNotEmptyError, IsDirectoryError, NotDirectoryError.
         """
-        raise NotImplementedError
+        names.check_name(name)
+        names.check_name(new_name)
+        asked = renames.Rename(parent, name, new_parent, new_name, replace, exchange, holder, expected_target)
+        now_ns = self._clock.wall_ns()
+
+        def change(writer: Writer) -> Removed | None:
+            removed = renames.rename(writer, asked, now_ns)
+            sessions.leave_receipt(writer, receipt)
+            return removed
+
+        removed = self._engine.write(change)
+        if removed is not None and removed.gone:
+            self._count_deleted(int(not holder or removed.kind is FileKind.DIRECTORY))
+        return removed
 
     def carried_out(self, mount: int, unique: int) -> bool:
         """Whether a receipt of request `unique` exists in any slot of `mount`."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: sessions.carried_out(reader, mount, unique))
 
     def forget_receipts(self, mount: int) -> None:
-        raise NotImplementedError
+        self._engine.write(lambda writer: sessions.forget_receipts(writer, mount))
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def attributes(self, inode: InodeId) -> Attributes:
         """Orphans too. Raises NotFoundError."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: inodes.read(reader, inode)).attributes()
 
     def set_attributes(self, inode: InodeId, change: AttributeChange) -> Attributes:
         """Sets ctime to now."""
-        raise NotImplementedError
+        now_ns = self._clock.wall_ns()
+        return self._engine.write(lambda writer: files.set_attributes(writer, inode, change, now_ns)).attributes()
 
     def read_link(self, inode: InodeId) -> bytes:
         """Raises InvalidRequestError when it is not a symlink."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: files.read_link(reader, inode))
 
     def get_xattr(self, inode: InodeId, name: bytes) -> bytes:
-        raise NotImplementedError
+        files.check_xattr_name(name)
+        return self._engine.read(lambda reader: files.get_xattr(reader, inode, name))
 
     def set_xattr(
         self, inode: InodeId, name: bytes, value: bytes, *, create: bool = False, replace: bool = False
     ) -> None:
-        raise NotImplementedError
+        files.check_xattr_name(name)
+        now_ns = self._clock.wall_ns()
+        self._engine.write(
+            lambda writer: files.set_xattr(writer, inode, name, value, create=create, replace=replace, now_ns=now_ns)
+        )
 
     def list_xattrs(self, inode: InodeId) -> list[bytes]:
-        raise NotImplementedError
+        return self._engine.read(lambda reader: files.list_xattrs(reader, inode))
 
     def remove_xattr(self, inode: InodeId, name: bytes) -> None:
-        raise NotImplementedError
+        files.check_xattr_name(name)
+        now_ns = self._clock.wall_ns()
+        self._engine.write(lambda writer: files.remove_xattr(writer, inode, name, now_ns))
 
     def begin_write(self, inode: InodeId, cache: CacheId, *, truncate: bool) -> Attributes:
-        """Mark the content as staged in `cache`, at the next version. Raises BusyError when another cache has it staged.
+        """Mark the content as staged in `cache`, at the next version.
 
-        Already staged in this cache: the version rises all the same. `truncate` sets the size to 0.
+        Raises BusyError when another cache has it staged, NotFoundError when `cache` is not registered. Already
+        staged in this cache: the version rises all the same. `truncate` sets the size to 0.
         """
-        raise NotImplementedError
+        self._check_cache(cache)
+        now_ns = self._clock.wall_ns()
+        record = self._engine.write(
+            lambda writer: files.begin_write(writer, inode, cache, truncate=truncate, now_ns=now_ns)
+        )
+        return record.attributes()
 
     def publish(self, inode: InodeId, version: int, size_bytes: int, mtime_ns: int) -> None:
-        """Size and mtime of a staged content, as of now (ctime becomes the later of itself and mtime). Silently nothing if
-        `version` is no longer the inode's or the inode is gone."""
-        raise NotImplementedError
+        """Size and mtime of a staged content, as of now (ctime becomes the later of itself and mtime). Silently
+        nothing if `version` is no longer the inode's or the inode is gone."""
+        self._engine.write(lambda writer: files.publish(writer, inode, version, size_bytes, mtime_ns))
 
     def abandon_write(self, inode: InodeId, version: int) -> None:
-        """The staged content `version` is the same as the stored one, or lost: the extents are the content again (size from
-        the stored content). Silently nothing if `version` is not the inode's."""
-        raise NotImplementedError
+        """The staged content `version` is the same as the stored one, or lost: the extents are the content again.
+
+        The size becomes that of the stored content, and stored_version `version`. Silently nothing if `version` is not
+        the inode's, or nothing is staged.
+        """
+        self._engine.write(lambda writer: files.abandon_write(writer, inode, version))
 
     def extents(self, inode: InodeId) -> list[Extent]:
         """The stored content, in order of offset."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: inodes.extents(reader, inode))
 
     def commit_stored(self, contents: Sequence[StoredContent], blocks: Sequence[Block]) -> set[InodeId]:
-        """The drain's commit: record `blocks` (removing their intents), and replace the extents of each file by the new ones.
+        """The drain's commit: record `blocks` (removing their intents), and replace each file's extents by the new
+        ones.
 
-        A file whose version is no longer `content.version`, or that is gone, is left alone; the inodes that took their
-        content are returned. With `complete`, the staged mark is cleared and stored_version is version. Blocks that no file
-        references afterwards (old ones, or new ones that nobody took) become dead.
+        A file whose version is no longer `content.version`, or that is gone, is left alone; the inodes that took
+        their content are returned. With `complete`, the staged mark is cleared and stored_version is version. Blocks
+        that no file references afterwards (old ones, or new ones that nobody took) become dead. Raises ConflictError,
+        and nothing is changed, when a new block's reservation is gone or an extent points to a block that does not
+        exist: their chunks may be deleted, and the caller must write the content again.
         """
-        raise NotImplementedError
+        now_ns = self._clock.wall_ns()
+        return self._engine.write(lambda writer: files.commit_stored(writer, contents, blocks, now_ns))
 
     def staged(self, cache: CacheId | None = None) -> list[StagedRecord]:
-        """What is on SSDs only, oldest first; of one cache or of all."""
-        raise NotImplementedError
+        """What is on SSDs only, oldest first; of one cache or of all. Contents of orphans too: they are still open."""
+        if cache is not None:
+            return self._engine.read(lambda reader: files.staged(reader, [cache]))
+        return self._engine.read(
+            lambda reader: files.staged(reader, [known.cache for known in sessions.caches(reader)])
+        )
 
-    # ---- orphans and sessions -----------------------------------------------------------------------------------------
+    # ---- orphans and sessions
+    # -----------------------------------------------------------------------------------------
 
     def reclaim_orphan(self, inode: InodeId, holder: SessionId) -> None:
-        """Delete an open-but-unlinked inode when its last handle is released. Nothing if it is no orphan of `holder`."""
-        raise NotImplementedError
+        """Delete an open-but-unlinked inode at its last release. Nothing if it is no orphan of `holder`."""
+        now_ns = self._clock.wall_ns()
+        reclaimed = self._engine.write(lambda writer: sessions.reclaim_orphan(writer, inode, holder, now_ns))
+        self._count_deleted(int(reclaimed))
 
     def orphans(self) -> list[tuple[SessionId, InodeId]]:
-        raise NotImplementedError
+        return self._engine.read(sessions.orphans)
 
     def open_session(self, host: str, process: int, purpose: str) -> Session:
-        raise NotImplementedError
+        now_ns = self._clock.wall_ns()
+        return self._engine.write(lambda writer: sessions.open_session(writer, host, process, purpose, now_ns))
 
     def heartbeat(self, session: SessionId) -> None:
         """Raises NotFoundError when the session was ended (this process was taken for dead)."""
-        raise NotImplementedError
+        now_ns = self._clock.wall_ns()
+        self._engine.write(lambda writer: sessions.heartbeat(writer, session, now_ns))
+        self._record_deleted()
 
     def end_session(self, session: SessionId) -> list[InodeId]:
         """Delete the session, its orphans (returned) and its block intents. Also how a dead one is reclaimed."""
-        raise NotImplementedError
+        now_ns = self._clock.wall_ns()
+        reclaimed = self._engine.write(lambda writer: sessions.end(writer, session, now_ns))
+        self._count_deleted(len(reclaimed))
+        self._record_deleted()
+        return reclaimed
 
     def sessions(self) -> list[Session]:
-        raise NotImplementedError
+        return self._engine.read(sessions.listed)
 
     def register_cache(self, uuid: str, host: str, path: str) -> CacheRecord:
         """The record of that uuid, made or updated."""
-        raise NotImplementedError
+        return self._engine.write(lambda writer: sessions.register_cache(writer, uuid, host, path))
 
     def caches(self) -> list[CacheRecord]:
-        raise NotImplementedError
+        return self._engine.read(sessions.caches)
 
     def forget_cache(self, cache: CacheId) -> None:
         """Raises BusyError while something is staged there."""
-        raise NotImplementedError
+        self._engine.write(lambda writer: sessions.forget_cache(writer, cache))
+        self._known_caches.discard(cache)
 
-    # ---- blocks and disks ---------------------------------------------------------------------------------------------
+    # ---- blocks and disks
+    # ---------------------------------------------------------------------------------------------
 
     def reserve_block(self, session: SessionId) -> BlockId:
-        """A new id with an intent record, so that garbage collection leaves its chunks alone while the session lives."""
-        raise NotImplementedError
+        """A new id with an intent record, so that garbage collection spares its chunks while the session lives."""
+        block = BlockId(self._block_ids.take())
+        self._engine.write(lambda writer: block_layer.reserve(writer, block, session))
+        return block
 
     def release_reservation(self, block: BlockId) -> None:
         """The block will not be committed."""
-        raise NotImplementedError
+        self._engine.write(lambda writer: writer.delete(keys.intent(block)))
 
     def reserved(self, block: BlockId) -> bool:
         """An intent of a live session exists."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: block_layer.reserved(reader, block))
 
     def block(self, block: BlockId) -> Block:
         """Raises NotFoundError."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: block_layer.read_block(reader, block))
 
     def blocks(self, wanted: Iterable[BlockId]) -> dict[BlockId, Block]:
         """Those of `wanted` that exist, in one snapshot."""
-        raise NotImplementedError
+        listed = list(wanted)
+        return self._engine.read(lambda reader: block_layer.read_blocks(reader, listed))
 
     def list_blocks(self, after: BlockId, limit: int) -> list[Block]:
         """Blocks in an order of the engine's choosing that `after` continues (0: from the start)."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: block_layer.listed(reader, after, limit))
 
     def blocks_on_disk(self, disk: DiskId, after: BlockId, limit: int) -> list[BlockId]:
         """One range scan, ascending, ids greater than `after`."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: block_layer.on_disk(reader, disk, after, limit))
 
     def block_users(self, block: BlockId) -> list[InodeId]:
         """Inodes with an extent in the block."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: block_layer.users(reader, block))
 
     def replace_chunk(self, block: BlockId, old: ChunkLocation | None, new: ChunkLocation | None) -> bool:
-        """Move, add or drop one chunk's location; False (and nothing) when `old` is not what the record says, or the block is gone."""
-        raise NotImplementedError
+        """Move, add or drop one chunk's location; False (and nothing) when `old` is not what the record says, or the
+        block is gone.
+        """
+        return self._engine.write(lambda writer: block_layer.replace_chunk(writer, block, old, new))
 
     def dead_blocks(self, before_ns: int, limit: int) -> list[Block]:
         """Blocks without a reference since before that time."""
-        raise NotImplementedError
+        return self._engine.read(lambda reader: block_layer.dead(reader, before_ns, limit))
 
     def forget_blocks(self, blocks: Sequence[BlockId]) -> None:
         """Delete the records of dead blocks whose chunks are deleted."""
-        raise NotImplementedError
+        self._engine.write(lambda writer: block_layer.forget(writer, blocks))
 
     def disks(self) -> list[Disk]:
-        raise NotImplementedError
+        return self._engine.read(volumes.disks)
 
     def add_disk(self, uuid: str, url: str, domain: str) -> Disk:
         """Raises AlreadyExistsError for a known uuid or url."""
-        raise NotImplementedError
+        return self._engine.write(lambda writer: volumes.add_disk(writer, uuid, url, domain))
 
     def set_disk_state(self, disk: DiskId, state: DiskState) -> Disk:
-        raise NotImplementedError
+        return self._engine.write(lambda writer: volumes.set_disk_state(writer, disk, state))
 
-    # ---- totals -------------------------------------------------------------------------------------------------------
+    # ---- totals
+    # -------------------------------------------------------------------------------------------------------
 
     def count_inodes(self) -> int:
         """Estimate allowed; cheap."""
-        raise NotImplementedError
+        handed_out, deleted = self._engine.read(
+            lambda reader: (
+                allocation.value(reader, Counter.INODE) - 1,
+                allocation.value(reader, Counter.INODES_DELETED),
+            )
+        )
+        return max(1, handed_out - self._inode_ids.unused() - deleted - self._deleted)
 
     def code(self) -> Code:
         """`config().code`, cached for a second."""
-        raise NotImplementedError
+        now_s = self._clock.monotonic_s()
+        cached = self._code
+        if cached is None or now_s - cached[0] >= CODE_CACHED_S:
+            cached = self._code = (now_s, self.config().code)
+        return cached[1]
+
+    # ---- what is kept in memory ---------------------------------------------------------------------------------
+
+    def _check_cache(self, cache: CacheId) -> None:
+        """Raises NotFoundError unless `cache` is registered: `staged` could not find what is staged in another.
+
+        Asked of the store once per cache; forgetting a cache that somebody writes through is its owner's mistake.
+        """
+        if cache in self._known_caches:
+            return
+        if self._engine.read(lambda reader: reader.get(keys.cache(cache))) is None:
+            raise NotFoundError(f"no cache {cache} is registered")
+        self._known_caches.add(cache)
+
+    def _count_deleted(self, count: int) -> None:
+        if count:
+            with self._deleted_lock:
+                self._deleted += count
+
+    def _record_deleted(self) -> None:
+        """Write down how many inodes this process deleted; what a killed one did not is the estimate's error."""
+        with self._deleted_lock:
+            count, self._deleted = self._deleted, 0
+        if count:
+            self._engine.write(lambda writer: allocation.take(writer, Counter.INODES_DELETED, count))

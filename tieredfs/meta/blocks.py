@@ -1,0 +1,175 @@
+"""The block layer: block records, who uses a block, where its chunks are, and how blocks die.
+
+Invariants, each kept inside one transaction:
+
+- `BLOCK_USER (block, inode)` exists exactly while the inode has an extent in the block.
+- A block record without a user has a `DEAD_BLOCK` record with the time at which it lost the last one, and no other has.
+- `BLOCK_ON_DISK (disk, block)` exists exactly while the block record has a chunk on that disk; under `ALL_DISKS`,
+  always.
+- An id that is reserved and not committed has an `INTENT`; with the record comes the end of the intent.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from tieredfs.errors import ConflictError, NotFoundError
+from tieredfs.format import keys, records
+from tieredfs.kv.engine import Reader, Writer
+from tieredfs.model import Block, BlockId, ChunkLocation, DiskId, InodeId, SessionId
+
+
+def read_block(reader: Reader, block: BlockId) -> Block:
+    """Raises NotFoundError."""
+    value = reader.get(keys.block(block))
+    if value is None:
+        raise NotFoundError(f"no block {block}")
+    return records.decode_block(block, value)
+
+
+def read_blocks(reader: Reader, wanted: Iterable[BlockId]) -> dict[BlockId, Block]:
+    """Those that exist, in the order of `wanted`."""
+    distinct = list(dict.fromkeys(wanted))
+    values = reader.get_many([keys.block(block) for block in distinct])
+    return {
+        block: records.decode_block(block, value)
+        for block, value in zip(distinct, values, strict=True)
+        if value is not None
+    }
+
+
+def record_block(writer: Writer, block: Block) -> None:
+    """Add a block that was reserved and written; its users are added by `change_users`.
+
+    Raises ConflictError when the reservation is gone: its session was taken for dead, and garbage collection may have
+    deleted the chunks, so nothing may come to depend on them.
+    """
+    intent = keys.intent(block.block)
+    if writer.get(intent) is None:
+        raise ConflictError(f"block {block.block} is not reserved (any more); its chunks may be gone")
+    writer.delete(intent)
+    writer.put(keys.block(block.block), records.encode_block(block))
+    writer.put(keys.block_on_disk(keys.ALL_DISKS, block.block), records.EMPTY)
+    for chunk in block.chunks:
+        writer.put(keys.block_on_disk(chunk.disk, block.block), records.EMPTY)
+
+
+# ---- users and death -------------------------------------------------------------------------------------------------
+
+
+def change_users(writer: Writer, inode: InodeId, before: set[BlockId], after: set[BlockId]) -> None:
+    """The inode's extents were in the blocks `before` and are now in `after`. Call `bury` when all are changed."""
+    for block in before - after:
+        writer.delete(keys.block_user(block, inode))
+    for block in after - before:
+        writer.put(keys.block_user(block, inode), records.EMPTY)
+
+
+def bury(writer: Writer, suspects: Iterable[BlockId], now_ns: int) -> None:
+    """Mark those of `suspects` dead that have no user."""
+    for block in suspects:
+        users = keys.block_users(block)
+        if next(writer.scan(users, keys.end_of(users), limit=1), None) is None:
+            writer.put(keys.dead_block(block), records.encode_number(now_ns))
+
+
+def revive(writer: Writer, blocks: Iterable[BlockId]) -> None:
+    """Blocks that get a user again are not dead. Raises ConflictError for one whose record is already forgotten."""
+    for block in blocks:
+        if writer.get(keys.block(block)) is None:
+            raise ConflictError(f"an extent points to block {block}, which does not exist (any more)")
+        if writer.get(keys.dead_block(block)) is not None:
+            writer.delete(keys.dead_block(block))
+
+
+def users(reader: Reader, block: BlockId) -> list[InodeId]:
+    prefix = keys.block_users(block)
+    return [InodeId(keys.last_u64(key)) for key, _ in reader.scan(prefix, keys.end_of(prefix))]
+
+
+def dead(reader: Reader, before_ns: int, limit: int) -> list[Block]:
+    """Blocks dead since before `before_ns`. Scans every dead block: there are as many as one grace period makes."""
+    prefix = keys.DEAD_BLOCKS_PREFIX
+    found: list[BlockId] = []
+    for key, value in reader.scan(prefix, keys.end_of(prefix)):
+        if len(found) == limit:
+            break
+        if records.decode_number(value) < before_ns:
+            found.append(BlockId(keys.last_u64(key)))
+    return list(read_blocks(reader, found).values())
+
+
+def forget(writer: Writer, blocks: Sequence[BlockId]) -> None:
+    """Delete the records of dead blocks. One that has come alive again, or is gone, is left alone."""
+    for block in blocks:
+        if writer.get(keys.dead_block(block)) is None:
+            continue
+        record = read_block(writer, block)
+        for disk in {chunk.disk for chunk in record.chunks} | {keys.ALL_DISKS}:
+            writer.delete(keys.block_on_disk(disk, block))
+        writer.delete(keys.block(block))
+        writer.delete(keys.dead_block(block))
+
+
+# ---- where blocks are ------------------------------------------------------------------------------------------------
+
+
+def on_disk(reader: Reader, disk: DiskId, after: BlockId, limit: int) -> list[BlockId]:
+    """Ascending ids greater than `after` of the blocks with a chunk on `disk`; of all blocks for `keys.ALL_DISKS`."""
+    start = keys.block_on_disk(disk, BlockId(after + 1))
+    end = keys.end_of(keys.blocks_on_disk(disk))
+    return [BlockId(keys.last_u64(key)) for key, _ in reader.scan(start, end, limit=limit)]
+
+
+def listed(reader: Reader, after: BlockId, limit: int) -> list[Block]:
+    """Blocks in the order of their ids."""
+    return list(read_blocks(reader, on_disk(reader, keys.ALL_DISKS, after, limit)).values())
+
+
+def replace_chunk(writer: Writer, block: BlockId, old: ChunkLocation | None, new: ChunkLocation | None) -> bool:
+    """Move, add or drop one chunk's location; False, and nothing, when the record does not have `old` (any more)."""
+    assert old is not None or new is not None
+    assert old is None or new is None or old.index == new.index
+    value = writer.get(keys.block(block))
+    if value is None:
+        return False
+    record = records.decode_block(block, value)
+    index = old.index if old is not None else new.index if new is not None else 0
+    if next((chunk for chunk in record.chunks if chunk.index == index), None) != old:
+        return False
+    assert new is None or new.index < record.code.width
+    kept = [chunk for chunk in record.chunks if chunk.index != index]
+    chunks = tuple(sorted(kept + ([new] if new is not None else []), key=lambda chunk: chunk.index))
+    changed = Block(block, record.code, record.size_bytes, record.chunk_bytes, chunks)
+    writer.put(keys.block(block), records.encode_block(changed))
+    if old is not None and all(chunk.disk != old.disk for chunk in chunks):
+        writer.delete(keys.block_on_disk(old.disk, block))
+    if new is not None:
+        writer.put(keys.block_on_disk(new.disk, block), records.EMPTY)
+    return True
+
+
+# ---- reservations ----------------------------------------------------------------------------------------------------
+
+
+def reserve(writer: Writer, block: BlockId, session: SessionId) -> None:
+    """Raises ConflictError when the session was ended: nobody would ever take the intent away."""
+    if writer.get(keys.session(session)) is None:
+        raise ConflictError(f"session {session} was ended; it can reserve no block")
+    writer.put(keys.intent(block), records.encode_number(session))
+
+
+def reserved(reader: Reader, block: BlockId) -> bool:
+    """Whether there is an intent whose session exists. A session that is late with its heartbeat counts until it is
+    ended.
+    """
+    value = reader.get(keys.intent(block))
+    return value is not None and reader.get(keys.session(SessionId(records.decode_number(value)))) is not None
+
+
+def intents_of(reader: Reader, session: SessionId) -> list[BlockId]:
+    """Scans every intent: there are as many as blocks are being written in the whole volume."""
+    prefix = keys.INTENTS_PREFIX
+    return [
+        BlockId(keys.last_u64(key))
+        for key, value in reader.scan(prefix, keys.end_of(prefix))
+        if records.decode_number(value) == session
+    ]

@@ -1,0 +1,41 @@
+"""What callers of `Metadata` hand in and get back, beside the nouns of `tieredfs.model`."""
+
+from dataclasses import dataclass
+
+from tieredfs.model import NO_CACHE, CacheId, FileKind, InodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """What a new inode is made with. `staged_in`: the cache that will hold the content of a file that is being
+    opened.
+    """
+
+    kind: FileKind
+    mode: int
+    uid: int
+    gid: int
+    device: int = 0
+    target: bytes = b""
+    staged_in: CacheId = NO_CACHE
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Left by a transaction on behalf of a request that may be sent again: request `unique` of `mount` was carried out.
+
+    One receipt is kept per (mount, slot), the newest.
+    """
+
+    mount: int
+    slot: int
+    unique: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What `unlink` and `rename` took a name from. `gone`: it was the last; the inode is deleted or an orphan."""
+
+    inode: InodeId
+    kind: FileKind
+    gone: bool

@@ -1,0 +1,221 @@
+"""The name layer: directories, entries, link counts. Functions over a transaction, so that several make one change.
+
+Invariants, each kept inside one transaction:
+
+- The link count of an inode that is no directory is the number of entries that point to it; 0 is an orphan.
+- A directory has one entry (the root none), `parent` is where that entry is, and its link count is 2 plus its
+  subdirectories.
+- Directories form a tree: `renames` refuses a move below itself.
+"""
+
+from tieredfs.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CorruptError,
+    DirectoryNotEmptyError,
+    InvalidRequestError,
+    IsDirectoryError,
+    NameTooLongError,
+    NotDirectoryError,
+    NotFoundError,
+    NotPermittedError,
+    TooManyLinksError,
+)
+from tieredfs.format import keys, records
+from tieredfs.format.records import InodeRecord
+from tieredfs.kv.engine import Reader, Writer
+from tieredfs.limits import LINK_COUNT_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_BYTES_MAX
+from tieredfs.meta import inodes
+from tieredfs.meta.changes import Creation, Removed
+from tieredfs.model import ROOT, Attributes, Entry, FileKind, InodeId, SessionId
+
+SET_GID = 0o2000
+
+
+def check_name(name: bytes) -> None:
+    """Raises NameTooLongError, InvalidRequestError."""
+    if len(name) > NAME_BYTES_MAX:
+        raise NameTooLongError(f"a name of {len(name)} bytes; {NAME_BYTES_MAX} are allowed")
+    if not name or name in {b".", b".."} or b"/" in name or b"\0" in name:
+        raise InvalidRequestError(f"{name!r} cannot be the name of an entry")
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------------
+
+
+def find_entry(reader: Reader, directory: InodeId, name: bytes) -> Entry | None:
+    value = reader.get(keys.name(directory, name))
+    return None if value is None else records.decode_entry(name, value)
+
+
+def read_entry(reader: Reader, directory: InodeId, name: bytes) -> Entry:
+    """Raises NotFoundError; NotDirectoryError when `directory` is none."""
+    entry = find_entry(reader, directory, name)
+    if entry is None:
+        inodes.read_directory(reader, directory)  # the better error, looked for only after a miss
+        raise NotFoundError(f"no entry {name!r} in directory {directory}")
+    return entry
+
+
+def target_of(reader: Reader, directory: InodeId, entry: Entry) -> InodeRecord:
+    """The inode an entry points to. Raises CorruptError when it does not exist."""
+    record = inodes.find(reader, entry.inode)
+    if record is None:
+        raise CorruptError(f"entry {entry.name!r} of directory {directory} points to inode {entry.inode}: none such")
+    return record
+
+
+def lookup(reader: Reader, parent: InodeId, name: bytes) -> InodeRecord:
+    return target_of(reader, parent, read_entry(reader, parent, name))
+
+
+def resolve(reader: Reader, path: bytes) -> InodeRecord:
+    """Empty parts and `.` are passed over, so that `/a//b/` is `/a/b`."""
+    if len(path) > PATH_BYTES_MAX:
+        raise NameTooLongError(f"a path of {len(path)} bytes; {PATH_BYTES_MAX} are allowed")
+    record = inodes.read(reader, ROOT)
+    for part in path.split(b"/"):
+        if part in {b"", b"."}:
+            continue
+        check_name(part)
+        record = lookup(reader, InodeId(record.inode), part)
+    return record
+
+
+def listed(reader: Reader, directory: InodeId, after: bytes, limit: int) -> list[Entry]:
+    inodes.read_directory(reader, directory)
+    prefix = keys.names(directory)
+    start = keys.name(directory, after + b"\0") if after else prefix
+    return [
+        records.decode_entry(keys.text_after_u64(key), value)
+        for key, value in reader.scan(start, keys.end_of(prefix), limit=limit)
+    ]
+
+
+def listed_with_attributes(
+    reader: Reader, directory: InodeId, after: bytes, limit: int
+) -> list[tuple[Entry, Attributes]]:
+    entries = listed(reader, directory, after, limit)
+    values = reader.get_many([keys.inode(entry.inode) for entry in entries])
+    found: list[tuple[Entry, Attributes]] = []
+    for entry, value in zip(entries, values, strict=True):
+        if value is None:
+            raise CorruptError(f"entry {entry.name!r} of directory {directory} points to no inode ({entry.inode})")
+        found.append((entry, records.decode_inode(entry.inode, value).attributes()))
+    return found
+
+
+def is_empty(reader: Reader, directory: InodeId) -> bool:
+    prefix = keys.names(directory)
+    return next(reader.scan(prefix, keys.end_of(prefix), limit=1), None) is None
+
+
+# ---- changing --------------------------------------------------------------------------------------------------------
+
+
+def put_entry(writer: Writer, directory: InodeId, name: bytes, inode: InodeId, kind: FileKind) -> None:
+    writer.put(keys.name(directory, name), records.encode_entry(inode, kind))
+
+
+def new_inode(inode: InodeId, parent: InodeRecord, creation: Creation, now_ns: int) -> InodeRecord:
+    """What a new inode starts as; pure."""
+    is_directory = creation.kind is FileKind.DIRECTORY
+    inherits = bool(parent.mode & SET_GID)
+    return InodeRecord(
+        inode=inode,
+        kind=creation.kind,
+        mode=(creation.mode & 0o7777) | (SET_GID if inherits and is_directory else 0),
+        uid=creation.uid,
+        gid=parent.gid if inherits else creation.gid,
+        link_count=2 if is_directory else 1,
+        size_bytes=len(creation.target),
+        atime_ns=now_ns,
+        mtime_ns=now_ns,
+        ctime_ns=now_ns,
+        device=creation.device,
+        parent=parent.inode,
+        version=1 if creation.staged_in else 0,
+        stored_version=0,
+        staged_in=creation.staged_in,
+        stored_size_bytes=0,
+        hints=0,
+    )
+
+
+def check_creation(creation: Creation) -> None:
+    """Raises NameTooLongError, InvalidRequestError for a symlink's target; the rest is the programmer's promise."""
+    assert not creation.staged_in or creation.kind is FileKind.REGULAR
+    assert not creation.target or creation.kind is FileKind.SYMLINK
+    if creation.kind is FileKind.SYMLINK and not creation.target:
+        raise InvalidRequestError("a symlink needs a target")
+    if len(creation.target) > SYMLINK_BYTES_MAX:
+        raise NameTooLongError(f"a symlink target of {len(creation.target)} bytes; {SYMLINK_BYTES_MAX} are allowed")
+
+
+def create(
+    writer: Writer, parent: InodeId, name: bytes, inode: InodeId, creation: Creation, *, now_ns: int
+) -> InodeRecord:
+    directory = inodes.read_directory(writer, parent)
+    if find_entry(writer, parent, name) is not None:
+        raise AlreadyExistsError(f"directory {parent} has an entry {name!r}")
+    record = new_inode(inode, directory, creation, now_ns)
+    is_directory = creation.kind is FileKind.DIRECTORY
+    put_entry(writer, parent, name, inode, creation.kind)
+    inodes.save(writer, record)
+    inodes.save_changed_directory(writer, directory, now_ns, subdirectories=int(is_directory))
+    if creation.target:
+        writer.put(keys.symlink(inode), records.encode_bytes(creation.target))
+    if creation.staged_in:
+        writer.put(keys.staged(creation.staged_in, inode), records.encode_staged(record.version, now_ns))
+    return record
+
+
+def link(writer: Writer, inode: InodeId, parent: InodeId, name: bytes, now_ns: int) -> InodeRecord:
+    directory = inodes.read_directory(writer, parent)
+    record = inodes.read(writer, inode)
+    if record.kind is FileKind.DIRECTORY:
+        raise NotPermittedError("a directory has one name")
+    if record.link_count == 0:
+        raise NotFoundError(f"inode {inode} has no name any more; it cannot get another")
+    if find_entry(writer, parent, name) is not None:
+        raise AlreadyExistsError(f"directory {parent} has an entry {name!r}")
+    if record.link_count >= LINK_COUNT_MAX:
+        raise TooManyLinksError(f"inode {inode} has {record.link_count} names")
+    record = record._replace(link_count=record.link_count + 1, ctime_ns=now_ns)
+    put_entry(writer, parent, name, inode, record.kind)
+    inodes.save(writer, record)
+    inodes.save_changed_directory(writer, directory, now_ns)
+    return record
+
+
+def check_expected(expected: InodeId | None, entry: Entry | None) -> None:
+    """Raises ConflictError when an entry shows another inode than the caller chose what to do for (0: none at all)."""
+    if expected is not None and expected != (entry.inode if entry else 0):
+        raise ConflictError(f"not inode {expected} but {entry.inode if entry else 'nothing'} has that name now")
+
+
+def unlink(
+    writer: Writer, parent: InodeId, name: bytes, holder: SessionId, expected: InodeId | None, *, now_ns: int
+) -> Removed:
+    directory = inodes.read_directory(writer, parent)
+    entry = read_entry(writer, parent, name)
+    check_expected(expected, entry)
+    if entry.kind is FileKind.DIRECTORY:
+        raise IsDirectoryError(f"{name!r} is a directory")
+    writer.delete(keys.name(parent, name))
+    gone = inodes.drop_link(writer, target_of(writer, parent, entry), holder, now_ns)
+    inodes.save_changed_directory(writer, directory, now_ns)
+    return Removed(entry.inode, entry.kind, gone)
+
+
+def remove_directory(writer: Writer, parent: InodeId, name: bytes, now_ns: int) -> Removed:
+    directory = inodes.read_directory(writer, parent)
+    entry = read_entry(writer, parent, name)
+    if entry.kind is not FileKind.DIRECTORY:
+        raise NotDirectoryError(f"{name!r} is not a directory")
+    if not is_empty(writer, entry.inode):
+        raise DirectoryNotEmptyError(f"directory {name!r} has entries")
+    writer.delete(keys.name(parent, name))
+    inodes.delete(writer, target_of(writer, parent, entry), now_ns)
+    inodes.save_changed_directory(writer, directory, now_ns, subdirectories=-1)
+    return Removed(entry.inode, entry.kind, gone=True)
