@@ -1,6 +1,7 @@
 """The nouns: ids, and frozen values that every part speaks of. No behaviour beyond what follows from the fields."""
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NewType
 
@@ -14,6 +15,9 @@ SessionId = NewType("SessionId", int)
 """A process that has the volume open. 0 is nobody."""
 CacheId = NewType("CacheId", int)
 """An SSD tier directory. 0 is none."""
+
+Progress = Callable[[int, int, str], None]
+"""Told by long work, from one thread at a time: done, total (an estimate; 0: unknown), and the unit of both."""
 
 ROOT: Final = InodeId(1)
 NOBODY: Final = SessionId(0)

@@ -1,1 +1,18 @@
-"""Care of what is stored: garbage collection, scrub, repair, rebuild, emptying a disk."""
+"""Care for what is stored: garbage collection, checks, repair, and the rebuilding and emptying of disks."""
+
+from tieredfs.curator.curator import Curator
+from tieredfs.curator.holdings import Holdings
+from tieredfs.curator.repairer import Repairer
+from tieredfs.curator.report import CheckReport, DataLoss, Finding, FindingKind, GarbageReport, RebuildReport
+
+__all__ = [
+    "CheckReport",
+    "Curator",
+    "DataLoss",
+    "Finding",
+    "FindingKind",
+    "GarbageReport",
+    "Holdings",
+    "RebuildReport",
+    "Repairer",
+]
