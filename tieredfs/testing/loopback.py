@@ -5,9 +5,8 @@ expects of a file that is open. Numbers of inodes are those of the directory's o
 a second process over the same directory gives them the same meaning: a hand-over between daemons can be tested too. The
 price: the number of a removed file may come back, once `REMOVED_PINS_MAX` later removals have let go of its pin.
 
-The constructor raises the process's limit of open files as far as it may, and pins half as many inodes at most; one
-whose pin was given up is found again by the name that it had.
-Everything is safe from any thread. Errors are the domain's where it has one, else the `OSError` of the system call.
+The constructor raises the limit of open files as far as it may, and pins half as many inodes at most; one whose pin was
+given up is found again by its name. Safe from any thread. Errors are the domain's, else the `OSError` of the system call.
 """
 
 import bisect
@@ -31,13 +30,10 @@ from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
 from tieredfs.host import libc
 from tieredfs.model import NO_CACHE, ROOT, AttributeChange, Attributes, Entry, FileKind, InodeId
 
-REMOVED_PINS_MAX: Final = 64
-"""Removed inodes that are still answered for, beyond those that are open: a program may stand in one."""
+REMOVED_PINS_MAX: Final = 64  # removed inodes that are still answered for, beyond those that are open
 RETIRED_MAX: Final = 256
-DESCRIPTORS_WANTED: Final = 300_000
-"""Every name of three directories of 100,000."""
-LISTING_RUN: Final = 512
-"""Items that one `read_directory` returns at most."""
+DESCRIPTORS_WANTED: Final = 300_000  # every name of three directories of 100,000
+LISTING_RUN: Final = 512  # items that one `read_directory` returns at most
 
 KIND_OF: Final = {
     stat.S_IFREG: FileKind.REGULAR,
@@ -574,7 +570,6 @@ class LoopbackOperations:
 
     @_in_domain_words
     def forget(self, inodes: Sequence[InodeId]) -> None: ...
-
     def space(self) -> Space:
         status = os.statvfs(self._pin(ROOT).path)
         return Space(
