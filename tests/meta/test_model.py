@@ -133,9 +133,12 @@ class MetadataMachine(RuleBasedStateMachine):
         pool = [node for node in self.nodes if node.alive and (not directory or node.kind is DIRECTORY)]
         return pool[number % len(pool)]
 
-    def pick_entry(self, number: int, name: bytes) -> tuple[Node, bytes]:
+    def pick_entry(self, number: int, name: bytes, *, empty_directories: bool = False) -> tuple[Node, bytes]:
         """A directory and a name in it, five in six times one that exists: most of what is asked should succeed."""
         entries = [(node, child) for node in self.nodes if node.alive for child in sorted(node.children)]
+        if empty_directories:
+            shown = [(node, child, node.children[child]) for node, child in entries]
+            entries = [(node, child) for node, child, it in shown if it.kind is DIRECTORY and not it.children]
         if number % 6 == 0 or not entries:
             return self.pick(number // 6, directory=True), name
         return entries[number % len(entries)]
@@ -204,7 +207,7 @@ class MetadataMachine(RuleBasedStateMachine):
 
     @rule(where=picks, name=names)
     def remove_directory(self, where: int, name: bytes) -> None:
-        parent, name = self.pick_entry(where, name)
+        parent, name = self.pick_entry(where, name, empty_directories=where % 3 > 0)
 
         def model() -> InodeId:
             node = parent.child(name)
