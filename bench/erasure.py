@@ -5,9 +5,9 @@
 Writes bench/results/erasure.json and erasure.png. Everything compared runs alternately in one process, after a warm-up,
 on memory that was touched before; numbers are medians. Cold reads drop the page cache first (needs root; else warm).
 
-PyEClib allocates its fragments with malloc. Nothing else being kept, the heap is given back to the kernel and touched anew
-with each call ("PyEClib encode"); while other fragments are kept, as they are for decoding, it is recycled, and the same
-call is two to three times as fast ("heap kept").
+PyEClib allocates its fragments with malloc. Nothing else being kept, the heap is given back to the kernel and touched
+anew with each call ("PyEClib encode"); while other fragments are kept, as they are for decoding, it is recycled, and
+the same call is two to three times as fast ("heap kept").
 """
 
 import argparse
@@ -388,8 +388,11 @@ def draw(measures: list[Measure]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(measures), figsize=(3 * len(measures), 4), layout="constrained")
-    for axis, measure in zip(axes, measures, strict=True):
+    columns = -(-len(measures) // 2)
+    figure, axes = pyplot.subplots(2, columns, figsize=(3.4 * columns, 7), layout="constrained")
+    for axis in axes.flat[len(measures) :]:
+        axis.remove()
+    for axis, measure in zip(axes.flat, measures, strict=False):
         names = list(measure.seconds)
         rates = [measure.gb_per_s(name) for name in names]
         errors = [[rate - measure.spread(name)[0] for name, rate in zip(names, rates, strict=True)]]
@@ -397,7 +400,7 @@ def draw(measures: list[Measure]) -> None:
         axis.bar(names, rates, yerr=errors, color=["#c2452d", "#3b6ea5", "#7f8c8d", "#b0b7bc"][: len(names)], capsize=3)
         axis.set_title(measure.title, fontsize=9, wrap=True)
         axis.set_ylabel("GB/s of content")
-        axis.tick_params(axis="x", rotation=30, labelsize=7)
+        axis.tick_params(axis="x", rotation=30, labelsize=8)
     figure.savefig(RESULTS / "erasure.png", dpi=110)
 
 
