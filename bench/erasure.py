@@ -351,6 +351,7 @@ def machine() -> dict[str, str]:
         "cpu": f"{os.cpu_count()} x {cpu}",
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
         **packages,
     }
 
@@ -419,7 +420,7 @@ def main() -> None:
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the six disks are made")
     parser.add_argument("--no-save", action="store_true", help="print only")
     options = parser.parse_args()
-    measures = [measure for k, m in CODES for measure in measure_code(k, m, options.rounds)]
+    measures = [measure for k, m in CODES for measure in measure_code(k, m, 3 * options.rounds)]
     with scratch_folder(options.folder) as folder:
         measures.extend(measure_store(folder, max(3, options.rounds // 2)))
     print_table(measures)
