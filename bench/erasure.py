@@ -407,7 +407,7 @@ def draw(measures: list[Measure]) -> None:
 
 @contextmanager
 def scratch_folder(parent: str) -> Iterator[Path]:
-    folder = tempfile.mkdtemp(prefix="tieredfs-bench-", dir=parent)
+    folder = tempfile.mkdtemp(prefix="tieredfs-erasure-", dir=parent)
     try:
         yield Path(folder)
     finally:
