@@ -96,6 +96,8 @@ class Attributes:
     version: int
     stored_version: int
     staged_in: CacheId
+    allocated_bytes: int
+    """`st_blocks` in bytes: what is not a hole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -413,7 +413,7 @@ class Tier:
             status = self.part.host.files.stat(file.descriptor)
             current = (status.st_size, status.st_mtime_ns)
             if current != file.published and (status.st_ctime_ns, status.st_size) != file.fresh_stamp:
-                self.part.metadata.publish(file.inode, file.version, *current)
+                self.part.metadata.publish(file.inode, file.version, *current, status.st_blocks * 512)
                 file.published = current
                 file.metadata_durable = False
                 crash.here("flush.published")

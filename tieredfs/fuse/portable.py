@@ -258,7 +258,7 @@ def _stat_of(attributes: Attributes) -> Any:
         st_rdev=attributes.device,
         st_size=attributes.size_bytes,
         st_blksize=4096,
-        st_blocks=-(-attributes.size_bytes // 512),
+        st_blocks=-(-attributes.allocated_bytes // 512),
         st_atime=attributes.atime_ns // 1_000_000_000,
         st_mtime=attributes.mtime_ns // 1_000_000_000,
         st_ctime=attributes.ctime_ns // 1_000_000_000,

@@ -272,10 +272,13 @@ class Metadata:
         )
         return record.attributes()
 
-    def publish(self, inode: InodeId, version: int, size_bytes: int, mtime_ns: int) -> None:
+    def publish(
+        self, inode: InodeId, version: int, size_bytes: int, mtime_ns: int, allocated_bytes: int | None = None
+    ) -> None:
         """Size and mtime of a staged content, as of now (ctime becomes the later of itself and mtime). Silently
-        nothing if `version` is no longer the inode's or the inode is gone."""
-        self._engine.write(lambda writer: files.publish(writer, inode, version, size_bytes, mtime_ns))
+        nothing if `version` is no longer the inode's or the inode is gone. `allocated_bytes` None: no holes."""
+        allocated = size_bytes if allocated_bytes is None else allocated_bytes
+        self._engine.write(lambda writer: files.publish(writer, inode, version, size_bytes, mtime_ns, allocated))
 
     def abandon_write(self, inode: InodeId, version: int) -> None:
         """The staged content `version` is the same as the stored one, or lost: the extents are the content again.

@@ -130,7 +130,7 @@ class _OpenFile:
 class _OpenDirectory:
     inode: InodeId
     listing: list[tuple[int, bytes, InodeId, FileKind]] = field(default_factory=list)
-    """Sorted by cookie. Empty in a successor of the process that opened it, until it is read again."""
+    """Sorted by cookie. Empty in a successor, until it is read again."""
 
 
 def _cookie(name: bytes) -> int:
@@ -138,6 +138,11 @@ def _cookie(name: bytes) -> int:
     if name in {b".", b".."}:
         return len(name)
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1 | 1 << 8
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 class LoopbackOperations:
@@ -247,8 +252,7 @@ class LoopbackOperations:
             if pin.opens == 0:
                 self._removed.append(inode)
             stale = self._expire()
-        for descriptor in stale:
-            os.close(descriptor)
+        _close_all(stale)
 
     def _expire(self) -> list[int]:
         """Under the lock: forget the oldest removed inodes; returns the descriptors to close."""
@@ -271,8 +275,7 @@ class LoopbackOperations:
             if pin.removed and pin.opens == 0:
                 self._removed.append(inode)
             stale = self._expire()
-        for descriptor in stale:
-            os.close(descriptor)
+        _close_all(stale)
 
     def _attributes(self, inode: InodeId, pin: _Pin, status: os.stat_result | None = None) -> Attributes:
         status = status or os.fstat(pin.descriptor)
@@ -297,6 +300,7 @@ class LoopbackOperations:
             version=0,
             stored_version=0,
             staged_in=NO_CACHE,
+            allocated_bytes=status.st_blocks * 512,
         )
 
     # ---- names ------------------------------------------------------------------------------------------------------
