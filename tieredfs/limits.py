@@ -38,9 +38,9 @@ DISK_REST_S: Final = 5.0
 """A disk that failed to answer is asked again after this long; until then others do its work."""
 CHUNK_STALL_S: Final = 30.0
 """A chunk that is not written after this long goes to another disk; the disk is not used until that write has ended."""
-SCRATCH_BYTES: Final = 8 * MIB
-"""Memory in which one degraded read decodes, window by window."""
-SCRATCH_COUNT: Final = 4
+SCRATCH_BYTES: Final = 16 * MIB
+"""Memory in which one degraded read decodes: one window, and the next one being read."""
+SCRATCH_COUNT: Final = 3
 """Degraded reads, checks and repairs that decode at one time; the others wait."""
 SCRATCH_WAIT_S: Final = 120.0
 
@@ -117,7 +117,7 @@ assert CHUNK_HEADER_BYTES % CHUNK_ALIGNMENT_BYTES == 0, "payloads start aligned,
 assert CHUNK_FIXED_HEADER_BYTES + 4 * CELLS_PER_CHUNK_MAX <= CHUNK_HEADER_BYTES, (
     "the checksum table of the largest chunk fits"
 )
-assert CODE_WIDTH_MAX * CELL_BYTES <= SCRATCH_BYTES, "a window of the widest code is a cell at least"
+assert 2 * CODE_WIDTH_MAX * CELL_BYTES <= SCRATCH_BYTES, "a window of the widest code is a cell at least"
 assert PACKED_FILE_BYTES_MAX < BLOCK_BYTES_DEFAULT
 assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
