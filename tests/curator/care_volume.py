@@ -127,9 +127,16 @@ class CareVolume:
             stores,
             self.host,
             buffer_count=3,
+<<<<<<< HEAD
             on_damage=lambda block, index: self.on_damage(block, index),  # noqa: PLW0108 - tests replace it
+=======
+            on_damage=self._tell_damage,
+>>>>>>> curator
         )
         self.curator = Curator(self.metadata, self.blocks, stores, self.session, self.host)
+
+    def _tell_damage(self, block: Block, index: int) -> None:
+        self.on_damage(block, index)
 
     def _open_store(self, disk: Disk) -> ChunkStore | None:
         try:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from tieredfs.core.care import ChunkFate, Health, health
 from tieredfs.curator.holdings import Holdings
 from tieredfs.curator.report import DataLoss, RebuildReport
 from tieredfs.curator.scrub import files_of
+from tieredfs.curator.sweep import chunks_of
 from tieredfs.errors import (
     BusyError,
     ConditionError,
@@ -128,14 +130,25 @@ def _move(holdings: Holdings, disk: DiskId, number: BlockId) -> _Moved:
         holdings.renew(block, indexes)
     except NotFoundError:
         return _Moved()
-    except DataLossError as error:
-        return _give_up(holdings, disk, block, error)
+    except (DataLossError, UnavailableError) as error:
+        return _give_up(holdings, disk, block, error) if _is_lost(holdings, block, error) else _Moved(failure=error)
     except ConditionError as error:
         return _Moved(failure=error)
     return _Moved(len(indexes), len(indexes) * block.chunk_bytes)
 
 
-def _give_up(holdings: Holdings, disk: DiskId, block: Block, error: DataLossError) -> _Moved:
+def _is_lost(holdings: Holdings, block: Block, error: TieredError) -> bool:
+    """To a reader a disk that was declared lost is one that does not answer; here it will not."""
+    if isinstance(error, DataLossError):
+        return True
+    try:
+        block, ailments = holdings.examine(block)
+    except NotFoundError:
+        return False
+    return health(block.code, ailments.values()) is Health.LOST
+
+
+def _give_up(holdings: Holdings, disk: DiskId, block: Block, error: TieredError) -> _Moved:
     """A lost block that nobody refers to is no loss: the record forgets its chunk."""
     if holdings.metadata.block_users(block.block):
         paths, count = files_of(holdings, block)
@@ -151,10 +164,25 @@ def _finished_state(holdings: Holdings, disk: Disk, tally: _Tally) -> DiskState 
         return None
     if left:
         return disk.state
+    _clear(holdings, disk.disk)
     try:
         return holdings.set_disk_state(disk.disk, DiskState.REMOVED).state
     except BusyError:
         return None
+
+
+def _clear(holdings: Holdings, number: DiskId) -> None:
+    """Best effort: delete what an interrupted move left on a disk that can still be written."""
+    working = holdings.working_disks()
+    for disk, store in holdings.disks():
+        if disk.disk != number or store is None:
+            continue
+        try:
+            for chunk in chunks_of(holdings, number, store, working):
+                if chunk.fate in {ChunkFate.STRAY, ChunkFate.UNKNOWN}:
+                    store.delete(chunk.name)
+        except UnavailableError:
+            return
 
 
 def _failure(disk: DiskId, tally: _Tally) -> TieredError:

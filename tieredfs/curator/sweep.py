@@ -49,12 +49,13 @@ def _all_chunks(holdings: Holdings, unreachable: dict[DiskId, str]) -> Iterator[
         if store is None or disk.state is DiskState.LOST or disk.disk in unreachable:
             continue
         try:
-            yield from _chunks_of(holdings, disk.disk, store, working)
+            yield from chunks_of(holdings, disk.disk, store, working)
         except UnavailableError as error:
             unreachable[disk.disk] = str(error)
 
 
-def _chunks_of(holdings: Holdings, disk: DiskId, store: ChunkStore, working: Collection[DiskId]) -> Iterator[SeenChunk]:
+def chunks_of(holdings: Holdings, disk: DiskId, store: ChunkStore, working: Collection[DiskId]) -> Iterator[SeenChunk]:
+    """Raises UnavailableError."""
     names = iter(store.names())
     while batch := list(islice(names, SWEEP_BATCH)):
         known, reserved = _look_up(holdings, {name.block for name in batch})

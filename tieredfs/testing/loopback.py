@@ -169,8 +169,7 @@ class LoopbackOperations:
             descriptors += [file.descriptor for file in self._files.values()]
             self._pins.clear()
             self._files.clear()
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _close_all(descriptors)
 
     def open_handles(self) -> tuple[int, int]:
         """How many files and directories are open, for tests that look for leaks."""
@@ -216,8 +215,7 @@ class LoopbackOperations:
             stale = self._retire()
         if pin.descriptor != descriptor:
             stale.append(descriptor)
-        for descriptor in stale:
-            os.close(descriptor)
+        _close_all(stale)
         return inode, pin, status
 
     def _retire(self) -> list[int]:
@@ -481,8 +479,6 @@ class LoopbackOperations:
     def seek(self, handle: int, offset: int, whence: int) -> int:
         return os.lseek(self._file(handle).descriptor, offset, whence)
 
-    # ---- directories ------------------------------------------------------------------------------------------------
-
     @_in_domain_words
     def open_directory(self, inode: InodeId) -> int:
         with self._lock:
@@ -584,8 +580,6 @@ class LoopbackOperations:
             block_bytes=status.f_frsize,
             name_bytes_max=status.f_namemax,
         )
-
-    # ---- extended attributes ----------------------------------------------------------------------------------------
 
     @_in_domain_words
     def get_xattr(self, inode: InodeId, name: bytes) -> bytes:
