@@ -11,17 +11,16 @@ from care_volume import BLOCK_BYTES, START_NS, CareVolume, care_volume
 
 from tieredfs.curator import FindingKind
 from tieredfs.curator import audit as audit_module
+from tieredfs.errors import NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.format.keys import Counter
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import inodes
 from tieredfs.meta.metadata import Creation
 from tieredfs.model import (
-    NO_CACHE,
     NOBODY,
     ROOT,
     BlockId,
-    CacheId,
     DiskId,
     Extent,
     FileKind,
@@ -95,10 +94,6 @@ def put(key: Callable[[Scene], bytes], value: bytes = records.EMPTY) -> Break:
         writer.put(key(scene), value)
 
     return apply
-
-
-def spare_disk(scene: Scene) -> DiskId:
-    return DiskId(next(disk for disk in range(1, 100) if all(chunk.disk != disk for chunk in scene.block.chunks)))
 
 
 MENDED: dict[str, tuple[FindingKind, Break]] = {
@@ -306,6 +301,18 @@ def test_what_nothing_else_says_is_told_and_left_as_it_is(scene: Scene, case: st
     assert scene.volume.read_file(b"file-1") == scene.volume.contents[b"file-1"], "nothing else is harmed"
 
 
+def test_while_a_name_cannot_be_read_no_count_of_names_is_believed(scene: Scene) -> None:
+    metadata = scene.volume.metadata
+    scene.volume.engine.write(lambda writer: writer.put(keys.name(ROOT, b"file-0"), b"\x01rot"))
+    scene.volume.engine.write(lambda writer: writer.put(keys.name(ROOT, b"file-1"), b"\x01rot"))
+    report = scene.volume.check(repair=True)
+    assert not report.clean
+    assert FindingKind.RECORD in {finding.kind for finding in report.findings}
+    assert metadata.attributes(scene.file).link_count == 2
+    with pytest.raises(NotFoundError):
+        metadata.lookup(ROOT, b"lost+found")
+
+
 def test_inodes_are_counted_in_windows(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "LINKS_WINDOW", 4)
     scene.volume.assert_clean()
@@ -356,7 +363,3 @@ def test_a_volume_in_use_is_clean(scene: Scene) -> None:
         stop.set()
         worker.join(60)
     scene.volume.assert_clean()
-
-
-assert CacheId(0) == NO_CACHE
-assert spare_disk

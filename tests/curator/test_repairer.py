@@ -55,6 +55,7 @@ def test_what_a_reader_meets_is_repaired(volume: CareVolume, repairer: Repairer)
     assert (repairer.counts().noted, repairer.waiting()) == (1, 1), "noted, and waiting for the start"
     repairer.start(volume.curator.holdings)
     wait_until(lambda: repairer.counts().repaired == 1)
+    assert repairer.waiting() == 0, "what the repair itself met is not noted again"
     assert path.read_bytes() == before
     volume.assert_clean()
 
