@@ -81,6 +81,7 @@ def test_a_full_queue_refuses_and_says_so(volume: CareVolume, monkeypatch: pytes
     assert repairer.waiting() == 2
 
 
+@pytest.mark.allows_warnings("block .* is damaged beyond repair")
 def test_blocks_that_are_gone_or_lost_end_there(volume: CareVolume, repairer: Repairer) -> None:
     gone, lost = volume.block_of(b"file-0"), volume.block_of(b"file-1")
     volume.remove_file(b"file-0")
