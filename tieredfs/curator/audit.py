@@ -1,9 +1,10 @@
 """The audit: every metadata record held against the records that it must agree with, in one snapshot.
 
 One snapshot, because what spans two would look broken on a volume in use; SQLite gives it for a WAL that cannot shrink
-while the audit runs: 9 us a record (400,000 records of 100,000 files in 3.7 s, with 28 MiB). Two passes: the first checks each record as the scan meets it,
-with look-ups by key, and counts the names of each inode; the second holds inodes against those counts. Inodes are counted in
-windows of `LINKS_WINDOW` ids, so memory is bounded; each further window costs one more pass.
+while the audit runs: 9 us a record (400,000 records of 100,000 files in 3.7 s, with 28 MiB). Two passes: the first
+checks each record as the scan meets it, with look-ups by key, and counts the names of each inode; the second holds
+inodes against those counts. Inodes are counted in windows of `LINKS_WINDOW` ids, so memory is bounded; each further
+window costs one more pass.
 
 Back references of blocks are looked up from the extents' side. That none is too many follows from their number alone; only
 when that is wrong does a third pass look at each.
