@@ -3,11 +3,15 @@
 Records are damaged behind the metadata's back, key by key.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from care_volume import BLOCK_BYTES, START_NS, CareVolume, care_volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tieredfs.curator import FindingKind
 from tieredfs.curator import audit as audit_module
@@ -204,6 +208,23 @@ def test_what_follows_from_other_records_is_found_and_restored(scene: Scene, cas
         expected = {key: value for key, value in before.items() if value}
         if case not in {"hint of attributes", "unused though not dead", "intent of nobody"}:
             assert after == expected, "to the bit"
+
+
+@settings(max_examples=15, deadline=None)
+@given(cases=st.lists(st.sampled_from(sorted(set(MENDED) - {"kind in an entry"})), min_size=2, max_size=4, unique=True))
+def test_several_damages_at_once_are_restored_too(cases: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="care-") as root, care_volume(Path(root)) as volume:
+        scene = Scene(volume)
+        broken = 0
+        for case in cases:
+            with contextlib.suppress(AssertionError):  # another damage was there before
+                volume.engine.write(lambda writer, case=case: MENDED[case][1](scene, writer))
+                broken += 1
+        assert broken
+        assert not volume.check().clean
+        repaired = volume.check(repair=True)
+        assert repaired.clean, repaired.findings
+        volume.assert_clean()
 
 
 def test_inodes_without_a_name_are_found_again_in_lost_and_found(scene: Scene) -> None:
