@@ -90,7 +90,7 @@ class FileSystemContract(Protocol):
     """The methods of `FileSystem`. Safe from any thread."""
 
     def stat(self, path: bytes) -> Attributes: ...
-    def list(self, path: bytes, after: bytes = b"", limit: int = 1000) -> list[tuple[Entry, Attributes]]:
+    def entries(self, path: bytes, after: bytes = b"", limit: int = 1000) -> list[tuple[Entry, Attributes]]:
         """Entries with names greater than `after`, in byte order."""
         ...
 
