@@ -26,6 +26,7 @@ from tieredfs.errors import (
 from tieredfs.fuse.directories import DirectoryHandles
 from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
 from tieredfs.fuse.undertaker import Undertaker
+from tieredfs.host import crash
 from tieredfs.limits import NAME_BYTES_MAX
 from tieredfs.meta.metadata import Creation, Receipt, Removed
 from tieredfs.model import AttributeChange, Attributes, Durability, FileKind, InodeId
@@ -99,6 +100,7 @@ class VolumeOperations:
         self._tier.room.wait_for_room()
         creation = Creation(FileKind.REGULAR, mode & 0o7777, caller.uid, caller.gid, staged_in=self._tier.cache)
         attributes = self._metadata.create(parent, name, creation, self._receipt(caller))
+        crash.here("create.committed")
         file = self._tier.create(attributes.inode, attributes.version)
         return attributes, self._opened(file, writer=True)
 
@@ -131,7 +133,9 @@ class VolumeOperations:
         self._check_writable()
         if self._carried_out(caller):
             return
-        self._bury(self._metadata.unlink(parent, name, self._volume.session, self._receipt(caller)))
+        removed = self._metadata.unlink(parent, name, self._volume.session, self._receipt(caller))
+        crash.here("unlink.committed")
+        self._bury(removed)
 
     def remove_directory(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         self._check_writable()
@@ -156,6 +160,7 @@ class VolumeOperations:
             holder=self._volume.session,
             receipt=self._receipt(caller),
         )
+        crash.here("rename.committed")
         if removed is not None:
             self._bury(removed)
 
