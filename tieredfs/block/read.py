@@ -1,18 +1,18 @@
 """Reading a block: pieces straight into the caller's memory in parallel, and decoding around what fails.
 
 Healthy, a read is one `ChunkStore.read_into` per chunk that has some of the bytes, into the target itself. Pieces that
-failed are decoded, window by window in lent scratch, from any k chunks of the same range; data chunks that this very
-read has already brought into the target are taken from there, so that a whole block with two lost data chunks of 4+2
-costs four chunks of reading, as a healthy one does. Each source that fails on the way is one more loss, and the
-decoding starts again with others until too few are left.
+failed are decoded, window by window in lent scratch (the next window is read meanwhile), from any k chunks of the same
+range; data chunks that this very read has already brought into the target are taken from there, so that a whole block
+with two lost data chunks of 4+2 costs four chunks of reading, as a healthy one does. Each source that fails on the way
+is one more loss, and the decoding starts again with others until too few are left.
 
 Safe from any thread. Decoding runs in the caller's thread, chunk reads in the executor's; those never wait for others.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Final
 
 from tieredfs.block.access import ChunkAccess, location_of
@@ -62,21 +62,27 @@ class BlockReader:
             self._read_replica(block, _split(offset, target, len(block.chunks)))
             return
         wanted = [_part(piece, target) for piece in pieces(block.chunk_bytes, offset, len(target))]
-        losses = _Losses(block, self._access.unreachable(block))
+        losses = _Losses(block, set(), self._access.unreachable(block))
         failed = self._read_parts(block, [part for part in wanted if part.index not in losses.indexes], losses)
         missing = [part for part in wanted if part.index in losses.indexes or part.index in failed]
         if missing:
-            self.decode(block, missing, [part for part in wanted if part not in missing], losses.indexes)
+            self._decode(block, missing, [part for part in wanted if part not in missing], losses)
 
-    def decode(self, block: Block, wanted: Sequence[ChunkPart], at_hand: Sequence[ChunkPart], lost: set[int]) -> None:
-        """Fill `wanted` from k chunks that are not `lost`; `at_hand` are parts that need not be read again.
+    def rebuild(self, block: Block, index: int, memory: memoryview, lost: set[int]) -> None:
+        """Fill `memory` with the payload of chunk `index`, from chunks that are neither that nor `lost`.
 
         Raises DataLossError, UnavailableError.
         """
-        losses = _Losses(block, lost)
+        losses = _Losses(block, {index, *lost}, self._access.unreachable(block))
         if block.code.kind is CodeKind.REPLICA:
-            self._read_replica(block, [ChunkPart(0, part.offset, part.memory) for part in wanted], losses)
-            return
+            self._read_replica(block, [ChunkPart(index, 0, memory)], losses)
+        else:
+            self._decode(block, [ChunkPart(index, 0, memory)], [], losses)
+
+    def _decode(
+        self, block: Block, wanted: Sequence[ChunkPart], at_hand: Sequence[ChunkPart], losses: "_Losses"
+    ) -> None:
+        """Fill `wanted` from k other chunks; `at_hand` are parts that need not be read again."""
         start, end = min(part.offset for part in wanted), max(part.end for part in wanted)
         ready = {part.index: part for part in at_hand if part.covers(start, end)}
         while True:
@@ -88,9 +94,9 @@ class BlockReader:
         """Disks that rest are asked after all when the others do not suffice."""
         present = {location.index for location in block.chunks} - wanted
         sources = choose_sources(block.code, losses.indexes, ready, present)
-        sources = sources or choose_sources(block.code, set(losses.errors), ready, present)
+        sources = sources or choose_sources(block.code, losses.certain(), ready, present)
         if sources is None:
-            raise losses.failure(present)
+            raise losses.failure()
         return sources
 
     def _decode_from(
@@ -102,15 +108,25 @@ class BlockReader:
         losses: "_Losses",
     ) -> bool:
         """False: a source failed, and is now among the losses."""
-        span = min(part.offset for part in wanted), max(part.end for part in wanted)
-        rows = len([index for index in sources if index not in ready]) + len(wanted)
+        start, end = min(part.offset for part in wanted), max(part.end for part in wanted)
+        to_read = [index for index in sources if index not in ready]
+        rows = len(to_read) + len([part for part in wanted if not part.covers(start, end)])
         with self._scratch.lend(SCRATCH_WAIT_S) as scratch:
-            for start, end in windows(*span, rows, len(scratch)):
-                lines = _Lines(scratch, end - start, rows)
-                parts = [ready.get(index) or ChunkPart(index, start, lines.take()) for index in sources]
-                if self._read_parts(block, [part for part in parts if part.index not in ready], losses):
-                    return False
-                _decode_window(block, parts, wanted, lines, (start, end))
+            halves = scratch[: len(scratch) // 2], scratch[len(scratch) // 2 :]
+            steps = [
+                _Step(window, sources, ready, _Lines(halves[at % 2], window[1] - window[0], rows))
+                for at, window in enumerate(windows(start, end, max(rows, 1), len(halves[0])))
+            ]
+            ahead = self._submit(block, steps[0].to_read, losses)
+            try:
+                for step, following in zip_longest(steps, steps[1:]):
+                    calls, ahead = ahead, self._submit(block, following.to_read if following else [], losses)
+                    _finish(calls)
+                    if not losses.errors.keys().isdisjoint(to_read):
+                        return False
+                    _decode_window(block, step, wanted)
+            finally:
+                _finish(ahead)
         return True
 
     def _read_parts(self, block: Block, parts: Sequence[ChunkPart], losses: "_Losses") -> set[int]:
@@ -118,11 +134,11 @@ class BlockReader:
         if len(parts) == 1:
             self._read_part(block, parts[0], losses)
         else:
-            calls = [self._executor.submit(self._read_part, block, part, losses) for part in parts]
-            wait(calls)  # bounded: each store bounds its calls
-            for call in calls:
-                call.result()
+            _finish(self._submit(block, parts, losses))
         return {part.index for part in parts if part.index in losses.errors}
+
+    def _submit(self, block: Block, parts: Sequence[ChunkPart], losses: "_Losses") -> "list[Future[None]]":
+        return [self._executor.submit(self._read_part, block, part, losses) for part in parts]
 
     def _read_part(self, block: Block, part: ChunkPart, losses: "_Losses") -> None:
         try:
@@ -132,8 +148,8 @@ class BlockReader:
 
     def _read_replica(self, block: Block, parts: list[ChunkPart], losses: "_Losses | None" = None) -> None:
         """Each part from a replica of its own, so that all disks work; what fails is asked of the next one."""
-        losses = losses or _Losses(block, self._access.unreachable(block))
-        present = {location.index for location in block.chunks}
+        losses = losses or _Losses(block, set(), self._access.unreachable(block))
+        present = {location.index for location in block.chunks} - losses.damaged
         order = sorted(present, key=lambda index: (index in losses.indexes, self._host.random.random()))
         well = [index for index in order if index not in losses.indexes]
         todo = [
@@ -141,13 +157,13 @@ class BlockReader:
         ]
         failed = self._read_parts(block, [part for part in todo if part.index >= 0], losses)
         for part in [part for part in todo if part.index < 0 or part.index in failed]:
-            self._read_any(block, [index for index in order if index not in losses.errors], part, losses)
+            self._read_any(block, [index for index in order if index not in losses.certain()], part, losses)
 
     def _read_any(self, block: Block, order: list[int], part: ChunkPart, losses: "_Losses") -> None:
         for index in order:
             if not self._read_parts(block, [ChunkPart(index, part.offset, part.memory)], losses):
                 return
-        raise losses.failure(set(order))
+        raise losses.failure()
 
     def check(self, block: Block) -> list[int]:
         """Indexes of chunks that can't be read whole, or whose checksum is not the record's."""
@@ -171,25 +187,45 @@ class BlockReader:
 
 
 class _Losses:
-    """Chunks that can't be used: `indexes` for any reason, `errors` because they were tried."""
+    """Chunks that can't be used: `damaged` ones, `errors` of those that were tried, and ones whose disk is away."""
 
-    def __init__(self, block: Block, indexes: set[int]) -> None:
+    def __init__(self, block: Block, damaged: set[int], unreachable: set[int]) -> None:
         self._block = block
-        self.indexes = set(indexes)
+        self._unreachable = unreachable - damaged
+        self.damaged = damaged
         self.errors: dict[int, TieredError] = {}
+
+    @property
+    def indexes(self) -> set[int]:
+        """Not to be read if it can be helped."""
+        return {*self.damaged, *self._unreachable, *self.errors}
+
+    def certain(self) -> set[int]:
+        """Not to be read at all: the disks of the others may answer if asked."""
+        return {*self.damaged, *self.errors}
 
     def add(self, index: int, error: TieredError) -> None:
         self.errors[index] = error
-        self.indexes.add(index)
 
-    def failure(self, present: set[int]) -> TieredError:
-        """DataLossError when the chunks are gone; UnavailableError when enough of them are only away."""
-        away = {index for index, error in self.errors.items() if isinstance(error, UnavailableError)}
-        readable = present - set(self.errors)
+    def failure(self) -> TieredError:
+        """DataLossError when too many chunks are gone; UnavailableError when enough of them are only away."""
         block = self._block
+        gone = {index for index, error in self.errors.items() if not isinstance(error, UnavailableError)}
+        left = {location.index for location in block.chunks} - gone - self.damaged
         text = f"block {block.block:x} ({block.code}) cannot be read: " + "; ".join(map(str, self.errors.values()))
-        gone = len(readable | (away & present)) < block.code.data_count
-        return DataLossError(text) if gone else UnavailableError(text)
+        return DataLossError(text) if len(left) < block.code.data_count else UnavailableError(text)
+
+
+class _Step:
+    """One window of a decoding: its sources, of which `to_read` are to be read into scratch first."""
+
+    def __init__(
+        self, window: tuple[int, int], sources: Sequence[int], ready: dict[int, ChunkPart], lines: "_Lines"
+    ) -> None:
+        self.start, self.end = window
+        self.lines = lines
+        self.parts = [ready.get(index) or ChunkPart(index, self.start, lines.take()) for index in sources]
+        self.to_read = [part for part in self.parts if part.index not in ready]
 
 
 class _Lines:
@@ -226,16 +262,20 @@ def _split(offset: int, target: memoryview, count: int) -> list[ChunkPart]:
     return [ChunkPart(0, start, target[start - offset : end - offset]) for start, end in pairwise(cuts)]
 
 
-def _decode_window(
-    block: Block, sources: Sequence[ChunkPart], wanted: Sequence[ChunkPart], lines: _Lines, span: tuple[int, int]
-) -> None:
+def _finish(calls: "list[Future[None]]") -> None:
+    wait(calls)  # bounded: each store bounds its calls
+    for call in calls:
+        call.result()
+
+
+def _decode_window(block: Block, step: _Step, wanted: Sequence[ChunkPart]) -> None:
     """One window of every wanted part: in place where the part covers the window, else through a line of scratch."""
-    start, end = span
-    outputs = [part.window(start, end) if part.covers(start, end) else lines.take() for part in wanted]
+    start, end = step.start, step.end
+    outputs = [part.window(start, end) if part.covers(start, end) else step.lines.take() for part in wanted]
     encoder = isal.encoder(block.code.data_count, block.code.parity_count)
     encoder.decode(
-        [part.index for part in sources],
-        [isal.address_of(part.window(start, end)) for part in sources],
+        [part.index for part in step.parts],
+        [isal.address_of(part.window(start, end)) for part in step.parts],
         [part.index for part in wanted],
         [isal.address_of(output) for output in outputs],
         end - start,

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from tieredfs.block.store import BlockStore
+from tieredfs.cache.borrow import borrow
 from tieredfs.cache.fill import Fill, Filler
 from tieredfs.cache.layout import CacheDirectory
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.room import Room
 from tieredfs.core.eviction import ResidentIndex
 from tieredfs.core.file_life import FileEvent, FileState
-from tieredfs.errors import BusyError, DeadlineError, UnavailableError
+from tieredfs.errors import BusyError, UnavailableError
 from tieredfs.host import Host, crash
 from tieredfs.limits import (
     BACKPRESSURE_WAIT_S,
@@ -378,15 +379,7 @@ class Tier:
 
     def _borrow(self, file: LocalFile, attributes: Attributes) -> None:
         """Read a content where it is staged: in the cache of another mount of this host."""
-        caches = {record.cache: record for record in self.part.metadata.caches()}
-        record = caches.get(attributes.staged_in)
-        if record is None or record.host != self.part.host.name:
-            raise UnavailableError("the file is staged on another host and is not stored yet")
-        path = f"{record.path}/content/{file.inode & 0xFF:02x}/{file.inode:016x}.{attributes.version:x}"
-        try:
-            file.descriptor = self.part.host.files.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise UnavailableError("the staged file has just moved to the store: try again") from None
+        file.descriptor = borrow(self.part.metadata, self.part.host, attributes)
         file.borrowed = True
         file.size_bytes = attributes.size_bytes
         self._set_aside(file)
@@ -420,7 +413,7 @@ class Tier:
             status = self.part.host.files.stat(file.descriptor)
             current = (status.st_size, status.st_mtime_ns)
             if current != file.published and (status.st_ctime_ns, status.st_size) != file.fresh_stamp:
-                self.part.metadata.publish(file.inode, file.version, *current)
+                self.part.metadata.publish(file.inode, file.version, *current, status.st_blocks * 512)
                 file.published = current
                 file.metadata_durable = False
                 crash.here("flush.published")
@@ -602,13 +595,3 @@ class Tier:
 
     def staged_records(self) -> list[StagedRecord]:
         return self.part.metadata.staged(self.cache)
-
-
-def wait_unstaged(tier: Tier, timeout_s: float) -> None:
-    """Returns when nothing is staged here. Raises DeadlineError."""
-    clock = tier.part.host.clock
-    deadline_s = clock.monotonic_s() + timeout_s
-    while tier.staged_records():
-        if clock.monotonic_s() > deadline_s:
-            raise DeadlineError(f"staged data was not stored within {timeout_s:.0f} s")
-        clock.sleep(0.02)

@@ -1,14 +1,17 @@
 """The portable driver: `Operations` served through fuse-python, on any kernel that has FUSE.
 
 fuse-python wraps the high-level interface of libfuse 2: it speaks of paths, and bytes pass through Python. This module
-turns paths back into inodes, and knows the bounds of what lies below it:
+turns paths back into inodes, and knows the limits of what lies below it:
 
 - *Names.* libfuse gives absolute paths as `str` (surrogateescape, so any bytes). `_Directories` remembers which inode a
-  directory's path was, for `ENTRY_TIMEOUT_S` and until any directory is renamed or removed.
+  directory's path was, for `ENTRY_TIMEOUT_S` and until it is removed or any directory is renamed.
 - *Open files that lose their name.* libfuse "hides" them: it renames them to `.fuse_hidden…` and removes that at the
   last close. Here such a rename removes the name (the inode stays open, and becomes an orphan of the session), and
-  the hidden path is only remembered, so that nothing with such a name is ever seen or left behind. Renaming over an
-  open file is therefore two steps: atomic to programs on this mount (libfuse holds both names), not across a crash.
+  the hidden name is only remembered, so that nothing with such a name is ever seen or left behind. The directory
+  cannot be removed before they are closed (ENOTEMPTY): libfuse reaches them by their path only. Renaming over an
+  open file is therefore two steps: not atomic across a crash, and where both names are links of one file, where
+  rename(2) does nothing, the source name is lost. An open that races with a replacement may be told ENOENT, because
+  libfuse has no path any more for the inode that the kernel looked up.
 - *Attributes* are not cached by the kernel: libfuse 2 gives each hard link of a file an inode of its own in the
   kernel, and a cached size of one would be wrong after a write through the other. Their page caches are two as well,
   so a file with several links starts with an empty one at each open.
@@ -20,6 +23,7 @@ turns paths back into inodes, and knows the bounds of what lies below it:
 One mount per process (libfuse 2 and fuse-python keep theirs in static variables). Callbacks come from many threads.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -36,7 +40,14 @@ from typing import Any, Final
 import fuse
 
 from tieredfs import limits
-from tieredfs.errors import AlreadyExistsError, MountPointError, NotSupportedError, TieredError
+from tieredfs.errors import (
+    AlreadyExistsError,
+    DirectoryNotEmptyError,
+    MountPointError,
+    NotFoundError,
+    NotSupportedError,
+    TieredError,
+)
 from tieredfs.fuse.errnos import errno_of
 from tieredfs.fuse.operations import Caller, Opened, Operations
 from tieredfs.host import Clock, SystemClock
@@ -153,11 +164,23 @@ class _Directories:
             if len(self._known) > DIRECTORIES_MAX:
                 self._known.popitem(last=False)
 
-    def forget(self) -> None:
-        """A directory was renamed or removed: every path below it means something else."""
+    def removed(self, path: str) -> None:
+        """Nothing was below it, so nothing else is forgotten: removing a tree would become quadratic in its depth."""
+        with self._lock:
+            self._generation += 1
+            self._known.pop(path, None)
+
+    def moved(self) -> None:
+        """A directory has another name: every path below the old and the new one means something else."""
         with self._lock:
             self._generation += 1
             self._known.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    inode: InodeId
+    parent: InodeId
 
 
 @dataclass(slots=True)
@@ -166,7 +189,8 @@ class _OpenInodes:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     counts: dict[InodeId, int] = field(default_factory=dict)
-    hidden: dict[str, InodeId] = field(default_factory=dict)
+    hidden: dict[str, _Hidden] = field(default_factory=dict)
+    """By last component, which libfuse never gives twice: the directory above may be renamed meanwhile."""
 
     def opened(self, inode: InodeId) -> None:
         with self.lock:
@@ -182,17 +206,30 @@ class _OpenInodes:
         with self.lock:
             return inode in self.counts
 
-    def hide(self, path: str, inode: InodeId) -> None:
+    def hide(self, path: str, inode: InodeId, parent: InodeId) -> None:
         with self.lock:
-            self.hidden[path] = inode
+            self.hidden[_last(path)] = _Hidden(inode, parent)
 
     def at_hidden(self, path: str) -> InodeId | None:
         with self.lock:
-            return self.hidden.get(path)
+            found = self.hidden.get(_last(path))
+        return None if found is None else found.inode
 
     def unhide(self, path: str) -> bool:
         with self.lock:
-            return self.hidden.pop(path, None) is not None
+            return self.hidden.pop(_last(path), None) is not None
+
+    def any_hidden(self) -> bool:
+        with self.lock:
+            return bool(self.hidden)
+
+    def any_hidden_in(self, directory: InodeId) -> bool:
+        with self.lock:
+            return any(hidden.parent == directory for hidden in self.hidden.values())
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _guarded(callback: Callable[..., object]) -> Callable[..., object]:
@@ -221,7 +258,7 @@ def _stat_of(attributes: Attributes) -> Any:
         st_rdev=attributes.device,
         st_size=attributes.size_bytes,
         st_blksize=4096,
-        st_blocks=-(-attributes.size_bytes // 512),
+        st_blocks=-(-attributes.allocated_bytes // 512),
         st_atime=attributes.atime_ns // 1_000_000_000,
         st_mtime=attributes.mtime_ns // 1_000_000_000,
         st_ctime=attributes.ctime_ns // 1_000_000_000,
@@ -325,18 +362,30 @@ class _Callbacks:
             self._operations.unlink(*self._place(path), self._caller())
 
     def rmdir(self, path: str) -> None:
+        self._keep_what_is_open_below(path)
         self._operations.remove_directory(*self._place(path), self._caller())
-        self._directories.forget()
+        self._directories.removed(path)
 
     def rename(self, path: str, new_path: str) -> None:
         source = self._attributes(path)
         if HIDDEN.fullmatch(new_path) and self._open.is_open(source.inode):
-            self._operations.unlink(*self._place(path), self._caller())
-            self._open.hide(new_path, source.inode)
+            parent, name = self._place(path)
+            self._operations.unlink(parent, name, self._caller())
+            self._open.hide(new_path, source.inode, parent)
             return
+        if source.kind is FileKind.DIRECTORY:
+            self._keep_what_is_open_below(new_path)
         self._operations.rename(*self._place(path), *self._place(new_path), 0, self._caller())
         if source.kind is FileKind.DIRECTORY:
-            self._directories.forget()
+            self._directories.moved()
+
+    def _keep_what_is_open_below(self, path: str) -> None:
+        """Refuse to remove a directory with removed files that are open: libfuse could not reach those any more."""
+        if not self._open.any_hidden():
+            return
+        with contextlib.suppress(NotFoundError):
+            if self._open.any_hidden_in(self._inode(path)):
+                raise DirectoryNotEmptyError(f"files that were in {path!r} are still open")
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
@@ -467,10 +516,12 @@ def serve_portable(
     Never forks. `on_ready` is called once, from a thread of libfuse, when the mount is made and requests to it wait for
     us; it must not touch the mount itself. `source` is what /proc/mounts shows. SIGTERM and SIGHUP unmount, and SIGINT
     with `foreground`, where nobody has set another handler (a Python handler runs only after the mount has ended).
-    Raises MountPointError, and NotSupportedError without /dev/fuse; libfuse says the reason on stderr.
+    Raises MountPointError, and NotSupportedError without a usable /dev/fuse; libfuse says the reason on stderr.
     """
     if not os.path.exists("/dev/fuse"):
         raise NotSupportedError("this machine has no /dev/fuse: load the kernel module `fuse`")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise NotSupportedError("/dev/fuse may not be opened by this user")
     if foreground:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     fuse.fuse_python_api = (0, 2)
