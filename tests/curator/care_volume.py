@@ -127,11 +127,7 @@ class CareVolume:
             stores,
             self.host,
             buffer_count=3,
-<<<<<<< HEAD
-            on_damage=lambda block, index: self.on_damage(block, index),  # noqa: PLW0108 - tests replace it
-=======
             on_damage=self._tell_damage,
->>>>>>> curator
         )
         self.curator = Curator(self.metadata, self.blocks, stores, self.session, self.host)
 
