@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
 from tieredfs.errors import (
     InvalidRequestError,
@@ -270,7 +271,7 @@ class VolumeOperations:
         if writer:
             file = self._tier.open_write(inode, truncate=False, resumed=True)
         else:
-            file = self._tier.open_read(inode)
+            file = self._tier.open_read(inode, fill_before=0)  # every program waits meanwhile
         with self._lock:
             self._handles[handle] = _Handle(file, writer)
             self._numbers = itertools.count(max(handle + 1, next(self._numbers)))
@@ -310,10 +311,11 @@ class VolumeOperations:
         if not file.dirty:
             self._metadata.sync()
         elif self._volume.config.durability is Durability.STORE and not file.deleted:
+            make_durable(self._tier.part, file)  # it stays staged while it is open, and recovery prefers what is staged
             self._drainer.store_now(file)
             self._metadata.sync()
         else:
-            self._tier.make_durable(file)
+            make_durable(self._tier.part, file)
 
     def release(self, handle: int) -> None:
         with self._lock:
