@@ -126,7 +126,7 @@ def let_it_drain(story: Story) -> list[Step]:
     for name, data in {"small": OLD, "other": NEW, "large": LARGE}.items():
         steps += story.create(name, data, there)
         there[name] = data
-    return steps
+    return [*steps, Step(lambda: ask_though_it_may_die(story.lab, "drain"), there)]
 
 
 def read_what_is_stored(story: Story) -> list[Step]:
@@ -139,8 +139,7 @@ def read_what_is_stored(story: Story) -> list[Step]:
 
 def evict(story: Story) -> list[Step]:
     def ask() -> None:
-        with contextlib.suppress(UnavailableError):
-            story.lab.ask("evict", paths=[story.folder.name])
+        ask_though_it_may_die(story.lab, "evict", paths=[story.folder.name])
 
     return [Step(ask, story.allowed[-1])]
 
@@ -200,6 +199,11 @@ def held_open(folder: Path) -> Iterator[None]:
     finally:
         for descriptor in (writer, reader, deleted):
             os.close(descriptor)
+
+
+def ask_though_it_may_die(lab: Lab, verb: str, **arguments: object) -> None:
+    with contextlib.suppress(UnavailableError):
+        lab.ask(verb, **arguments)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -8,16 +8,20 @@ once the SSD has been emptied, when every byte comes from the store.
 
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from tests.mount import stories, volumes
-from tests.mount.stories import OLD, Act, Story
+from tests.mount.stories import LARGE, OLD, Act, Story
 from tests.mount.volumes import CrashTokens, Lab, wait_until
-from tieredfs.host import libc
+from tieredfs.host import SystemClock, libc, local_host
+from tieredfs.volume import DiskStatus, Volume
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
 
@@ -102,9 +106,9 @@ def look_again(world: World) -> None:
     """After a clean unmount and a new mount, and once only the store has the bytes."""
     world.lab.unmount()
     world.mount()
-    world.check()
+    world.stories[-1].check()
     stories.settle(world.lab)
-    world.check()
+    world.stories[-1].check()
 
 
 @pytest.mark.parametrize(("point", "act"), CASES, ids=IDS)
@@ -135,8 +139,101 @@ def test_daemon_and_keeper_die_and_nothing_acknowledged_is_lost(world: World, po
     wait_until(lambda: not world.tokens.left(), f"daemon and keeper die at {point}")
     clear_away(world.lab)
     world.mount()
-    world.check()
+    story.check()
     look_again(world)
+
+
+@pytest.mark.parametrize("point", ["rebuild.chunk-written", "rebuild.committed"])
+def test_a_rebuild_dies_under_a_mount_and_is_run_again(world: World, point: str) -> None:
+    lab = world.lab
+    story = world.begin(Act(stories.create_a_file, stored={"old": OLD, "large": LARGE}))
+    disk = next(found.disk for found in volume_disks(lab) if found.reachable)
+    added = lab.run("disk", "add", lab.url, f"disk://{lab.root}/for-{point}")
+    assert added.returncode == 0, added.stderr
+    world.tokens.lay(point)
+    with world.tokens.armed():
+        assert lab.run("disk", "rebuild", lab.url, str(disk)).returncode == -signal.SIGKILL
+    assert not world.tokens.left(), f"the rebuild died at {point}"
+    story.check()
+    done = lab.run("disk", "rebuild", lab.url, str(disk))
+    assert done.returncode == 0, done.stderr
+    stories.settle(lab)
+    story.check()
+    story.tell(stories.create_a_file(story))
+    look_again(world)
+
+
+def test_garbage_collection_dies_and_is_run_again(world: World) -> None:
+    story = world.begin(Act(stories.unlink, stored={"old": OLD, "large": LARGE}))
+    os.unlink(story.folder / "large")
+    story.allowed = [{"old": OLD}]
+    world.lab.unmount()
+    world.tokens.lay("gc.chunks-removed")
+    with world.tokens.armed():
+        assert cleaned_later(world.lab) == -signal.SIGKILL
+    assert not world.tokens.left(), "the collection died"
+    look_after(world.lab, hours=2)
+    world.mount()
+    stories.settle(world.lab)
+    story.check()
+
+
+def test_after_all_of_it_everything_is_there(world: World) -> None:
+    """With an SSD directory that nobody has used before, so that every byte of every story comes from the store."""
+    stories.settle(world.lab)
+    world.lab.unmount()
+    world.lab.mount(cache_dir=str(world.lab.root / "fresh"))
+    world.check()
+    assert world.lab.ask("info", path=".")["staged_files"] == 0
+    world.lab.unmount()
+    look_after(world.lab)
+
+
+def volume_disks(lab: Lab) -> list[DiskStatus]:
+    with lab.open() as volume:
+        return volume.disks()
+
+
+def cleaned_later(lab: Lab) -> int:
+    """Collect garbage an hour from now, in a process of its own; its exit status."""
+    script = f"from tests.mount.test_crashes import *; collect_later({lab.url!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run([sys.executable, "-c", script], env=environment, check=False, timeout=50).returncode
+
+
+class LaterClock(SystemClock):
+    """Hours ahead: every dead session is known to be dead, every dead block past its grace. It does not sleep long."""
+
+    def __init__(self, hours: int) -> None:
+        self.hours = hours
+
+    def wall_ns(self) -> int:
+        return super().wall_ns() + self.hours * 3600 * 10**9
+
+    def sleep(self, duration_s: float) -> None:
+        super().sleep(min(duration_s, 0.01))
+
+
+def opened_later(url: str, hours: int) -> Volume:
+    return Volume.open(url, purpose="test", host=replace(local_host(), clock=LaterClock(hours)))
+
+
+def collect_later(url: str, hours: int = 1) -> None:
+    with opened_later(url, hours) as volume:
+        volume.collect_garbage(lambda *_: None)
+
+
+def look_after(lab: Lab, hours: int = 1) -> None:
+    """Nobody has it mounted. What dead processes left is collected, and then nothing is amiss and nothing is left over."""
+    collect_later(lab.url, hours)
+    with opened_later(lab.url, hours) as volume:
+        again = volume.collect_garbage(lambda *_: None)
+        checked = volume.check(repair=False, progress=lambda *_: None)
+        sessions = volume.metadata.sessions()
+        assert volume.metadata.orphans() == []
+    assert (again.blocks_deleted, again.chunks_deleted) == (0, 0), "the first collection left nothing"
+    assert checked.findings == ()
+    assert len(sessions) == 1, "dead sessions are ended"
 
 
 def clear_away(lab: Lab) -> None:
