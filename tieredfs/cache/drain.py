@@ -34,7 +34,7 @@ from tieredfs.limits import (
     PACK_FILES_MAX,
     PACKED_FILE_BYTES_MAX,
 )
-from tieredfs.model import Block, Extent, StoredContent
+from tieredfs.model import Block, Extent, InodeId, StoredContent
 
 _log: Final = logging.getLogger("tieredfs.cache.drain")
 _TICK_S: Final = 0.25
@@ -103,8 +103,7 @@ class Drainer:
         while file.dirty and not file.deleted:
             with self._one_at_a_time:
                 taken = self._take(file, asked=True)
-                if taken is not None:
-                    self._store([taken])
+                if taken is not None and file.inode in self._store([taken]):
                     return
             if clock.monotonic_s() > deadline_s:
                 raise DeadlineError(f"the file was not stored within {timeout_s:.0f} s")
@@ -200,8 +199,12 @@ class Drainer:
 
     # ---- reading, storing, committing -------------------------------------------------------------------------------
 
-    def _store(self, batch: Sequence[_Taken]) -> None:
-        """Blocks first, then one commit. On any error nothing is committed and the contents are sealed again."""
+    def _store(self, batch: Sequence[_Taken]) -> set[InodeId]:
+        """Blocks first, then one commit; the inodes that took it. On any error the contents are sealed again.
+
+        The commit is durable before a content counts as clean: what is clean may be evicted, and a commit that a power cut
+        took back would then name a local file that is gone.
+        """
         started_s = self._part.host.clock.monotonic_s()
         try:
             blocks, extents = self._stored_already(batch) or self._write_blocks(batch)
@@ -209,6 +212,8 @@ class Drainer:
             crash.here("drain.block-written")
             taken_over = self._part.metadata.commit_stored(contents, blocks)
             crash.here("drain.committed")
+            if any(content.complete for content in contents):
+                self._part.metadata.sync()
         except BaseException:
             self._seal_again(batch)
             raise
@@ -221,6 +226,7 @@ class Drainer:
             self._forget_if_idle(taken.file)
         self.stored_files += len(taken_over)
         self.stored_bytes += sum(block.size_bytes for block in blocks)
+        return taken_over
 
     def _settle(self, taken: _Taken, *, committed: bool, duration_s: float) -> None:
         """What becomes of one content after the commit."""

@@ -257,6 +257,10 @@ class Metadata:
         """Orphans too. Raises NotFoundError."""
         return self._engine.read(lambda reader: inodes.read(reader, inode)).attributes()
 
+    def versions(self, wanted: Sequence[InodeId]) -> dict[InodeId, int]:
+        """The version of each inode that exists, in one snapshot."""
+        return self._engine.read(lambda reader: inodes.versions(reader, wanted))
+
     def set_attributes(self, inode: InodeId, change: AttributeChange) -> Attributes:
         """Sets ctime to now."""
         now_ns = self._clock.wall_ns()
