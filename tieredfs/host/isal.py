@@ -62,6 +62,8 @@ class _Library:
         for handle in (self.free, self.held):
             handle.crc32_iscsi.argtypes = [pointer, number, unsigned]
             handle.crc32_iscsi.restype = unsigned
+            handle.crc64_rocksoft_refl.argtypes = [ctypes.c_uint64, pointer, ctypes.c_uint64]
+            handle.crc64_rocksoft_refl.restype = ctypes.c_uint64
             handle.gf_gen_cauchy1_matrix.argtypes = [pointer, number, number]
             handle.gf_gen_cauchy1_matrix.restype = None
             handle.gf_invert_matrix.argtypes = [pointer, pointer, number]
@@ -150,6 +152,14 @@ def crc32c(view: View, seed: int = 0) -> int:
     handle = library.held if len(view) <= _GIL_HELD_BYTES_MAX else library.free
     with pinned(view) as address:
         return int(handle.crc32_iscsi(address, len(view), ~seed & _ALL_ONES)) ^ _ALL_ONES
+
+
+def crc64_nvme(view: View, seed: int = 0) -> int:
+    """CRC64 of NVMe (Rocksoft's, reflected) of `view`, continuing from `seed`. Raises ConfigurationError without ISA-L."""
+    library = _library()
+    handle = library.held if len(view) <= _GIL_HELD_BYTES_MAX else library.free
+    with pinned(view) as address:
+        return int(handle.crc64_rocksoft_refl(seed, address, len(view)))
 
 
 def cell_crcs(view: View, cell_bytes: int) -> bytes:

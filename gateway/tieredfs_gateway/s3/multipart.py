@@ -1,0 +1,110 @@
+"""The rules of multipart uploads: numbers, order, sizes, ETags and checksums of parts. Pure."""
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tieredfs.limits import GIB, MIB, TIB
+from tieredfs_gateway.s3 import checksums
+from tieredfs_gateway.s3.checksums import ALGORITHMS, COMPOSITE, FULL_OBJECT, Algorithm
+from tieredfs_gateway.s3.errors import S3Error
+from tieredfs_gateway.s3.xml import Element
+
+PARTS_MAX: Final = 10_000
+PART_BYTES_MIN: Final = 5 * MIB
+PART_BYTES_MAX: Final = 5 * GIB
+OBJECT_BYTES_MAX: Final = 5 * TIB
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part that was uploaded."""
+
+    number: int
+    size_bytes: int
+    etag: str
+    modified_ns: int = 0
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """Algorithm to base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPart:
+    """A part as `CompleteMultipartUpload` names it."""
+
+    number: int
+    etag: str
+    checksums: Mapping[str, str]
+
+
+def parse_part_number(text: str | None) -> int:
+    """Raises S3Error InvalidArgument."""
+    if text is None or not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= PARTS_MAX):
+        raise S3Error("InvalidArgument", f"Part number must be an integer between 1 and {PARTS_MAX}, inclusive.")
+    return int(text)
+
+
+def parse_complete(document: Element) -> list[ListedPart]:
+    """Raises S3Error MalformedXML, InvalidPartOrder."""
+    parts = []
+    for element in document.all("Part"):
+        number = parse_part_number(element.need("PartNumber"))
+        given = {name: text for name, algorithm in ALGORITHMS.items() if (text := element.get(algorithm.element))}
+        parts.append(ListedPart(number, element.need("ETag").strip('"'), given))
+    if not parts or len(parts) > PARTS_MAX:
+        raise S3Error("MalformedXML", f"From 1 to {PARTS_MAX} parts must be specified.")
+    if any(first.number >= second.number for first, second in itertools.pairwise(parts)):
+        raise S3Error("InvalidPartOrder")
+    return parts
+
+
+def choose(listed: Sequence[ListedPart], stored: Mapping[int, StoredPart]) -> list[StoredPart]:
+    """The parts of the object, in order. Raises S3Error InvalidPart, EntityTooSmall, EntityTooLarge."""
+    chosen = []
+    for part in listed:
+        found = stored.get(part.number)
+        if found is None or found.etag != part.etag:
+            raise S3Error("InvalidPart", fields={"PartNumber": str(part.number), "ETag": part.etag[:128]})
+        for name, value in part.checksums.items():
+            if found.checksums.get(name, value) != value:
+                raise S3Error("InvalidPart", fields={"PartNumber": str(part.number), "ETag": part.etag[:128]})
+        chosen.append(found)
+    for found in chosen[:-1]:
+        if found.size_bytes < PART_BYTES_MIN:
+            raise S3Error(
+                "EntityTooSmall",
+                fields={"ProposedSize": str(found.size_bytes), "MinSizeAllowed": str(PART_BYTES_MIN)},
+            )
+    if sum(found.size_bytes for found in chosen) > OBJECT_BYTES_MAX:
+        raise S3Error("EntityTooLarge")
+    return chosen
+
+
+def etag(parts: Sequence[StoredPart]) -> str:
+    """MD5 of the parts' MD5s, and their number, as clients compute it themselves."""
+    digests = b"".join(bytes.fromhex(part.etag) for part in parts)
+    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def parse_kind(kind: str | None, algorithm: Algorithm) -> str:
+    """FULL_OBJECT or COMPOSITE. Raises S3Error InvalidRequest for a pair that S3 does not have."""
+    if kind is None:
+        return FULL_OBJECT if algorithm.name == "CRC64NVME" else COMPOSITE
+    if kind not in (FULL_OBJECT, COMPOSITE):
+        raise S3Error("InvalidRequest", "x-amz-checksum-type must be COMPOSITE or FULL_OBJECT.")
+    if (kind == FULL_OBJECT and not algorithm.polynomial) or (kind == COMPOSITE and algorithm.name == "CRC64NVME"):
+        raise S3Error("InvalidRequest", f"The {kind} checksum type cannot be used with {algorithm.name}.")
+    return kind
+
+
+def checksum(algorithm: Algorithm, kind: str, parts: Sequence[StoredPart]) -> str | None:
+    """Of the whole object; None when a part has none of that kind."""
+    if any(algorithm.name not in part.checksums for part in parts):
+        return None
+    digests = [checksums.decode(part.checksums[algorithm.name], algorithm.digest_bytes) for part in parts]
+    if kind == COMPOSITE:
+        return checksums.composite(algorithm, digests)
+    sizes = (part.size_bytes for part in parts)
+    return checksums.encode(checksums.joined(algorithm, zip(digests, sizes, strict=True)))
