@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tieredfs.testing import attribute_suite, posix_suite, process_suite
+from tieredfs.testing import attribute_suite, posix_suite, process_suite, program_suite
 from tieredfs.testing.features import PLAIN_EXT4, Features
 
 
@@ -37,4 +37,12 @@ class TestAttributes(attribute_suite.AttributeSuite):
 
 
 class TestProcesses(process_suite.ProcessSuite):
+    pass
+
+
+class TestTools(program_suite.ToolSuite):
+    pass
+
+
+class TestTensors(program_suite.TensorSuite):
     pass

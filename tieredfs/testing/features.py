@@ -38,6 +38,8 @@ class Features:
     """ext4 holds about 4,000 bytes; Linux allows 64 KiB."""
     seamless_replacement: bool = True
     """An open of a name that is being replaced gets the old or the new file, never ENOENT."""
+    coherent_links: bool = True
+    """A file that is open through one of its hard links shows at once what is written through another."""
     open_removed_directories: bool = True
     """An open directory that is removed can still be asked for its attributes."""
 

@@ -26,6 +26,7 @@ PORTABLE = Features(
     binary_xattrs=False,
     xattr_value_bytes_max=3500,
     seamless_replacement=False,
+    coherent_links=False,
     open_removed_directories=False,
 )
 SERVE = """
@@ -112,7 +113,9 @@ def mount(folder: Path) -> Iterator[Mount]:
         last_words = stop(mounted)
     assert mounted.process.returncode == 0
     assert last_words == "handles 0 0\n", "every open file was released"
-    assert mounted.log.read_text() == "", "the driver logged or printed something unexpected"
+    # fuse-python prints what it cannot decode: `cp -a` sets access control lists, which are no text.
+    said = [line for line in mounted.log.read_text().splitlines() if not line.startswith("UnicodeDecodeError:")]
+    assert said == [], "the driver logged or printed something unexpected"
 
 
 @pytest.fixture

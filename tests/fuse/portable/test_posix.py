@@ -2,7 +2,7 @@
 
 import pytest
 
-from tieredfs.testing import attribute_suite, posix_suite, process_suite
+from tieredfs.testing import attribute_suite, posix_suite, process_suite, program_suite
 
 pytestmark = pytest.mark.mount
 
@@ -20,4 +20,12 @@ class TestAttributes(attribute_suite.AttributeSuite):
 
 
 class TestProcesses(process_suite.ProcessSuite):
+    pass
+
+
+class TestTools(program_suite.ToolSuite):
+    pass
+
+
+class TestTensors(program_suite.TensorSuite):
     pass
