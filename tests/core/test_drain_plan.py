@@ -1,5 +1,7 @@
 """The plan of a drain: blocks are full, pieces cover the data once, extents put the files together again."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,6 +79,6 @@ def test_widened_segments_cover_the_data_below_the_size_and_leave_holes_of_a_uni
     for start, length in runs:
         end = min(start + length, size_bytes)
         assert start >= end or any(low <= start and end <= high for low, high in covered)
-    for (_, before), (after, _) in zip(covered, covered[1:], strict=False):
+    for (_, before), (after, _) in pairwise(covered):
         assert after - before >= CHUNK_ALIGNMENT_BYTES
     assert all(low < high <= size_bytes for low, high in covered)
