@@ -69,9 +69,11 @@ $(STAMP_VENV):
 	fi
 	@touch $@
 
-$(STAMP_RUN): requirements/run.txt pyproject.toml | $(STAMP_VENV)
+$(STAMP_RUN): requirements/run.txt requirements/portable.txt pyproject.toml | $(STAMP_VENV)
 	$(PIP) -r requirements/run.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
+	@$(PIP) -r requirements/portable.txt 2>$(VENV)/portable.log || echo "make: fuse-python has no wheel for this Python and could not be built" \
+		"($(VENV)/portable.log): --driver fuse-python will not work; the kernel driver will. To build it: apt install libfuse-dev pkg-config" >&2
+	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(STAMP_DEV): requirements/dev.txt $(STAMP_RUN)

@@ -5,6 +5,7 @@ the test that caused it, unless the test is marked `allows_warnings("regex", ...
 and processes that the tests made and left are ended (by id, never by name) and the session fails, naming them.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -20,7 +21,9 @@ import pytest
 
 LOGGERS = ("tieredfs", "tieredfs_client", "tieredfs_gateway")
 MARK = "TIEREDFS_TEST_SESSION"
+PREFIX = "tieredfs-tests-"
 END_WAIT_S = 10.0
+KEPT_S = 24 * 3600.0
 
 
 class Collector(logging.Handler):
@@ -101,10 +104,19 @@ DIRECTORY = pytest.StashKey[str]()
 LEFTOVERS = pytest.StashKey[list[str]]()
 
 
+def _remove_old_sessions() -> None:
+    """Directories of failed sessions are kept to be looked at, for a day."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > KEPT_S and not our_mounts(str(path)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """One directory for every temporary file of the session, also for the programs that tests start."""
-    directory = os.path.realpath(tempfile.mkdtemp(prefix="tieredfs-tests-"))
+    _remove_old_sessions()
+    directory = os.path.realpath(tempfile.mkdtemp(prefix=PREFIX))
     config.stash[DIRECTORY] = directory
     os.environ[MARK] = f"{os.getpid()}-{os.urandom(4).hex()}"
     os.environ["TMPDIR"] = directory

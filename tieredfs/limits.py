@@ -71,7 +71,10 @@ STORE_FREE_RESERVE_BYTES: Final = 64 * MIB
 DRAIN_DELAY_S: Final = 1.0
 """A file sealed this long ago is drained, oldest first: time for small files to gather into one block."""
 DRAIN_DEADLINE_S: Final = 30.0
-"""A file staged this long is drained even while it is open."""
+"""A file staged this long is drained even while it is open, once nobody has written to it for `DRAIN_QUIET_S`..."""
+DRAIN_QUIET_S: Final = 5.0
+DRAIN_BUSY_DEADLINE_S: Final = 300.0
+"""...and after this long even while it is being written to: its bytes of that moment become its last safe content."""
 BACKPRESSURE_WAIT_S: Final = 60.0
 """A writer waits at most this long for room on the SSD before it is told ENOSPC."""
 FILL_WAIT_S: Final = 120.0
@@ -84,7 +87,7 @@ ATTRIBUTE_TIMEOUT_S: Final = 1.0
 ENTRY_TIMEOUT_S: Final = 1.0
 MOUNT_READY_S: Final = 30.0
 UNMOUNT_WAIT_S: Final = 30.0
-DAEMON_RESTARTS_MAX: Final = 5
+DAEMON_RESTARTS_MAX: Final = 30
 """Restarts of a crashing daemon within `DAEMON_RESTART_WINDOW_S` before its keeper gives up and unmounts."""
 DAEMON_RESTART_WINDOW_S: Final = 60.0
 MEMORY_BYTES_DEFAULT: Final = 512 * MIB
@@ -102,4 +105,5 @@ assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
 assert DRAIN_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S
+assert DRAIN_QUIET_S < DRAIN_DEADLINE_S < DRAIN_BUSY_DEADLINE_S
 assert 3 * BLOCK_BYTES_DEFAULT // 2 * 2 < MEMORY_BYTES_DEFAULT, "two encoded blocks in flight fit the default ceiling"

@@ -27,9 +27,15 @@ def mount_at(point: str, name: str = "train", mount_id: str = MOUNT_ID) -> Mount
 
 @dataclass(frozen=True, slots=True)
 class FakeStaged:
-    count: int
-    bytes: int
+    file_count: int
+    size_bytes: int
     oldest_age_s: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class FakeCache:
+    path: str
+    staged_files: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class FakeStatus:
     volume: VolumeConfig
     staged: FakeStaged
     disks: tuple[FakeDisk, ...]
+    caches: tuple[FakeCache, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,8 @@ class FakeVolume:
     config: VolumeConfig = CONFIG
 
     def status(self) -> object:
-        return FakeStatus(self.config, self.backend.staged, DISKS)
+        caches = (FakeCache("/ssd/cache", self.backend.staged.file_count),)
+        return FakeStatus(self.config, self.backend.staged, DISKS, caches)
 
     def collect_garbage(self, progress: Progress) -> object:
         progress(1, 2, "blocks")
@@ -142,6 +150,7 @@ class FakeBackend:
     mounted: list[MountInfo] = field(default_factory=list)
     staged: FakeStaged = FakeStaged(0, 0)
     findings: tuple[FakeFinding, ...] = ()
+    open_files: int = 0
 
     def record(self, name: str, *details: object) -> None:
         self.calls.append((name, *details))
@@ -197,5 +206,5 @@ class FakeBackend:
         if isinstance(answer, Exception):
             raise answer
         if verb == "drain":
-            self.staged = FakeStaged(0, 0)
+            self.staged = FakeStaged(self.open_files, 0)
         return answer

@@ -30,6 +30,10 @@ def test_every_domain_error_is_one_line_and_its_exit_code(
     assert ran.err.rstrip("\n").endswith(OUTCOME_OF[kind].advice)
 
 
+def test_a_message_that_says_what_to_do_is_left_alone() -> None:
+    assert error_line(errors.BusyError("in use; unmount it first")) == "tieredfs: in use; unmount it first"
+
+
 def test_errors_of_the_system_name_their_file() -> None:
     error = PermissionError(13, "Permission denied", "/data/volume.db")
     assert error_line(error) == "tieredfs: /data/volume.db: Permission denied"

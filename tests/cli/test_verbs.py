@@ -61,11 +61,11 @@ def test_format_refuses_before_it_asks(arguments: list[str], advice: str, backen
 def test_status_shows_the_volume_and_its_mounts(backend: FakeBackend, run: Run) -> None:
     dead = "f" * 16
     backend.mounted = [mount_at("/mnt/a"), mount_at("/mnt/other", "other", "e" * 16)]
-    backend.answers["status"] = {"volume_uuid": CONFIG.uuid, "cached_bytes": 5}
+    backend.answers["status"] = {"volume": {"uuid": CONFIG.uuid}, "cache": {"used_bytes": 5}}
     data = run("status", META_URL, "--json").data
     assert isinstance(data, dict)
     assert [mount["mount_point"] for mount in data["mounts"]] == ["/mnt/a"]
-    assert data["mounts"][0]["daemon"]["cached_bytes"] == 5
+    assert data["mounts"][0]["daemon"] == {"cache": {"used_bytes": 5}}
     backend.answers["status"] = UnavailableError("gone")
     backend.mounted = [mount_at("/mnt/a", mount_id=dead)]
     data = run("status", META_URL, "--json").data
@@ -75,7 +75,7 @@ def test_status_shows_the_volume_and_its_mounts(backend: FakeBackend, run: Run) 
 
 def test_status_does_not_take_another_volume_of_the_same_name_for_this_one(backend: FakeBackend, run: Run) -> None:
     backend.mounted = [mount_at("/mnt/a")]
-    backend.answers["status"] = {"volume_uuid": "another"}
+    backend.answers["status"] = {"volume": {"uuid": "another"}}
     data = run("status", META_URL, "--json").data
     assert isinstance(data, dict)
     assert data["mounts"] == []
@@ -88,6 +88,20 @@ def test_status_for_people_has_units_and_no_control_characters(backend: FakeBack
         assert text in out, text
     backend.mounted = [mount_at("/mnt/a\x1b[31m")]
     assert "\x1b" not in run("status", META_URL).out
+
+
+def test_status_of_nothing_lists_the_mounts(backend: FakeBackend, run: Run) -> None:
+    assert "nothing is mounted" in run("status").out
+    backend.mounted = [mount_at("/mnt/a")]
+    data = run("status", "--json").data
+    assert data == [{"mount_point": "/mnt/a", "volume_name": "train", "mount_id": MOUNT_ID, "read_only": False}]
+
+
+def test_chunks_of_blocks_are_one_line_each(backend: FakeBackend, run: Run) -> None:
+    backend.mounted = [mount_at("/mnt/a")]
+    chunks = [{"index": index, "disk": 6 - index} for index in range(6)]
+    backend.answers["info"] = {"blocks": [{"block": "07", "chunks": chunks}]}
+    assert "index 5, disk 1" in run("info", "/mnt/a").out
 
 
 def test_status_of_a_mount(backend: FakeBackend, run: Run) -> None:
@@ -310,7 +324,7 @@ def test_drain_of_a_volume_asks_its_live_mounts(backend: FakeBackend, run: Run) 
     backend.mounted = [mount_at("/mnt/a"), mount_at("/mnt/b", "other", "e" * 16)]
     backend.staged = FakeStaged(3, 300)
     data = run("drain", META_URL, "--json").data
-    assert data == {"staged_before_bytes": 300, "staged_bytes": 0, "staged_count": 0}
+    assert data == {"stored_file_count": 3, "staged_file_count": 0}
     assert [call[1] for call in backend.calls if call[0] == "ask" and call[2] == "drain"] == [MOUNT_ID]
     assert ("drain_volume", META_URL) not in backend.calls
 
@@ -324,10 +338,18 @@ def test_drain_of_a_volume_without_a_daemon_opens_its_caches(backend: FakeBacken
     assert asked(backend, "drain") == []
 
 
+def test_drain_leaves_the_cache_of_a_live_daemon_to_it(backend: FakeBackend, run: Run) -> None:
+    backend.mounted = [mount_at("/mnt/a")]
+    backend.answers["status"] = {"cache": {"path": "/ssd/cache"}}
+    backend.staged, backend.open_files = FakeStaged(3, 300), 1
+    assert run("drain", META_URL, "--json").data == {"stored_file_count": 2, "staged_file_count": 1}
+    assert ("drain_volume", META_URL) not in backend.calls
+
+
 def test_drain_with_nothing_staged_asks_nobody(backend: FakeBackend, run: Run) -> None:
     backend.mounted = [mount_at("/mnt/a")]
     assert run("drain", META_URL).code == 0
-    assert [call[0] for call in backend.calls] == ["open"]
+    assert {call[0] for call in backend.calls} == {"open"}
 
 
 # ---- the program itself -------------------------------------------------------------------------------------------
@@ -360,7 +382,7 @@ def test_the_program_runs_without_the_backend_being_imported() -> None:
 def test_a_reader_that_leaves_is_no_error() -> None:
     program = (
         "import sys\nsys.path.insert(0, '.')\nfrom tests.cli.fakes import FakeBackend\nfrom tieredfs.cli import main\n"
-        "backend = FakeBackend()\nbackend.staged = None\nsys.stdin.readline()\n"
+        "backend = FakeBackend()\nsys.stdin.readline()\n"
         "sys.exit(main(['status', 'sqlite:///x/y'], backend))\n"
     )
     root = Path(__file__).parent.parent.parent

@@ -30,6 +30,7 @@ from tieredfs.fuse.control import (
     _raised_from,
     socket_address,
 )
+from tieredfs.host import SystemClock
 
 Arguments = Mapping[str, object]
 WAIT_S = 30.0
@@ -202,6 +203,25 @@ def test_closing_the_server_ends_handlers_and_clients(
 def test_no_daemon_says_what_to_do(mount_id: str) -> None:
     with pytest.raises(UnavailableError, match="tieredfs umount"):
         ControlClient(mount_id).call("echo")
+
+
+def test_a_client_that_is_patient_meets_the_next_daemon(mount_id: str, handlers: Handlers) -> None:
+    servers: list[ControlServer] = []
+
+    class LateClock(SystemClock):
+        """Time passes at once, and the daemon comes up in it."""
+
+        naps = 0
+
+        def sleep(self, duration_s: float) -> None:
+            self.naps += 1
+            if self.naps == 3:
+                servers.append(ControlServer(mount_id, {"echo": handlers.echo}))
+
+    clock = LateClock()
+    assert ControlClient(mount_id, clock=clock, connect_wait_s=WAIT_S).call("echo", {"late": 1}) == {"late": 1}
+    assert clock.naps == 3
+    servers[0].close()
 
 
 def test_a_daemon_that_dies_in_the_middle(mount_id: str) -> None:

@@ -62,21 +62,27 @@ class BlockReader:
             self._read_replica(block, _split(offset, target, len(block.chunks)))
             return
         wanted = [_part(piece, target) for piece in pieces(block.chunk_bytes, offset, len(target))]
-        losses = _Losses(block, self._access.unreachable(block))
+        losses = _Losses(block, set(), self._access.unreachable(block))
         failed = self._read_parts(block, [part for part in wanted if part.index not in losses.indexes], losses)
         missing = [part for part in wanted if part.index in losses.indexes or part.index in failed]
         if missing:
-            self.decode(block, missing, [part for part in wanted if part not in missing], losses.indexes)
+            self._decode(block, missing, [part for part in wanted if part not in missing], losses)
 
-    def decode(self, block: Block, wanted: Sequence[ChunkPart], at_hand: Sequence[ChunkPart], lost: set[int]) -> None:
-        """Fill `wanted` from k chunks that are not `lost`; `at_hand` are parts that need not be read again.
+    def rebuild(self, block: Block, index: int, memory: memoryview, lost: set[int]) -> None:
+        """Fill `memory` with the payload of chunk `index`, from chunks that are neither that nor `lost`.
 
         Raises DataLossError, UnavailableError.
         """
-        losses = _Losses(block, lost)
+        losses = _Losses(block, {index, *lost}, self._access.unreachable(block))
         if block.code.kind is CodeKind.REPLICA:
-            self._read_replica(block, [ChunkPart(0, part.offset, part.memory) for part in wanted], losses)
-            return
+            self._read_replica(block, [ChunkPart(index, 0, memory)], losses)
+        else:
+            self._decode(block, [ChunkPart(index, 0, memory)], [], losses)
+
+    def _decode(
+        self, block: Block, wanted: Sequence[ChunkPart], at_hand: Sequence[ChunkPart], losses: "_Losses"
+    ) -> None:
+        """Fill `wanted` from k other chunks; `at_hand` are parts that need not be read again."""
         start, end = min(part.offset for part in wanted), max(part.end for part in wanted)
         ready = {part.index: part for part in at_hand if part.covers(start, end)}
         while True:
@@ -88,9 +94,9 @@ class BlockReader:
         """Disks that rest are asked after all when the others do not suffice."""
         present = {location.index for location in block.chunks} - wanted
         sources = choose_sources(block.code, losses.indexes, ready, present)
-        sources = sources or choose_sources(block.code, set(losses.errors), ready, present)
+        sources = sources or choose_sources(block.code, losses.certain(), ready, present)
         if sources is None:
-            raise losses.failure(present)
+            raise losses.failure()
         return sources
 
     def _decode_from(
@@ -132,8 +138,8 @@ class BlockReader:
 
     def _read_replica(self, block: Block, parts: list[ChunkPart], losses: "_Losses | None" = None) -> None:
         """Each part from a replica of its own, so that all disks work; what fails is asked of the next one."""
-        losses = losses or _Losses(block, self._access.unreachable(block))
-        present = {location.index for location in block.chunks}
+        losses = losses or _Losses(block, set(), self._access.unreachable(block))
+        present = {location.index for location in block.chunks} - losses.damaged
         order = sorted(present, key=lambda index: (index in losses.indexes, self._host.random.random()))
         well = [index for index in order if index not in losses.indexes]
         todo = [
@@ -141,13 +147,13 @@ class BlockReader:
         ]
         failed = self._read_parts(block, [part for part in todo if part.index >= 0], losses)
         for part in [part for part in todo if part.index < 0 or part.index in failed]:
-            self._read_any(block, [index for index in order if index not in losses.errors], part, losses)
+            self._read_any(block, [index for index in order if index not in losses.certain()], part, losses)
 
     def _read_any(self, block: Block, order: list[int], part: ChunkPart, losses: "_Losses") -> None:
         for index in order:
             if not self._read_parts(block, [ChunkPart(index, part.offset, part.memory)], losses):
                 return
-        raise losses.failure(set(order))
+        raise losses.failure()
 
     def check(self, block: Block) -> list[int]:
         """Indexes of chunks that can't be read whole, or whose checksum is not the record's."""
@@ -171,25 +177,33 @@ class BlockReader:
 
 
 class _Losses:
-    """Chunks that can't be used: `indexes` for any reason, `errors` because they were tried."""
+    """Chunks that can't be used: `damaged` ones, `errors` of those that were tried, and ones whose disk is away."""
 
-    def __init__(self, block: Block, indexes: set[int]) -> None:
+    def __init__(self, block: Block, damaged: set[int], unreachable: set[int]) -> None:
         self._block = block
-        self.indexes = set(indexes)
+        self._unreachable = unreachable - damaged
+        self.damaged = damaged
         self.errors: dict[int, TieredError] = {}
+
+    @property
+    def indexes(self) -> set[int]:
+        """Not to be read if it can be helped."""
+        return {*self.damaged, *self._unreachable, *self.errors}
+
+    def certain(self) -> set[int]:
+        """Not to be read at all: the disks of the others may answer if asked."""
+        return {*self.damaged, *self.errors}
 
     def add(self, index: int, error: TieredError) -> None:
         self.errors[index] = error
-        self.indexes.add(index)
 
-    def failure(self, present: set[int]) -> TieredError:
-        """DataLossError when the chunks are gone; UnavailableError when enough of them are only away."""
-        away = {index for index, error in self.errors.items() if isinstance(error, UnavailableError)}
-        readable = present - set(self.errors)
+    def failure(self) -> TieredError:
+        """DataLossError when too many chunks are gone; UnavailableError when enough of them are only away."""
         block = self._block
+        gone = {index for index, error in self.errors.items() if not isinstance(error, UnavailableError)}
+        left = {location.index for location in block.chunks} - gone - self.damaged
         text = f"block {block.block:x} ({block.code}) cannot be read: " + "; ".join(map(str, self.errors.values()))
-        gone = len(readable | (away & present)) < block.code.data_count
-        return DataLossError(text) if gone else UnavailableError(text)
+        return DataLossError(text) if len(left) < block.code.data_count else UnavailableError(text)
 
 
 class _Lines:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from tieredfs.block.access import ChunkAccess, location_of
-from tieredfs.block.read import BlockReader, ChunkPart
+from tieredfs.block.read import BlockReader
 from tieredfs.block.write import BlockWriter, SealedChunk, seal
 from tieredfs.chunk.store import ChunkName
 from tieredfs.core.placement import Draw, stand_in
@@ -80,8 +80,7 @@ class BlockRepairer:
                 pass  # decoded below, like any lost chunk
             else:
                 return
-        lost = damaged | self._access.unreachable(block) | {index}
-        self._reader.decode(block, [ChunkPart(index, 0, memory)], [], lost)
+        self._reader.rebuild(block, index, memory, damaged)
 
     def _check_against_record(self, block: Block, chunk: SealedChunk) -> None:
         known = [

@@ -1,8 +1,10 @@
 """The drain: what is staged goes to the store, oldest first.
 
 A content is due when it has been sealed for `DRAIN_DELAY_S`, so that files written together share a block; at once when
-somebody waits for it or room is short; and after `DRAIN_DEADLINE_S` even while it is open: then its bytes of this moment
-are stored as the last safe content, and it stays staged.
+somebody waits for it or room is short. A file that stays open is stored after `DRAIN_DEADLINE_S`, when it has been quiet
+for a moment, or at the latest after `DRAIN_BUSY_DEADLINE_S`: then its bytes of this moment become the last safe
+content, and it stays staged. Such a snapshot takes a tenth of the time at most: a file that is written for hours is not
+stored over and over.
 
 One planner thread picks the oldest due content, or a batch of small ones, and reads it into lent block buffers; the
 store's threads encode and write. Each buffer is a private copy, checksummed when it was read: so what a writer does
@@ -25,7 +27,9 @@ from tieredfs.errors import ConditionError, DeadlineError, IntegrityError, Tiere
 from tieredfs.host import crash
 from tieredfs.limits import (
     BACKPRESSURE_WAIT_S,
+    DRAIN_BUSY_DEADLINE_S,
     DRAIN_DEADLINE_S,
+    DRAIN_QUIET_S,
     PACK_FILES_MAX,
     PACKED_FILE_BYTES_MAX,
 )
@@ -97,7 +101,7 @@ class Drainer:
         deadline_s = clock.monotonic_s() + timeout_s
         while file.dirty and not file.deleted:
             with self._one_at_a_time:
-                taken = self._take(file, snapshot_allowed=True)
+                taken = self._take(file, asked=True)
                 if taken is not None:
                     self._store([taken])
                     return
@@ -124,7 +128,7 @@ class Drainer:
         if not due:
             return False
         with self._one_at_a_time:
-            batch = [taken for file in self._batch(due) if (taken := self._take(file, snapshot_allowed=True))]
+            batch = [taken for file in self._batch(due) if (taken := self._take(file))]
             if not batch:
                 return False
             try:
@@ -163,31 +167,41 @@ class Drainer:
             total += file.size_bytes
         return batch
 
-    def _take(self, file: LocalFile, *, snapshot_allowed: bool) -> _Taken | None:
-        """Begin to drain one content; None when there is nothing to do for it now."""
+    def _take(self, file: LocalFile, *, asked: bool = False) -> _Taken | None:
+        """Begin to drain one content; None when there is nothing to do for it now. `asked`: somebody waits for it."""
         with file.lock:
             if file.deleted or file.state not in {FileState.SEALED, FileState.STAGING}:
                 return None
             snapshot = file.state is FileState.STAGING
-            if snapshot and not snapshot_allowed:
-                return None
             descriptor = self._part.host.files.open(file.path, os.O_RDONLY)
             status = self._part.host.files.stat(descriptor)
             stamp = (status.st_ctime_ns, status.st_size)
-            if snapshot:
-                file.drain_not_before_s = self._part.host.clock.monotonic_s() + DRAIN_DEADLINE_S
-                if stamp in {file.snapshot_stamp, file.fresh_stamp}:
-                    self._part.host.files.close(descriptor)
-                    return None
-            else:
+            if snapshot and not asked and not self._ripe(file, status):
+                self._part.host.files.close(descriptor)
+                return None
+            if not snapshot:
                 file.apply(FileEvent.DRAIN_BEGUN)
         crash.here("drain.begun")
         return _Taken(file, file.version, descriptor, stamp, status.st_mtime_ns, snapshot)
+
+    def _ripe(self, file: LocalFile, status: os.stat_result) -> bool:
+        """Whether an open file is to be stored as it is now; if not, when to look again."""
+        now_s = self._part.host.clock.monotonic_s()
+        if (status.st_ctime_ns, status.st_size) in {file.snapshot_stamp, file.fresh_stamp}:
+            file.drain_not_before_s = now_s + DRAIN_DEADLINE_S
+            return False
+        quiet_s = self._part.host.clock.wall_ns() / 1e9 - status.st_mtime
+        wanted = file.drain_not_before_s == 0.0
+        if wanted or quiet_s >= DRAIN_QUIET_S or now_s - file.staged_since_s >= DRAIN_BUSY_DEADLINE_S:
+            return True
+        file.drain_not_before_s = now_s + DRAIN_QUIET_S
+        return False
 
     # ---- reading, storing, committing -------------------------------------------------------------------------------
 
     def _store(self, batch: Sequence[_Taken]) -> None:
         """Blocks first, then one commit. On any error nothing is committed and the contents are sealed again."""
+        started_s = self._part.host.clock.monotonic_s()
         try:
             blocks, extents = self._write_blocks(batch)
             contents = self._contents(batch, extents)
@@ -206,7 +220,9 @@ class Drainer:
                 if committed and taken.file.state is FileState.DRAINING and taken.file.version == taken.version:
                     self._tier.resident_now(taken.file)
                 elif taken.snapshot:
+                    now_s = self._part.host.clock.monotonic_s()
                     taken.file.snapshot_stamp = taken.stamp
+                    taken.file.drain_not_before_s = now_s + max(DRAIN_DEADLINE_S, 10 * (now_s - started_s))
                 elif taken.file.state is FileState.DRAINING:
                     taken.file.apply(FileEvent.DRAIN_FAILED)
             self._forget_if_idle(taken.file)

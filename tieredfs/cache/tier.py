@@ -21,7 +21,7 @@ from typing import Final
 
 from tieredfs.block.store import BlockStore
 from tieredfs.cache.fill import Fill, Filler
-from tieredfs.cache.layout import CacheDirectory
+from tieredfs.cache.layout import CacheDirectory, content_path
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.room import Room
 from tieredfs.core.eviction import ResidentIndex
@@ -382,7 +382,7 @@ class Tier:
         record = caches.get(attributes.staged_in)
         if record is None or record.host != self.part.host.name:
             raise UnavailableError("the file is staged on another host and is not stored yet")
-        path = f"{record.path}/content/{file.inode & 0xFF:02x}/{file.inode:016x}.{attributes.version:x}"
+        path = content_path(record.path, file.inode, attributes.version)
         try:
             file.descriptor = self.part.host.files.open(path, os.O_RDONLY)
         except FileNotFoundError:

@@ -8,12 +8,15 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tieredfs.model import Code, DiskId, Durability, VolumeConfig
 
 Progress = Callable[[int, int, str], None]
 """done, total (0: unknown), unit (`bytes`, `files`, `blocks`, ...)."""
+
+DAEMON_WAIT_S: Final = 5.0
+"""A daemon that died is replaced within about a second; one that is not there after this long is not coming back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,9 @@ class Staged(Protocol):
     """What is on SSDs only."""
 
     @property
-    def count(self) -> int: ...
+    def file_count(self) -> int: ...
     @property
-    def bytes(self) -> int: ...
+    def size_bytes(self) -> int: ...
     @property
     def oldest_age_s(self) -> float: ...
 
@@ -187,7 +190,7 @@ class LocalBackend:
     def ask(self, mount_id: str, verb: str, arguments: Mapping[str, object], progress: Progress) -> object:
         from tieredfs.fuse.control import ControlClient
 
-        return ControlClient(mount_id).call(verb, arguments, progress)
+        return ControlClient(mount_id, connect_wait_s=DAEMON_WAIT_S).call(verb, arguments, progress)
 
 
 def _volume() -> Any:

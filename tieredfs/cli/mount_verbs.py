@@ -4,6 +4,7 @@ A path is looked up in the kernel's table first, and its daemon is asked for a s
 touched: a verb on a mount whose daemon is gone says so at once instead of waiting with it.
 """
 
+import contextlib
 import os
 from typing import Annotated
 
@@ -58,7 +59,8 @@ def up(
     request = _request(str(url), mountpoint, os.path.join(home, "cache"), cache_size, memory, driver, allow_other)
     if not os.path.exists(url.path):
         _format_in(backend, home, url)
-    LocalFiles().make_directory(request.mountpoint)
+    with contextlib.suppress(FileExistsError):  # a stale mount says so, too; mounting tells what it is
+        LocalFiles().make_directory(request.mountpoint)
     mounted = backend.mount_volume(request)
     if as_json:
         emit(_description(str(url), mounted), as_json=True)
@@ -111,7 +113,7 @@ def mount(
     if as_json:
         emit(_description(url, mounted), as_json=True)
     else:
-        say(_sentence(url, mounted))
+        say(f"{request.mountpoint} is unmounted" if foreground else _sentence(url, mounted))
 
 
 def _request(

@@ -67,7 +67,8 @@ def error_line(error: Exception) -> str:
         text = f"{error.filename}: {text}"
     advice = OUTCOME_OF[type(error)].advice if isinstance(error, errors.TieredError) else ""
     message = " ".join((text or type(error).__name__).split())
-    return f"tieredfs: {message}" + (f"; {advice}" if advice and advice not in message else "")
+    says_what_to_do = "; " in message or "tieredfs " in message  # then ours, which knows less, would only repeat it
+    return f"tieredfs: {message}" + (f"; {advice}" if advice and not says_what_to_do else "")
 
 
 def exit_code_of(error: Exception) -> int:

@@ -137,8 +137,10 @@ def _cell(key: str, value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, dict | list):
-        return _printable(json.dumps(value, ensure_ascii=False))
+    if isinstance(value, list):
+        return "\n".join(_cell("", item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{_label(part)} {_cell(part, item)}" for part, item in value.items())
     if isinstance(value, int | float):
         return _number(key, value)
     return _printable(str(value))
@@ -154,7 +156,7 @@ def _number(key: str, value: float) -> str:
         return format_duration(value)
     if key.endswith("_ratio"):
         return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) and key.endswith(("count", "s")) else str(value)
+    return f"{value:,}" if isinstance(value, int) and key.endswith(("count", "files", "opens")) else str(value)
 
 
 @contextmanager

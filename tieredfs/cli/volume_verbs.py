@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tieredfs.cli.backend import Backend, Place, Staged
+from tieredfs.cli.backend import Backend, Place
 from tieredfs.cli.outcomes import PROBLEMS_FOUND
 from tieredfs.cli.render import emit, plain, progress_bar, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of
@@ -79,7 +79,7 @@ def format_volume(
 def mounts_of(backend: Backend, volume_name: str, volume_uuid: str) -> list[tuple[Place, object]]:
     """The mounts of a volume on this host with their daemons' own status (None: no daemon answers).
 
-    The mount table knows names only; a daemon that says `volume_uuid` settles whose mount it is.
+    The mount table knows names only; a daemon that says the uuid of its volume settles whose mount it is.
     """
     found: list[tuple[Place, object]] = []
     for mount in backend.mounts():
@@ -89,14 +89,22 @@ def mounts_of(backend: Backend, volume_name: str, volume_uuid: str) -> list[tupl
             answer = backend.ask(mount.mount_id, "status", {}, lambda _done, _total, _unit: None)
         except UnavailableError:
             answer = None
-        if not isinstance(answer, dict) or answer.get("volume_uuid", volume_uuid) == volume_uuid:
+        if answer is None or _part(answer, "volume").get("uuid", volume_uuid) == volume_uuid:
             found.append((mount, answer))
     return found
 
 
+def _part(answer: object, name: str) -> dict[str, object]:
+    """A part of what a daemon said; empty where it did not say it."""
+    part = answer.get(name) if isinstance(answer, dict) else None
+    return part if isinstance(part, dict) else {}
+
+
 def status(
     context: typer.Context,
-    volume: Annotated[str, typer.Argument(metavar="META_URL|PATH", help="A volume, or a mount.", show_default=False)],
+    volume: Annotated[
+        str | None, typer.Argument(metavar="[META_URL|PATH]", help="A volume, or a mount. Default: list the mounts.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a volume: space, disks, what is staged and not yet stored, who has it open, and its mounts here.
@@ -104,6 +112,9 @@ def status(
     Example: tieredfs status sqlite:///data/volume.db --json
     """
     backend = backend_of(context)
+    if volume is None:
+        emit([_row(mount) for mount in backend.mounts()], as_json=as_json, empty="nothing is mounted here")
+        return
     if not is_url(volume):
         emit(backend.ask(_mount_of(backend, volume).mount_id, "status", {}, _no_progress), as_json=as_json)
         return
@@ -112,10 +123,24 @@ def status(
         settings = opened.config
     assert isinstance(tree, dict)
     tree["mounts"] = [
-        {"mount_point": mount.mount_point, "mount_id": mount.mount_id, "read_only": mount.read_only, "daemon": answer}
+        {**_row(mount), "daemon": _without_volume(answer)}
         for mount, answer in mounts_of(backend, settings.name, settings.uuid)
     ]
     emit(tree, as_json=as_json)
+
+
+def _row(mount: Place) -> dict[str, object]:
+    return {
+        "mount_point": mount.mount_point,
+        "volume_name": mount.volume_name,
+        "mount_id": mount.mount_id,
+        "read_only": mount.read_only,
+    }
+
+
+def _without_volume(answer: object) -> object:
+    """What a daemon says of its mount; what it says of the volume stands above it already."""
+    return {key: part for key, part in answer.items() if key != "volume"} if isinstance(answer, dict) else answer
 
 
 def _no_progress(_done: int, _total: int, _unit: str) -> None:
@@ -150,23 +175,31 @@ def drain(
 
 
 def _drain_volume(backend: Backend, url: str) -> dict[str, object]:
-    """Live daemons drain their own caches; what is left in caches without one is drained here."""
-    before, settings_name, uuid = _staged(backend, url)
-    if before.count:
-        for mount, answer in mounts_of(backend, settings_name, uuid):
-            if answer is not None:
-                with progress_bar(f"storing what {mount.mount_point} has staged") as progress:
-                    backend.ask(mount.mount_id, "drain", {}, progress)
-        if _staged(backend, url)[0].count:
-            with progress_bar("storing") as progress:
-                backend.drain_volume(url, progress)
-    after = _staged(backend, url)[0] if before.count else before
-    return {"staged_before_bytes": before.bytes, "staged_bytes": after.bytes, "staged_count": after.count}
+    """Live daemons drain their own caches; what is staged in caches without one is drained here.
 
-
-def _staged(backend: Backend, url: str) -> tuple[Staged, str, str]:
+    A file that is open for writing stays staged, but what it holds now is stored as well; it is counted in the result.
+    """
     with backend.open_volume(url, purpose="drain") as opened:
-        return opened.staged(), opened.config.name, opened.config.uuid
+        before, settings = opened.staged(), opened.config
+    live_caches: set[object] = set()
+    for mount, answer in mounts_of(backend, settings.name, settings.uuid) if before.file_count else []:
+        if answer is not None:
+            live_caches.add(_part(answer, "cache").get("path"))
+            with progress_bar(f"storing what {mount.mount_point} has staged") as progress:
+                backend.ask(mount.mount_id, "drain", {}, progress)
+    if before.file_count and _staged_without_daemon(backend, url, live_caches):
+        with progress_bar("storing") as progress:
+            backend.drain_volume(url, progress)
+    with backend.open_volume(url, purpose="drain") as opened:
+        after = opened.staged()
+    return {"stored_file_count": max(0, before.file_count - after.file_count), "staged_file_count": after.file_count}
+
+
+def _staged_without_daemon(backend: Backend, url: str, live_caches: set[object]) -> bool:
+    with backend.open_volume(url, purpose="drain") as opened:
+        tree = plain(opened.status())
+    assert isinstance(tree, dict)
+    return any(cache["staged_files"] and cache["path"] not in live_caches for cache in tree["caches"])
 
 
 def gc(context: typer.Context, meta_url: MetaUrlArgument, as_json: AsJson = False) -> None:

@@ -55,6 +55,7 @@ SILENCE_MAX_S: Final = 30.0
 STALL_MAX_S: Final = 900.0
 """A client that hears the same progress for so long gives up, too."""
 CLOSE_WAIT_S: Final = 5.0
+CONNECT_EVERY_S: Final = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -304,11 +305,14 @@ class ControlClient:
         clock: Clock | None = None,
         silence_max_s: float = SILENCE_MAX_S,
         stall_max_s: float = STALL_MAX_S,
+        connect_wait_s: float = 0.0,
     ) -> None:
+        """`connect_wait_s`: how long to wait for a daemon that is not there, for its keeper may be starting another."""
         self._mount_id = mount_id
         self._clock = clock or SystemClock()
         self._silence_max_s = silence_max_s
         self._stall_max_s = stall_max_s
+        self._connect_wait_s = connect_wait_s
 
     def call(
         self, verb: str, arguments: Mapping[str, object] | None = None, progress: ProgressSink | None = None
@@ -333,6 +337,16 @@ class ControlClient:
         return answer
 
     def _connect(self) -> socket.socket:
+        deadline_s = self._clock.monotonic_s() + self._connect_wait_s
+        while True:
+            try:
+                return self._connect_once()
+            except UnavailableError:
+                if self._clock.monotonic_s() >= deadline_s:
+                    raise
+            self._clock.sleep(CONNECT_EVERY_S)
+
+    def _connect_once(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(self._silence_max_s)

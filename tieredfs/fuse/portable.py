@@ -1,14 +1,16 @@
 """The portable driver: `Operations` served through fuse-python, on any kernel that has FUSE.
 
 fuse-python wraps the high-level interface of libfuse 2: it speaks of paths, and bytes pass through Python. This module
-turns paths back into inodes, and knows the bounds of what lies below it:
+turns paths back into inodes, and knows the limits of what lies below it:
 
 - *Names.* libfuse gives absolute paths as `str` (surrogateescape, so any bytes). `_Directories` remembers which inode a
-  directory's path was, for `ENTRY_TIMEOUT_S` and until any directory is renamed or removed.
+  directory's path was, for `ENTRY_TIMEOUT_S` and until it is removed or any directory is renamed.
 - *Open files that lose their name.* libfuse "hides" them: it renames them to `.fuse_hidden…` and removes that at the
   last close. Here such a rename removes the name (the inode stays open, and becomes an orphan of the session), and
   the hidden path is only remembered, so that nothing with such a name is ever seen or left behind. Renaming over an
-  open file is therefore two steps: atomic to programs on this mount (libfuse holds both names), not across a crash.
+  open file is therefore two steps: not atomic across a crash, and where both names are links of one file, where
+  rename(2) does nothing, the source name is lost. An open that races with a replacement may be told ENOENT, because
+  libfuse has no path any more for the inode that the kernel looked up.
 - *Attributes* are not cached by the kernel: libfuse 2 gives each hard link of a file an inode of its own in the
   kernel, and a cached size of one would be wrong after a write through the other. Their page caches are two as well,
   so a file with several links starts with an empty one at each open.
@@ -153,8 +155,14 @@ class _Directories:
             if len(self._known) > DIRECTORIES_MAX:
                 self._known.popitem(last=False)
 
-    def forget(self) -> None:
-        """A directory was renamed or removed: every path below it means something else."""
+    def removed(self, path: str) -> None:
+        """Nothing was below it, so nothing else is forgotten: removing a tree would become quadratic in its depth."""
+        with self._lock:
+            self._generation += 1
+            self._known.pop(path, None)
+
+    def moved(self) -> None:
+        """A directory has another name: every path below the old and the new one means something else."""
         with self._lock:
             self._generation += 1
             self._known.clear()
@@ -326,7 +334,7 @@ class _Callbacks:
 
     def rmdir(self, path: str) -> None:
         self._operations.remove_directory(*self._place(path), self._caller())
-        self._directories.forget()
+        self._directories.removed(path)
 
     def rename(self, path: str, new_path: str) -> None:
         source = self._attributes(path)
@@ -336,7 +344,7 @@ class _Callbacks:
             return
         self._operations.rename(*self._place(path), *self._place(new_path), 0, self._caller())
         if source.kind is FileKind.DIRECTORY:
-            self._directories.forget()
+            self._directories.moved()
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
@@ -467,10 +475,12 @@ def serve_portable(
     Never forks. `on_ready` is called once, from a thread of libfuse, when the mount is made and requests to it wait for
     us; it must not touch the mount itself. `source` is what /proc/mounts shows. SIGTERM and SIGHUP unmount, and SIGINT
     with `foreground`, where nobody has set another handler (a Python handler runs only after the mount has ended).
-    Raises MountPointError, and NotSupportedError without /dev/fuse; libfuse says the reason on stderr.
+    Raises MountPointError, and NotSupportedError without a usable /dev/fuse; libfuse says the reason on stderr.
     """
     if not os.path.exists("/dev/fuse"):
         raise NotSupportedError("this machine has no /dev/fuse: load the kernel module `fuse`")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise NotSupportedError("/dev/fuse may not be opened by this user")
     if foreground:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     fuse.fuse_python_api = (0, 2)

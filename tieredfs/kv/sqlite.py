@@ -22,12 +22,14 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, NoReturn, TypeVar
 
 from tieredfs.errors import (
     ConfigurationError,
     ConflictError,
     CorruptError,
+    DeadlineError,
     NewerFormatError,
     NoSpaceError,
     ReadOnlyError,
@@ -37,7 +39,7 @@ from tieredfs.errors import (
 )
 from tieredfs.host import Host, local_host
 from tieredfs.kv.engine import Reader, Writer
-from tieredfs.limits import KEY_BYTES_MAX, LOCK_WAIT_S
+from tieredfs.limits import KEY_BYTES_MAX, LOCK_WAIT_S, MIB
 
 T = TypeVar("T")
 
@@ -53,6 +55,10 @@ CHECKPOINT_ROWS: Final = 8192
 """One to two pages of WAL per row, so 64 MiB; the same pages are written often, so rare checkpoints copy less."""
 CHECKPOINT_PAGES_MAX: Final = 65_536
 """Where SQLite itself checkpoints, in a writer's commit, should our thread have fallen behind: 256 MiB of WAL."""
+WAL_BYTES_KEPT: Final = 128 * MIB
+"""To what a WAL that grew in a burst is cut back when it starts over."""
+CHECKPOINT_PASSES: Final = 3
+"""Beside the writers; each has less to copy than the one before it, and the one that writers wait for the least."""
 BUSY_PAUSE_FIRST_S: Final = 0.000_05
 BUSY_PAUSE_LAST_S: Final = 0.002
 SCAN_PAGE_ROWS: Final = 1024
@@ -149,6 +155,7 @@ def _connect(path: str, cache_kib: int) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute(f"PRAGMA cache_size=-{cache_kib}")
     connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES_MAX}")
+    connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES_KEPT}")
     return connection
 
 
@@ -162,8 +169,9 @@ class _Connections:
     def __init__(self, path: str) -> None:
         self.path = path
         self.writer = _Transaction(_connect(path, WRITER_CACHE_KIB))
-        self.writer.control("PRAGMA busy_timeout=0")  # `_begin_immediate` waits, in steps that suit 40 us transactions
         self.writer_lock = threading.Lock()
+        self.writers_stand_back = threading.Lock()
+        """Held by a checkpoint that wants the writer's lock; one that writes in a loop hardly lets go of it."""
         self.idle_readers: list[_Transaction] = []
         self.checkpointing = threading.Lock()
         self.rows_at_checkpoint = 0
@@ -197,13 +205,16 @@ class SharedSync:
         self._started = 0
         self._finished = 0
         self._failure: str | None = None
+        self.waiting = 0
 
     def wait(self) -> None:
         """Raises UnavailableError."""
         with self._changed:
             wanted = self._started + 1
             while self._finished < wanted and self._failure is None and self._started > self._finished:
+                self.waiting += 1
                 self._changed.wait(LOCK_WAIT_S)
+                self.waiting -= 1
             if self._failure is not None:
                 raise UnavailableError(self._failure)
             if self._finished >= wanted:
@@ -270,6 +281,8 @@ class SqliteEngine:
     def _open(self) -> None:
         self._connections = _Connections(self.path)
         self._check_schema()
+        # From here on `_begin_immediate` waits, in steps that suit transactions of 40 us; SQLite's begin with 1 ms.
+        self._connections.writer.control("PRAGMA busy_timeout=0")
         # Our writer keeps the WAL from being deleted, so this descriptor stays that of the one in use.
         self._wal = self._host.files.open(f"{self.path}-wal", os.O_RDONLY)
         self._host.files.sync_directory(os.path.dirname(self.path))
@@ -286,7 +299,8 @@ class SqliteEngine:
             raise NewerFormatError(f"{self.path} has schema {version}; this program knows {SCHEMA_VERSION}")
         if version < 1:
             raise CorruptError(f"{self.path} has schema {version}, which never was")
-        control("BEGIN IMMEDIATE")  # makes the WAL file exist, and finds a file that is shorter than its header says
+        # Makes the WAL file exist, and finds a file that is shorter than its header says.
+        self._begin_immediate(self._connections.writer)
         control("COMMIT")
 
     def _after_fork(self) -> None:
@@ -325,6 +339,8 @@ class SqliteEngine:
 
     def write(self, function: Callable[[Writer], T]) -> T:
         connections = self._own()
+        if connections.writers_stand_back.locked() and connections.writers_stand_back.acquire(timeout=LOCK_WAIT_S):
+            connections.writers_stand_back.release()
         if not connections.writer_lock.acquire(timeout=LOCK_WAIT_S):
             raise ConflictError(f"metadata database {self.path}: no turn to write within {LOCK_WAIT_S:.0f} s")
         writer = connections.writer
@@ -380,19 +396,32 @@ class SqliteEngine:
         """Copy the WAL into the database beside the writers, then the rest of it while they wait."""
         reader = connections.take_reader()
         try:
-            reader.control("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            if connections.writer_lock.acquire(timeout=LOCK_WAIT_S):
-                try:
-                    if not connections.closed:
-                        connections.writer.control("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                finally:
-                    connections.writer_lock.release()
+            for _ in range(CHECKPOINT_PASSES):
+                reader.control("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            with connections.writers_stand_back:
+                if connections.writer_lock.acquire(timeout=LOCK_WAIT_S):
+                    try:
+                        if not connections.closed:
+                            connections.writer.control("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                    finally:
+                        connections.writer_lock.release()
         except sqlite3.Error:
             # Not this thread's to report: nothing is lost, and the next commit or sync meets the same disk and tells.
             pass
         finally:
             connections.give_back(reader)
             connections.checkpointing.release()
+
+    @contextmanager
+    def checkpoint_finished(self, timeout_s: float) -> Iterator[None]:
+        """Wait for the checkpoint that is running, if one is, and keep the next from starting. Raises DeadlineError."""
+        checkpointing = self._own().checkpointing
+        if not checkpointing.acquire(timeout=timeout_s):
+            raise DeadlineError(f"a checkpoint of {self.path} took longer than {timeout_s:.0f} s")
+        try:
+            yield
+        finally:
+            checkpointing.release()
 
     # ---- durability and the end ------------------------------------------------------------------------------
 
@@ -402,7 +431,7 @@ class SqliteEngine:
 
     def close(self) -> None:
         connections = self._own()
-        with connections.checkpointing, connections.writer_lock:
+        with self.checkpoint_finished(LOCK_WAIT_S), connections.writer_lock:
             if connections.closed:
                 return
             connections.closed = True

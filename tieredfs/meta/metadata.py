@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from tieredfs.errors import NotFoundError
+from tieredfs.errors import NotFoundError, TieredError
 from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
@@ -121,7 +121,11 @@ class Metadata:
             sessions.leave_receipt(writer, receipt)
             return record.attributes()
 
-        return self._engine.write(change)
+        try:
+            return self._engine.write(change)
+        except TieredError:
+            self._count_deleted(1)  # the id is used up all the same
+            raise
 
     def link(self, inode: InodeId, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Attributes:
         """Raises NotPermittedError for a directory, TooManyLinksError, AlreadyExistsError."""

@@ -1,1 +1,1 @@
-"""Shipped with the library: conformance suites, fakes and faults, for our tests and for whoever writes an engine or a store."""
+"""Shipped with the library: conformance suites, fakes and faults, for our tests and authors of engines and stores."""

@@ -1,4 +1,4 @@
-"""A daemon over a plain directory, for the keeper's tests: `loopback_daemon.py DIRECTORY [--fail-to-open | --crash]`."""
+"""A daemon over a plain directory, for the keeper's tests: `loopback_daemon.py DIRECTORY [--fail-to-open|--crash]`."""
 
 import contextlib
 import os

@@ -231,11 +231,11 @@ class Keeper:
         _expect(daemon.receive(deadline_s), "opened")
         if self._device < 0:
             self._device = mounting.mount_fuse(self._mountpoint, self._options.mount)
-            entry = mounting.mount_at(self._mountpoint)
-            if entry is not None:
-                mounting.set_read_ahead(entry)
         daemon.hand_over(self._device, self._ledger)
         _expect(daemon.receive(deadline_s), "ready")
+        entry = mounting.mount_at(self._mountpoint)
+        if entry is not None:
+            mounting.set_read_ahead(entry)
 
     def _wait(self, daemon: Daemon, signals: int) -> str:
         poll = select.poll()

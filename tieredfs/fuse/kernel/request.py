@@ -90,7 +90,9 @@ class Request:
     def send_file(self, span: Span) -> Reply:
         """Answer with the bytes of a local file, never joined with their header: one copy in, one out. Raises OSError.
 
-        Measured against splice through a pipe: see `session.py`.
+        Measured, page cache to page cache: 1.8-2.6 GB/s; splice through a pipe per thread 2.4-2.8 GB/s, but only for
+        answers under 1 MiB (with its header, one of 1 MiB exceeds the largest pipe of an unprivileged process). Both
+        are faster than the SSDs below, so the simple one is kept.
         """
         if self.reply is None:
             self.reply = bytearray(FUSE_REQUEST_BYTES_MAX)

@@ -6,6 +6,10 @@ than requests being carried out, up to `THREADS_MAX`: a reader that takes a requ
 another. Readers beyond `FUSE_READER_THREADS` leave when they find enough others idle. `_idle` is a list used as a bag
 of tokens: `append` and `pop` are atomic, so that the hot path takes no lock.
 
+Measured on two cores, `stat` without caching, four threads on one descriptor: 12,000-18,000 a second, two requests
+each. A descriptor per thread (FUSE_DEV_IOC_CLONE) gave 10,000-17,000, other switch intervals 7,000-16,000: nothing to
+win, and a cloned descriptor that dies with its daemon fails its requests instead of keeping them for the next one.
+
 **Nothing kills the daemon.** A request that makes no sense gets EINVAL, one that we do not know ENOSYS, and whatever an
 operation raises becomes an errno in the one table (`errnos.py`); what is not one of our errors is logged, once per
 type.
@@ -47,6 +51,11 @@ _GONE: Final = frozenset({errno.ENODEV, errno.EBADF, errno.ECONNABORTED})
 _AGAIN: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
 """ENOENT from a read: the request was withdrawn between queue and read."""
 _OPENING: Final = frozenset({int(Op.OPEN), int(Op.CREATE)})
+_BY_INODE: Final = frozenset(
+    int(op) for op in (Op.GETATTR, Op.SETATTR, Op.READLINK, Op.OPEN, Op.OPENDIR, Op.GETXATTR, Op.LISTXATTR, Op.SETXATTR)
+)
+"""Requests on an inode that the kernel found by a name before. When it is not found any more, the name may mean another
+one by now (a file replaced by rename): ESTALE makes the kernel look again, where ENOENT would reach the program."""
 _KNOWN_AND_ABSENT: Final[dict[Op, int]] = {
     # ENOSYS tells the kernel not to ask again and to do it itself (copy_file_range by splice, statx by GETATTR).
     Op.ACCESS: errno.ENOSYS,
@@ -128,7 +137,7 @@ class Session:
     def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Serve until the mount is gone. Takes over when the ledger says that INIT was answered before.
 
-        `on_ready` is called once, when INIT is being answered or the take-over is done. No request precedes it.
+        `on_ready` is called once, when INIT has been answered or the take-over is done.
         """
         self._on_ready = on_ready or _nothing
         agreement = self._ledger.agreement()
@@ -239,6 +248,9 @@ class Session:
                 self._ended.set()
                 return
             idle.pop()
+            if not request.length:
+                self._ended.set()
+                return
             if not idle:
                 self._start_thread()
             dispatch(request)
@@ -288,6 +300,8 @@ class Session:
             self._surprises.add(type(error))
             _log.error("%s failed unexpectedly", _name(request.opcode), exc_info=error)
         number = errno_of(error)
+        if number == errno.ENOENT and request.opcode in _BY_INODE:
+            number = errno.ESTALE
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER_BYTES, -number, request.answer_unique)
         try:
             os.write(request.device, header)
@@ -319,8 +333,10 @@ class Session:
             self._handles.refused = "this kernel has no FUSE passthrough (Linux 6.9 or later has)"
             _log.warning("kernel passthrough is off for this mount: %s", self._handles.refused)
         self._ledger.note_agreement(agreement)
+        # Answered here, so that `on_ready` finds the kernel past INIT: before that it would undo a changed read-ahead.
+        self._answer(request, encode_agreement(agreement))
         self._on_ready()
-        return encode_agreement(agreement)
+        return NO_REPLY
 
     def _destroy(self, _: Request) -> Reply:
         return DONE

@@ -1,0 +1,93 @@
+"""The command line as a user types it, over a real volume and a real mount: from `up` to `destroy`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tieredfs.fuse.mounting")
+pytestmark = [pytest.mark.mount, pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="no /dev/fuse")]
+
+TIMEOUT_S = 60
+
+
+def tieredfs(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tieredfs", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def data_of(*arguments: str) -> dict[str, object]:
+    done = tieredfs(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert isinstance(data, dict)
+    return data
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def url(home: Path) -> str:
+    return f"sqlite://{home}/volume.db"
+
+
+@pytest.fixture
+def point(tmp_path: Path, home: Path) -> Iterator[Path]:
+    """A mount made by `up`; taken away whatever happens."""
+    point = tmp_path / "mnt"
+    done = tieredfs("up", str(home), str(point), "--cache-size", "1GiB")
+    if "mounting needs root" in done.stderr:
+        pytest.skip("this user may not mount")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    yield point
+    if os.path.ismount(point):
+        assert tieredfs("umount", str(point)).returncode == 0
+
+
+def test_from_up_to_destroy(point: Path, home: Path, url: str) -> None:
+    content = os.urandom(3 << 20)
+    (point / "a name").mkdir()
+    (point / "a name" / "file").write_bytes(content)
+    (point / "latest").symlink_to("a name")
+
+    assert data_of("drain", url)["staged_file_count"] == 0
+    found = data_of("info", f"{point}/latest/file")
+    assert (found["state"], found["size_bytes"], found["path"]) == ("stored", len(content), "a name/file")
+    assert data_of("status", url)["safe"] is True
+    assert [mount["mount_point"] for mount in json.loads(tieredfs("status", "--json").stdout)].count(str(point)) == 1
+
+    assert data_of("evict", f"{point}/a name")["evicted"] == 1
+    assert data_of("info", f"{point}/a name/file")["cached_ratio"] == 0
+    assert data_of("warmup", f"{point}/a name/file")["failed"] == 0
+    assert (point / "a name" / "file").read_bytes() == content
+
+    assert tieredfs("destroy", url, "--yes").returncode == 3, "refused while it is mounted"
+    assert tieredfs("umount", "--flush", str(point)).returncode == 0
+    assert tieredfs("info", f"{point}/a name/file").returncode == 2, "no mount any more"
+    assert tieredfs("destroy", url, "--yes").returncode == 0
+    assert not (home / "volume.db").exists()
+
+
+def test_what_was_staged_is_drained_without_a_mount(point: Path, url: str) -> None:
+    (point / "file").write_bytes(b"x" * 100_000)
+    assert tieredfs("umount", str(point)).returncode == 0
+    data_of("drain", url)
+    status = data_of("status", url)
+    assert status["safe"] is True
+    assert status["mounts"] == []
+
+
+def test_a_second_format_and_a_second_mount_are_refused(point: Path, home: Path, url: str) -> None:
+    again = tieredfs("format", url, "--data", f"disk://{home}/other/d{{0..5}}")
+    assert again.returncode == 2
+    assert "already" in again.stderr
+    assert tieredfs("mount", url, str(point)).returncode == 2
+    assert "Traceback" not in again.stderr
