@@ -50,6 +50,7 @@ def test_a_dirty_content_becomes_clean_only_by_its_commit_or_when_nothing_was_wr
     }
     assert leaving == {
         (FileState.STAGING, FileEvent.UNCHANGED),
+        (FileState.SEALED, FileEvent.UNCHANGED),
         (FileState.DRAINING, FileEvent.DRAIN_COMMITTED),
     }
 
