@@ -38,9 +38,9 @@ DISK_REST_S: Final = 5.0
 """A disk that failed to answer is asked again after this long; until then others do its work."""
 CHUNK_STALL_S: Final = 30.0
 """A chunk that is not written after this long goes to another disk; the disk is not used until that write has ended."""
-SCRATCH_BYTES: Final = 8 * MIB
-"""Memory in which one degraded read decodes, window by window."""
-SCRATCH_COUNT: Final = 4
+SCRATCH_BYTES: Final = 16 * MIB
+"""Memory in which one degraded read decodes: one window, and the next one being read."""
+SCRATCH_COUNT: Final = 3
 """Degraded reads, checks and repairs that decode at one time; the others wait."""
 SCRATCH_WAIT_S: Final = 120.0
 
@@ -57,8 +57,32 @@ TRANSACTION_RETRIES_MAX: Final = 30
 LOCK_WAIT_S: Final = 30.0
 SESSION_HEARTBEAT_S: Final = 5.0
 SESSION_TIMEOUT_S: Final = 60.0
+CARE_FIRST_S: Final = 120.0
+CARE_INTERVAL_S: Final = 1800.0
+"""A mount collects garbage this long after it began, and then so often."""
 DEAD_BLOCK_GRACE_S: Final = 600.0
 """How long a block without references is kept, for readers in other processes that may still hold its extents."""
+
+# The curator.
+CARE_BATCH: Final = 64
+"""Blocks that are looked up, checked, rebuilt or forgotten together."""
+CARE_THREADS: Final = 3
+"""Blocks checked or rebuilt at a time; each works on all its chunks in parallel."""
+SWEEP_BATCH: Final = 4096
+"""Chunk names that are looked up in one snapshot."""
+FINDINGS_MAX: Final = 10_000
+"""What a check lists one by one; the rest is counted."""
+PATHS_PER_LOSS_MAX: Final = 100
+"""Files named for a lost block; up to `PACK_FILES_MAX` may share it."""
+LINKS_WINDOW: Final = 1 << 22
+"""Inodes whose names are counted in one pass of a check: 6 bytes each, 24 MiB."""
+REPAIR_QUEUE_MAX: Final = 10_000
+REPAIR_ATTEMPTS_MAX: Final = 12
+"""With the pauses below, about 20 minutes: longer than a disk is away for a reboot."""
+REPAIR_PAUSE_FIRST_S: Final = 1.0
+REPAIR_PAUSE_LAST_S: Final = 300.0
+REPAIR_STOP_S: Final = 60.0
+"""How long closing waits for the repair under way."""
 
 # The SSD tier.
 CACHE_BYTES_DEFAULT: Final = 100 * GIB
@@ -99,7 +123,7 @@ assert CHUNK_HEADER_BYTES % CHUNK_ALIGNMENT_BYTES == 0, "payloads start aligned,
 assert CHUNK_FIXED_HEADER_BYTES + 4 * CELLS_PER_CHUNK_MAX <= CHUNK_HEADER_BYTES, (
     "the checksum table of the largest chunk fits"
 )
-assert CODE_WIDTH_MAX * CELL_BYTES <= SCRATCH_BYTES, "a window of the widest code is a cell at least"
+assert 2 * CODE_WIDTH_MAX * CELL_BYTES <= SCRATCH_BYTES, "a window of the widest code is a cell at least"
 assert PACKED_FILE_BYTES_MAX < BLOCK_BYTES_DEFAULT
 assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"

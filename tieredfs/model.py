@@ -17,7 +17,7 @@ CacheId = NewType("CacheId", int)
 """An SSD tier directory. 0 is none."""
 
 Progress = Callable[[int, int, str], None]
-"""Told how far a long work is: done, total, unit. From any thread; returns at once."""
+"""Told by long work, from one thread at a time: done, total (an estimate; 0: unknown), and the unit of both."""
 
 ROOT: Final = InodeId(1)
 NOBODY: Final = SessionId(0)
@@ -96,6 +96,8 @@ class Attributes:
     version: int
     stored_version: int
     staged_in: CacheId
+    allocated_bytes: int
+    """`st_blocks` in bytes: what is not a hole."""
 
 
 @dataclass(frozen=True, slots=True)

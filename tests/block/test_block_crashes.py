@@ -1,4 +1,4 @@
-"""A process that is killed while it writes or repairs blocks: what is recorded is whole, and the rest can be done again."""
+"""A process killed while it writes or repairs blocks: what is recorded is whole, and the rest can be done again."""
 
 import os
 import pickle

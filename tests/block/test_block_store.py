@@ -353,7 +353,7 @@ def test_too_many_disks_away_is_unavailable_not_lost(make: Maker) -> None:
 
 
 def test_a_stalled_write_is_left_behind_and_its_buffer_is_not_lent_again(make: Maker) -> None:
-    volume = make(RS42, 7, stall_s=0.2)
+    volume = make(RS42, 7, stall_s=3.0)
     stalls = {disk: store.stall("put") for disk, store in volume.stores.items() if disk == 1}
     while not stalls[DiskId(1)].arrived.is_set():
         block = volume.store(pattern(BLOCK_BYTES, 1))

@@ -70,6 +70,7 @@ def test_many_readers_of_one_file_fetch_each_block_once() -> None:
         assert len(made.blocks.reads) == 8
 
 
+@pytest.mark.allows_warnings("damaged beyond repair")
 def test_a_fill_that_fails_tells_every_reader_and_the_next_open_begins_anew() -> None:
     with rig() as made:
         inode = evicted_file(made)

@@ -43,7 +43,7 @@ BLOCK = BlockId(0x1122334455667788)
 RS42 = Code(CodeKind.REED_SOLOMON, 4, 2)
 
 INODE_RECORD = InodeRecord(INODE, FileKind.REGULAR, 0o4755, 1000, 100, 3, 1 << 40, -5, 1_700_000_000_123_456_789, 7,
-                           0x0801, 1, 9, 8, 2, 77, 3)  # fmt: skip
+                           0x0801, 1, 9, 8, 2, 1 << 20, 77, 3)  # fmt: skip
 BLOCK_RECORD = Block(BLOCK, RS42, 1000, 4096, (ChunkLocation(0, DiskId(3), 0xDEADBEEF), ChunkLocation(5, DiskId(9), 1)))
 DISK = Disk(DiskId(7), "d-uuid", "disk:///data/d7", "rack-1", DiskState.DRAINING)
 VOLUME = VolumeConfig("v-uuid", "Gewölbe", 1, 1_700_000_000_000_000_000, RS42, 64 << 20, Durability.STORE)

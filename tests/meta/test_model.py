@@ -115,6 +115,11 @@ class MetadataMachine(RuleBasedStateMachine):
         self.volume = make_volume(str(Path(self.directory.name) / "volume.db"))
         self.metadata = self.volume.metadata
         self.session = self.metadata.open_session("host", 1, "test").session
+        for where, name, kind in ((0, b"a", DIRECTORY), (1, b"b", DIRECTORY), (2, b"a", REGULAR), (0, b"c", REGULAR)):
+            parent = self.nodes[where]
+            inode = self.metadata.create(parent.inode, name, Creation(kind, 0o755, 1, 2)).inode
+            parent.children[name] = Node(inode, kind, parent)
+            self.nodes.append(parent.children[name])
 
     def teardown(self) -> None:
         if hasattr(self, "volume"):
@@ -122,9 +127,21 @@ class MetadataMachine(RuleBasedStateMachine):
         self.directory.cleanup()
 
     def pick(self, number: int, *, directory: bool = False) -> Node:
-        """Any node ever made, the dead ones too; with `directory`, mostly directories."""
-        pool = [node for node in self.nodes if node.kind is DIRECTORY] if directory and number % 8 else self.nodes
+        """Any node ever made, one in eight times; else one that is alive, and with `directory` a directory."""
+        if number % 8 == 0:
+            return self.nodes[number // 8 % len(self.nodes)]
+        pool = [node for node in self.nodes if node.alive and (not directory or node.kind is DIRECTORY)]
         return pool[number % len(pool)]
+
+    def pick_entry(self, number: int, name: bytes, *, empty_directories: bool = False) -> tuple[Node, bytes]:
+        """A directory and a name in it, five in six times one that exists: most of what is asked should succeed."""
+        entries = [(node, child) for node in self.nodes if node.alive for child in sorted(node.children)]
+        if empty_directories:
+            shown = [(node, child, node.children[child]) for node, child in entries]
+            entries = [(node, child) for node, child, it in shown if it.kind is DIRECTORY and not it.children]
+        if number % 6 == 0 or not entries:
+            return self.pick(number // 6, directory=True), name
+        return entries[number % len(entries)]
 
     # ---- names --------------------------------------------------------------------------------------------------
 
@@ -172,7 +189,7 @@ class MetadataMachine(RuleBasedStateMachine):
 
     @rule(where=picks, name=names, held=st.booleans())
     def unlink(self, where: int, name: bytes, held: bool) -> None:
-        parent, holder = self.pick(where, directory=True), HOLDER if held else NOBODY
+        (parent, name), holder = self.pick_entry(where, name), HOLDER if held else NOBODY
 
         def model() -> tuple[InodeId, bool]:
             node = parent.child(name)
@@ -190,7 +207,7 @@ class MetadataMachine(RuleBasedStateMachine):
 
     @rule(where=picks, name=names)
     def remove_directory(self, where: int, name: bytes) -> None:
-        parent = self.pick(where, directory=True)
+        parent, name = self.pick_entry(where, name, empty_directories=where % 3 > 0)
 
         def model() -> InodeId:
             node = parent.child(name)
@@ -206,7 +223,8 @@ class MetadataMachine(RuleBasedStateMachine):
 
     @rule(where=picks, name=names, to=picks, new_name=names, mode=st.sampled_from("rrrrnx"), held=st.booleans())
     def rename(self, *, where: int, name: bytes, to: int, new_name: bytes, mode: str, held: bool) -> None:
-        old, new = self.pick(where, directory=True), self.pick(to, directory=True)
+        old, name = self.pick_entry(where, name)
+        new, new_name = self.pick_entry(to, new_name) if to % 2 else (self.pick(to // 2, directory=True), new_name)
         holder = HOLDER if held else NOBODY
 
         def real() -> InodeId | None:
@@ -321,17 +339,17 @@ class MetadataMachine(RuleBasedStateMachine):
             node.staged, node.size = False, node.stored_size
 
     @rule(
-        chosen=st.sets(st.integers(0, 20), max_size=6), late=st.integers(0, 30), complete=st.booleans(), data=st.data()
+        chosen=st.sets(st.integers(0, 6), max_size=5), late=st.integers(0, 10), complete=st.booleans(), data=st.data()
     )
     def store(self, chosen: set[int], late: int, complete: bool, data: st.DataObject) -> None:
         """Drain some files into one block; the `late`-th has a newer version by now. Old blocks may be used again."""
-        pool = [node for node in self.nodes if node.kind is REGULAR]
+        pool = [node for node in self.nodes if node.kind is REGULAR and (node.alive or node.inode % 8 == 0)]
         nodes = [pool[number] for number in sorted(chosen) if number < len(pool)]
         block = self.metadata.reserve_block(self.session)
         old = data.draw(st.sampled_from([None, *self.blocks]))
         contents = []
         for place, node in enumerate(nodes):
-            extents = [Extent(0, 10, block, 10 * place)]
+            extents = [Extent(data.draw(st.integers(0, 5)), 10, block, 10 * place)]
             if old is not None:
                 extents.append(Extent(15, 5, old, 0))
             version = node.version - int(place == late)
@@ -412,5 +430,5 @@ class MetadataMachine(RuleBasedStateMachine):
 
 TestMetadataModel = MetadataMachine.TestCase
 TestMetadataModel.settings = settings(
-    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -1,18 +1,18 @@
 """Reading a block: pieces straight into the caller's memory in parallel, and decoding around what fails.
 
 Healthy, a read is one `ChunkStore.read_into` per chunk that has some of the bytes, into the target itself. Pieces that
-failed are decoded, window by window in lent scratch, from any k chunks of the same range; data chunks that this very
-read has already brought into the target are taken from there, so that a whole block with two lost data chunks of 4+2
-costs four chunks of reading, as a healthy one does. Each source that fails on the way is one more loss, and the
-decoding starts again with others until too few are left.
+failed are decoded, window by window in lent scratch (the next window is read meanwhile), from any k chunks of the same
+range; data chunks that this very read has already brought into the target are taken from there, so that a whole block
+with two lost data chunks of 4+2 costs four chunks of reading, as a healthy one does. Each source that fails on the way
+is one more loss, and the decoding starts again with others until too few are left.
 
 Safe from any thread. Decoding runs in the caller's thread, chunk reads in the executor's; those never wait for others.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Final
 
 from tieredfs.block.access import ChunkAccess, location_of
@@ -108,15 +108,25 @@ class BlockReader:
         losses: "_Losses",
     ) -> bool:
         """False: a source failed, and is now among the losses."""
-        span = min(part.offset for part in wanted), max(part.end for part in wanted)
-        rows = len([index for index in sources if index not in ready]) + len(wanted)
+        start, end = min(part.offset for part in wanted), max(part.end for part in wanted)
+        to_read = [index for index in sources if index not in ready]
+        rows = len(to_read) + len([part for part in wanted if not part.covers(start, end)])
         with self._scratch.lend(SCRATCH_WAIT_S) as scratch:
-            for start, end in windows(*span, rows, len(scratch)):
-                lines = _Lines(scratch, end - start, rows)
-                parts = [ready.get(index) or ChunkPart(index, start, lines.take()) for index in sources]
-                if self._read_parts(block, [part for part in parts if part.index not in ready], losses):
-                    return False
-                _decode_window(block, parts, wanted, lines, (start, end))
+            halves = scratch[: len(scratch) // 2], scratch[len(scratch) // 2 :]
+            steps = [
+                _Step(window, sources, ready, _Lines(halves[at % 2], window[1] - window[0], rows))
+                for at, window in enumerate(windows(start, end, max(rows, 1), len(halves[0])))
+            ]
+            ahead = self._submit(block, steps[0].to_read, losses)
+            try:
+                for step, following in zip_longest(steps, steps[1:]):
+                    calls, ahead = ahead, self._submit(block, following.to_read if following else [], losses)
+                    _finish(calls)
+                    if not losses.errors.keys().isdisjoint(to_read):
+                        return False
+                    _decode_window(block, step, wanted)
+            finally:
+                _finish(ahead)
         return True
 
     def _read_parts(self, block: Block, parts: Sequence[ChunkPart], losses: "_Losses") -> set[int]:
@@ -124,11 +134,11 @@ class BlockReader:
         if len(parts) == 1:
             self._read_part(block, parts[0], losses)
         else:
-            calls = [self._executor.submit(self._read_part, block, part, losses) for part in parts]
-            wait(calls)  # bounded: each store bounds its calls
-            for call in calls:
-                call.result()
+            _finish(self._submit(block, parts, losses))
         return {part.index for part in parts if part.index in losses.errors}
+
+    def _submit(self, block: Block, parts: Sequence[ChunkPart], losses: "_Losses") -> "list[Future[None]]":
+        return [self._executor.submit(self._read_part, block, part, losses) for part in parts]
 
     def _read_part(self, block: Block, part: ChunkPart, losses: "_Losses") -> None:
         try:
@@ -206,6 +216,18 @@ class _Losses:
         return DataLossError(text) if len(left) < block.code.data_count else UnavailableError(text)
 
 
+class _Step:
+    """One window of a decoding: its sources, of which `to_read` are to be read into scratch first."""
+
+    def __init__(
+        self, window: tuple[int, int], sources: Sequence[int], ready: dict[int, ChunkPart], lines: "_Lines"
+    ) -> None:
+        self.start, self.end = window
+        self.lines = lines
+        self.parts = [ready.get(index) or ChunkPart(index, self.start, lines.take()) for index in sources]
+        self.to_read = [part for part in self.parts if part.index not in ready]
+
+
 class _Lines:
     """Scratch cut into lines of `length` bytes, each on a cell boundary."""
 
@@ -240,16 +262,20 @@ def _split(offset: int, target: memoryview, count: int) -> list[ChunkPart]:
     return [ChunkPart(0, start, target[start - offset : end - offset]) for start, end in pairwise(cuts)]
 
 
-def _decode_window(
-    block: Block, sources: Sequence[ChunkPart], wanted: Sequence[ChunkPart], lines: _Lines, span: tuple[int, int]
-) -> None:
+def _finish(calls: "list[Future[None]]") -> None:
+    wait(calls)  # bounded: each store bounds its calls
+    for call in calls:
+        call.result()
+
+
+def _decode_window(block: Block, step: _Step, wanted: Sequence[ChunkPart]) -> None:
     """One window of every wanted part: in place where the part covers the window, else through a line of scratch."""
-    start, end = span
-    outputs = [part.window(start, end) if part.covers(start, end) else lines.take() for part in wanted]
+    start, end = step.start, step.end
+    outputs = [part.window(start, end) if part.covers(start, end) else step.lines.take() for part in wanted]
     encoder = isal.encoder(block.code.data_count, block.code.parity_count)
     encoder.decode(
-        [part.index for part in sources],
-        [isal.address_of(part.window(start, end)) for part in sources],
+        [part.index for part in step.parts],
+        [isal.address_of(part.window(start, end)) for part in step.parts],
         [part.index for part in wanted],
         [isal.address_of(output) for output in outputs],
         end - start,

@@ -154,5 +154,5 @@ class BlockStore:
         self._repairer.delete(block)
 
     def close(self) -> None:
-        """Waits for calls under way, except stalled ones. The stores stay open."""
+        """Nothing new is started; calls under way end by themselves, each bounded by its store, which stays open."""
         self._executor.shutdown(wait=False, cancel_futures=True)

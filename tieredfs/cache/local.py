@@ -20,6 +20,15 @@ def stamp_of(status: os.stat_result) -> Stamp:
     return status.st_ctime_ns, status.st_mtime_ns, status.st_size
 
 
+@dataclass(frozen=True, slots=True)
+class LiveSize:
+    """Size and mtime of a content that is open for writing, as its local file has them now."""
+
+    size_bytes: int
+    mtime_ns: int
+    allocated_bytes: int
+
+
 @dataclass(slots=True, eq=False)
 class LocalFile:
     """All fields are read and changed under `lock`, but for `inode`, and for `state` and `descriptor` by callers with a handle.

@@ -82,7 +82,7 @@ def _adopt_staged(tier: Tier, record: StagedRecord, versions: Sequence[int]) -> 
 def _sealed(tier: Tier, record: StagedRecord, path: str) -> LocalFile:
     part = tier.part
     status = part.host.files.stat_path(path)
-    part.metadata.publish(record.inode, record.version, status.st_size, status.st_mtime_ns)
+    part.metadata.publish(record.inode, record.version, status.st_size, status.st_mtime_ns, status.st_blocks * 512)
     now_s = part.host.clock.monotonic_s()
     age_s = max(0.0, (part.host.clock.wall_ns() - record.since_ns) / 1e9)
     file = LocalFile(record.inode, FileState.SEALED, record.version, path, size_bytes=status.st_size)

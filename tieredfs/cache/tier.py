@@ -16,18 +16,17 @@ look-ups in its tables. Order: file lock, then tier lock. Nobody holds two file 
 import contextlib
 import os
 import threading
-from dataclasses import dataclass
 from typing import Final
 
-from tieredfs.block.store import BlockStore
+from tieredfs.cache.borrow import borrow
 from tieredfs.cache.fill import Fill, Filler
-from tieredfs.cache.layout import CacheDirectory, content_path
-from tieredfs.cache.local import LocalFile, stamp_of
+from tieredfs.cache.local import LiveSize, LocalFile, stamp_of
+from tieredfs.cache.part import TierPart
 from tieredfs.cache.room import Room
 from tieredfs.core.eviction import ResidentIndex
 from tieredfs.core.file_life import FileEvent, FileState
 from tieredfs.errors import BusyError, UnavailableError
-from tieredfs.host import Host, crash
+from tieredfs.host import crash
 from tieredfs.host.files import is_open_for_writing
 from tieredfs.limits import (
     BACKPRESSURE_WAIT_S,
@@ -36,31 +35,10 @@ from tieredfs.limits import (
     FILL_WAIT_S,
     MIB,
 )
-from tieredfs.meta.metadata import Metadata
-from tieredfs.model import NO_CACHE, Attributes, CacheId, InodeId, StagedRecord
+from tieredfs.model import NO_CACHE, Attributes, InodeId, StagedRecord
 
 FILL_BEFORE_OPEN_BYTES: Final = 16 * MIB
 """A file up to this size is whole before its open returns, so that even its first reader gets passthrough."""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveSize:
-    """Size and mtime of a content that is open for writing, as its local file has them now."""
-
-    size_bytes: int
-    mtime_ns: int
-    allocated_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class TierPart:
-    """What the drainer, the evictor and recovery share with the tier."""
-
-    metadata: Metadata
-    blocks: BlockStore
-    host: Host
-    directory: CacheDirectory
-    cache: CacheId
 
 
 class Tier:
@@ -385,15 +363,7 @@ class Tier:
 
     def _borrow(self, file: LocalFile, attributes: Attributes) -> None:
         """Read a content where it is staged: in the cache of another mount of this host."""
-        caches = {record.cache: record for record in self.part.metadata.caches()}
-        record = caches.get(attributes.staged_in)
-        if record is None or record.host != self.part.host.name:
-            raise UnavailableError("the file is staged on another host and is not stored yet")
-        path = content_path(record.path, file.inode, attributes.version)
-        try:
-            file.descriptor = self.part.host.files.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise UnavailableError("the staged file has just moved to the store: try again") from None
+        file.descriptor = borrow(self.part.metadata, self.part.host, attributes)
         file.borrowed = True
         file.size_bytes = attributes.size_bytes
         self._set_aside(file)
@@ -428,7 +398,7 @@ class Tier:
             status = self.part.host.files.stat(file.descriptor)
             current = (status.st_size, status.st_mtime_ns)
             if current != file.published and stamp_of(status) != file.fresh_stamp:
-                self.part.metadata.publish(file.inode, file.version, *current)
+                self.part.metadata.publish(file.inode, file.version, *current, status.st_blocks * 512)
                 file.published = current
                 file.metadata_durable = False
                 crash.here("flush.published")

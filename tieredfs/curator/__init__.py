@@ -1,23 +1,20 @@
-"""Care of what is stored: garbage collection, scrub, repair, rebuild, emptying a disk."""
+"""Care for what is stored: garbage collection, checks, repair, and the rebuilding and emptying of disks."""
 
-from typing import Any
+from tieredfs.core.care import RepairCounts
+from tieredfs.curator.curator import Curator
+from tieredfs.curator.holdings import Holdings
+from tieredfs.curator.repairer import Repairer
+from tieredfs.curator.report import CheckReport, DataLoss, Finding, FindingKind, GarbageReport, RebuildReport
 
-
-class CheckReport: ...
-
-
-class GarbageReport: ...
-
-
-class RebuildReport: ...
-
-
-class Curator:
-    def __init__(self, *a: Any) -> None: ...
-
-
-class Repairer:
-    def __init__(self, *a: Any) -> None: ...
-    def start(self) -> None: ...
-    def close(self) -> None: ...
-    def note(self, block: Any, index: int) -> None: ...
+__all__ = [
+    "CheckReport",
+    "Curator",
+    "DataLoss",
+    "Finding",
+    "FindingKind",
+    "GarbageReport",
+    "Holdings",
+    "RebuildReport",
+    "RepairCounts",
+    "Repairer",
+]

@@ -257,7 +257,7 @@ def blocks_on_disk(number: DiskId) -> bytes:
 
 
 def dead_block(block_id: BlockId) -> bytes:
-    """-> since when (ns) the block has had no user."""
+    """-> since when (ns) the block has had no user; 0: its chunks are being deleted, and it gets none again."""
     return _head(0, Tag.DEAD_BLOCK, block_id)
 
 

@@ -44,7 +44,7 @@ EMPTY: Final = b""
 """The value of keys that say all by themselves."""
 
 _CRC: Final = struct.Struct("<I")
-_INODE: Final = struct.Struct("<BBBHIIIQqqqQQQQQQ")
+_INODE: Final = struct.Struct("<BBBHIIIQqqqQQQQQQQ")
 _ENTRY: Final = struct.Struct("<BQB")
 _EXTENT: Final = struct.Struct("<BQQQ")
 _STAGED: Final = struct.Struct("<BQq")
@@ -125,31 +125,31 @@ class InodeRecord(NamedTuple):
     version: int
     stored_version: int
     staged_in: int
+    allocated_bytes: int
     stored_size_bytes: int
     hints: int
 
     def attributes(self) -> Attributes:
-        return Attributes(*self[:15])  # type: ignore[arg-type]
+        return Attributes(*self[:16])  # type: ignore[arg-type]
 
 
 def encode_inode(record: InodeRecord) -> bytes:
     (_, kind, mode, uid, gid, links, size, atime, mtime, ctime, device, parent, version, stored, staged,
-    stored_size,
-     hints) = record  # fmt: skip
+     allocated, stored_size, hints) = record  # fmt: skip
     body = _INODE.pack(VERSION, kind, hints, mode, uid, gid, links, size, atime, mtime, ctime, device, parent, version,
-                       stored, staged, stored_size)  # fmt: skip
+                       stored, staged, allocated, stored_size)  # fmt: skip
     return body + _CRC.pack(zlib.crc32(body))
 
 
 def decode_inode(number: InodeId, value: bytes) -> InodeRecord:
     body = _opened(value, "inode", _INODE.size)
     (_, kind, hints, mode, uid, gid, links, size, atime, mtime, ctime, device, parent, version, stored, staged,
-     stored_size) = _INODE.unpack(body)  # fmt: skip
+     allocated, stored_size) = _INODE.unpack(body)  # fmt: skip
     known = _KINDS.get(kind)
     if known is None:
         raise CorruptError(f"inode {number} has kind {kind}")
     return InodeRecord(number, known, mode, uid, gid, links, size, atime, mtime, ctime, device, parent, version, stored,
-                       staged, stored_size, hints)  # fmt: skip
+                       staged, allocated, stored_size, hints)  # fmt: skip
 
 
 def encode_entry(inode: InodeId, kind: FileKind) -> bytes:

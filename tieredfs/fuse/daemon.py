@@ -26,6 +26,7 @@ from tieredfs.fuse.verbs import MountVerbs
 from tieredfs.fuse.volume_operations import VolumeOperations
 from tieredfs.host.memory import keep_freed_memory_low
 from tieredfs.volume import SsdTier, Volume
+from tieredfs.volume.caretaker import Caretaker
 
 _log: Final = logging.getLogger("tieredfs.fuse.daemon")
 _PORTABLE: Final = "fuse-python"
@@ -60,6 +61,7 @@ class ServedMount:
         self.volume = volume
         self.ssd = ssd
         self.operations = operations
+        self.caretaker = Caretaker(volume)
         self.driver_facts: Callable[[], Mapping[str, object]] = dict
 
     def describe(self) -> dict[str, object]:
@@ -77,6 +79,7 @@ class ServedMount:
     def start(self) -> None:
         """Every handle of an earlier daemon is bound again: drain and eviction may begin."""
         self.ssd.start()
+        self.caretaker.start()
         gc.collect()
         gc.freeze()
 
@@ -101,6 +104,7 @@ def serving(settings: DaemonSettings) -> Iterator[ServedMount]:
         served = ServedMount(settings, volume, ssd, operations)
         control = ControlServer(settings.mount_id, MountVerbs(volume, ssd, served.describe).table())
         stack.callback(control.close)
+        stack.callback(served.caretaker.close)
         yield served
         volume.metadata.forget_receipts(mount)
 

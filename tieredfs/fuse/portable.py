@@ -7,7 +7,8 @@ turns paths back into inodes, and knows the limits of what lies below it:
   directory's path was, for `ENTRY_TIMEOUT_S` and until it is removed or any directory is renamed.
 - *Open files that lose their name.* libfuse "hides" them: it renames them to `.fuse_hidden…` and removes that at the
   last close. Here such a rename removes the name (the inode stays open, and becomes an orphan of the session), and
-  the hidden path is only remembered, so that nothing with such a name is ever seen or left behind. Renaming over an
+  the hidden name is only remembered, so that nothing with such a name is ever seen or left behind. The directory
+  cannot be removed before they are closed (ENOTEMPTY): libfuse reaches them by their path only. Renaming over an
   open file is therefore two steps: not atomic across a crash, and where both names are links of one file, where
   rename(2) does nothing, the source name is lost. An open that races with a replacement may be told ENOENT, because
   libfuse has no path any more for the inode that the kernel looked up.
@@ -22,6 +23,7 @@ turns paths back into inodes, and knows the limits of what lies below it:
 One mount per process (libfuse 2 and fuse-python keep theirs in static variables). Callbacks come from many threads.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -38,7 +40,14 @@ from typing import Any, Final
 import fuse
 
 from tieredfs import limits
-from tieredfs.errors import AlreadyExistsError, MountPointError, NotSupportedError, TieredError
+from tieredfs.errors import (
+    AlreadyExistsError,
+    DirectoryNotEmptyError,
+    MountPointError,
+    NotFoundError,
+    NotSupportedError,
+    TieredError,
+)
 from tieredfs.fuse.errnos import errno_of
 from tieredfs.fuse.operations import Caller, Opened, Operations
 from tieredfs.host import Clock, SystemClock
@@ -168,13 +177,20 @@ class _Directories:
             self._known.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    inode: InodeId
+    parent: InodeId
+
+
 @dataclass(slots=True)
 class _OpenInodes:
     """How often each inode is open here, and which of them libfuse believes to be at a hidden path."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     counts: dict[InodeId, int] = field(default_factory=dict)
-    hidden: dict[str, InodeId] = field(default_factory=dict)
+    hidden: dict[str, _Hidden] = field(default_factory=dict)
+    """By last component, which libfuse never gives twice: the directory above may be renamed meanwhile."""
 
     def opened(self, inode: InodeId) -> None:
         with self.lock:
@@ -190,17 +206,30 @@ class _OpenInodes:
         with self.lock:
             return inode in self.counts
 
-    def hide(self, path: str, inode: InodeId) -> None:
+    def hide(self, path: str, inode: InodeId, parent: InodeId) -> None:
         with self.lock:
-            self.hidden[path] = inode
+            self.hidden[_last(path)] = _Hidden(inode, parent)
 
     def at_hidden(self, path: str) -> InodeId | None:
         with self.lock:
-            return self.hidden.get(path)
+            found = self.hidden.get(_last(path))
+        return None if found is None else found.inode
 
     def unhide(self, path: str) -> bool:
         with self.lock:
-            return self.hidden.pop(path, None) is not None
+            return self.hidden.pop(_last(path), None) is not None
+
+    def any_hidden(self) -> bool:
+        with self.lock:
+            return bool(self.hidden)
+
+    def any_hidden_in(self, directory: InodeId) -> bool:
+        with self.lock:
+            return any(hidden.parent == directory for hidden in self.hidden.values())
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _guarded(callback: Callable[..., object]) -> Callable[..., object]:
@@ -229,7 +258,7 @@ def _stat_of(attributes: Attributes) -> Any:
         st_rdev=attributes.device,
         st_size=attributes.size_bytes,
         st_blksize=4096,
-        st_blocks=-(-attributes.size_bytes // 512),
+        st_blocks=-(-attributes.allocated_bytes // 512),
         st_atime=attributes.atime_ns // 1_000_000_000,
         st_mtime=attributes.mtime_ns // 1_000_000_000,
         st_ctime=attributes.ctime_ns // 1_000_000_000,
@@ -333,18 +362,30 @@ class _Callbacks:
             self._operations.unlink(*self._place(path), self._caller())
 
     def rmdir(self, path: str) -> None:
+        self._keep_what_is_open_below(path)
         self._operations.remove_directory(*self._place(path), self._caller())
         self._directories.removed(path)
 
     def rename(self, path: str, new_path: str) -> None:
         source = self._attributes(path)
         if HIDDEN.fullmatch(new_path) and self._open.is_open(source.inode):
-            self._operations.unlink(*self._place(path), self._caller())
-            self._open.hide(new_path, source.inode)
+            parent, name = self._place(path)
+            self._operations.unlink(parent, name, self._caller())
+            self._open.hide(new_path, source.inode, parent)
             return
+        if source.kind is FileKind.DIRECTORY:
+            self._keep_what_is_open_below(new_path)
         self._operations.rename(*self._place(path), *self._place(new_path), 0, self._caller())
         if source.kind is FileKind.DIRECTORY:
             self._directories.moved()
+
+    def _keep_what_is_open_below(self, path: str) -> None:
+        """Refuse to remove a directory with removed files that are open: libfuse could not reach those any more."""
+        if not self._open.any_hidden():
+            return
+        with contextlib.suppress(NotFoundError):
+            if self._open.any_hidden_in(self._inode(path)):
+                raise DirectoryNotEmptyError(f"files that were in {path!r} are still open")
 
     # ---- files ------------------------------------------------------------------------------------------------------
 

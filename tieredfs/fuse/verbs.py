@@ -69,6 +69,7 @@ class MountVerbs:
                 "stored_bytes": drainer.stored_bytes,
                 "last_error": drainer.last_error,
             },
+            "repair": asdict(self._volume.repairs()),
             "memory": {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024},
             "volume": asdict(self._volume.status()),
         }

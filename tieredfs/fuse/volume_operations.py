@@ -199,6 +199,7 @@ class VolumeOperations:
         return replace(
             attributes,
             size_bytes=live.size_bytes,
+            allocated_bytes=live.allocated_bytes,
             mtime_ns=live.mtime_ns,
             ctime_ns=max(attributes.ctime_ns, live.mtime_ns),
         )

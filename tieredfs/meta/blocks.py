@@ -4,12 +4,15 @@ Invariants, each kept inside one transaction:
 
 - `BLOCK_USER (block, inode)` exists exactly while the inode has an extent in the block.
 - A block record without a user has a `DEAD_BLOCK` record with the time at which it lost the last one, and no other has.
+- A dead block whose time of death is `CONDEMNED` never gets a user again: its chunks are being deleted. (A time of death
+  alone would leave a gap: chunks deleted, record not yet, and a content that comes to refer to it.)
 - `BLOCK_ON_DISK (disk, block)` exists exactly while the block record has a chunk on that disk; under `ALL_DISKS`,
   always.
 - An id that is reserved and not committed has an `INTENT`; with the record comes the end of the intent.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tieredfs.errors import ConflictError, NotFoundError
 from tieredfs.format import keys, records
@@ -52,6 +55,10 @@ def record_block(writer: Writer, block: Block) -> None:
         writer.put(keys.block_on_disk(chunk.disk, block.block), records.EMPTY)
 
 
+CONDEMNED: Final = 0
+"""At rest, in place of a time of death. Before every grace period's end, so whoever looks for dead blocks finds it."""
+
+
 # ---- users and death -------------------------------------------------------------------------------------------------
 
 
@@ -66,18 +73,26 @@ def change_users(writer: Writer, inode: InodeId, before: set[BlockId], after: se
 def bury(writer: Writer, suspects: Iterable[BlockId], now_ns: int) -> None:
     """Mark those of `suspects` dead that have no user."""
     for block in suspects:
-        users = keys.block_users(block)
-        if next(writer.scan(users, keys.end_of(users), limit=1), None) is None:
+        if not is_used(writer, block):
             writer.put(keys.dead_block(block), records.encode_number(now_ns))
 
 
 def revive(writer: Writer, blocks: Iterable[BlockId]) -> None:
-    """Blocks that get a user again are not dead. Raises ConflictError for one whose record is already forgotten."""
+    """Blocks that get a user again are not dead. Raises ConflictError for one that is condemned or forgotten."""
     for block in blocks:
         if writer.get(keys.block(block)) is None:
             raise ConflictError(f"an extent points to block {block}, which does not exist (any more)")
-        if writer.get(keys.dead_block(block)) is not None:
-            writer.delete(keys.dead_block(block))
+        death = writer.get(keys.dead_block(block))
+        if death is None:
+            continue
+        if records.decode_number(death) == CONDEMNED:
+            raise ConflictError(f"an extent points to block {block}, whose chunks are being deleted")
+        writer.delete(keys.dead_block(block))
+
+
+def is_used(reader: Reader, block: BlockId) -> bool:
+    prefix = keys.block_users(block)
+    return next(reader.scan(prefix, keys.end_of(prefix), limit=1), None) is not None
 
 
 def users(reader: Reader, block: BlockId) -> list[InodeId]:
@@ -95,6 +110,21 @@ def dead(reader: Reader, before_ns: int, limit: int) -> list[Block]:
         if records.decode_number(value) < before_ns:
             found.append(BlockId(keys.last_u64(key)))
     return list(read_blocks(reader, found).values())
+
+
+def condemn(writer: Writer, before_ns: int, limit: int) -> list[Block]:
+    """Those that `dead` finds, marked so that `revive` refuses them.
+
+    A block with a user is not dead, whatever its mark says: the mark goes. Nothing is deleted on the word of one index.
+    """
+    condemned: list[Block] = []
+    for block in dead(writer, before_ns, limit):
+        if is_used(writer, block.block):
+            writer.delete(keys.dead_block(block.block))
+        else:
+            writer.put(keys.dead_block(block.block), records.encode_number(CONDEMNED))
+            condemned.append(block)
+    return condemned
 
 
 def forget(writer: Writer, blocks: Sequence[BlockId]) -> None:

@@ -124,18 +124,21 @@ def begin_write(writer: Writer, inode: InodeId, cache: CacheId, *, truncate: boo
         since_ns = now_ns if value is None else records.decode_staged(cache, inode, value).since_ns
     record = record._replace(version=record.version + 1, staged_in=cache)
     if truncate:
-        record = record._replace(size_bytes=0, mtime_ns=now_ns, ctime_ns=now_ns)
+        record = record._replace(size_bytes=0, allocated_bytes=0, mtime_ns=now_ns, ctime_ns=now_ns)
     inodes.save(writer, record)
     writer.put(keys.staged(cache, inode), records.encode_staged(record.version, since_ns))
     return record
 
 
-def publish(writer: Writer, inode: InodeId, version: int, size_bytes: int, mtime_ns: int) -> None:
+def publish(writer: Writer, inode: InodeId, version: int, size_bytes: int, mtime_ns: int, allocated_bytes: int) -> None:
     record = inodes.find(writer, inode)
     if record is None or record.version != version:
         return
     ctime_ns = max(record.ctime_ns, mtime_ns)
-    inodes.save(writer, record._replace(size_bytes=size_bytes, mtime_ns=mtime_ns, ctime_ns=ctime_ns))
+    inodes.save(
+        writer,
+        record._replace(size_bytes=size_bytes, mtime_ns=mtime_ns, ctime_ns=ctime_ns, allocated_bytes=allocated_bytes),
+    )
 
 
 def abandon_write(writer: Writer, inode: InodeId, version: int) -> None:
@@ -145,7 +148,12 @@ def abandon_write(writer: Writer, inode: InodeId, version: int) -> None:
     inodes.clear_staged(writer, record)
     inodes.save(
         writer,
-        record._replace(staged_in=NO_CACHE, stored_version=version, size_bytes=record.stored_size_bytes),
+        record._replace(
+            staged_in=NO_CACHE,
+            stored_version=version,
+            size_bytes=record.stored_size_bytes,
+            allocated_bytes=sum(extent.length for extent in inodes.extents(writer, inode)),
+        ),
     )
 
 
@@ -235,7 +243,12 @@ def _stored(writer: Writer, record: InodeRecord, content: StoredContent, now_ns:
             writer.put(keys.staged(CacheId(record.staged_in), inode), since)
         return record
     inodes.clear_staged(writer, record)
-    record = record._replace(size_bytes=content.size_bytes, stored_version=content.version, staged_in=NO_CACHE)
+    record = record._replace(
+        size_bytes=content.size_bytes,
+        stored_version=content.version,
+        staged_in=NO_CACHE,
+        allocated_bytes=sum(extent.length for extent in content.extents),
+    )
     if content.mtime_ns > record.ctime_ns:
         record = record._replace(mtime_ns=content.mtime_ns, ctime_ns=content.mtime_ns)
     return record

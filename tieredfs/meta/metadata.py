@@ -6,14 +6,14 @@ one, and what is taken before it begins: the time, ids, and checks that need no 
 """
 
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeVar
 
 from tieredfs.errors import NotFoundError, TieredError
 from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
-from tieredfs.kv.engine import Engine, Writer
+from tieredfs.kv.engine import Engine, Reader, Writer
 from tieredfs.meta import allocation, files, inodes, names, renames, sessions, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
@@ -45,6 +45,8 @@ from tieredfs.model import (
 __all__ = ["Creation", "Metadata", "Receipt", "Removed", "format_volume"]
 
 CODE_CACHED_S: Final = 1.0
+
+T = TypeVar("T")
 
 
 def format_volume(engine: Engine, config: VolumeConfig, disks: Sequence[Disk]) -> None:
@@ -270,10 +272,13 @@ class Metadata:
         )
         return record.attributes()
 
-    def publish(self, inode: InodeId, version: int, size_bytes: int, mtime_ns: int) -> None:
+    def publish(
+        self, inode: InodeId, version: int, size_bytes: int, mtime_ns: int, allocated_bytes: int | None = None
+    ) -> None:
         """Size and mtime of a staged content, as of now (ctime becomes the later of itself and mtime). Silently
-        nothing if `version` is no longer the inode's or the inode is gone."""
-        self._engine.write(lambda writer: files.publish(writer, inode, version, size_bytes, mtime_ns))
+        nothing if `version` is no longer the inode's or the inode is gone. `allocated_bytes` None: no holes."""
+        allocated = size_bytes if allocated_bytes is None else allocated_bytes
+        self._engine.write(lambda writer: files.publish(writer, inode, version, size_bytes, mtime_ns, allocated))
 
     def abandon_write(self, inode: InodeId, version: int) -> None:
         """The staged content `version` is the same as the stored one, or lost: the extents are the content again.
@@ -409,6 +414,13 @@ class Metadata:
         """Blocks without a reference since before that time."""
         return self._engine.read(lambda reader: block_layer.dead(reader, before_ns, limit))
 
+    def condemn_blocks(self, before_ns: int, limit: int) -> list[Block]:
+        """`dead_blocks`, and from now on no content can refer to them again: their chunks may be deleted.
+
+        Those that were condemned before and are not yet forgotten are among them.
+        """
+        return self._engine.write(lambda writer: block_layer.condemn(writer, before_ns, limit))
+
     def forget_blocks(self, blocks: Sequence[BlockId]) -> None:
         """Delete the records of dead blocks whose chunks are deleted."""
         self._engine.write(lambda writer: block_layer.forget(writer, blocks))
@@ -443,6 +455,16 @@ class Metadata:
         if cached is None or now_s - cached[0] >= CODE_CACHED_S:
             cached = self._code = (now_s, self.config().code)
         return cached[1]
+
+    # ---- the records themselves ---------------------------------------------------------------------------------
+
+    def inspect(self, function: Callable[[Reader], T]) -> T:
+        """`Engine.read`, for the curator, which checks what all the methods above promise."""
+        return self._engine.read(function)
+
+    def amend(self, function: Callable[[Writer], T]) -> T:
+        """`Engine.write`, for the curator, which restores what follows from other records and does not."""
+        return self._engine.write(function)
 
     # ---- what is kept in memory ---------------------------------------------------------------------------------
 

@@ -137,6 +137,7 @@ def new_inode(inode: InodeId, parent: InodeRecord, creation: Creation, now_ns: i
         version=1 if creation.staged_in else 0,
         stored_version=0,
         staged_in=creation.staged_in,
+        allocated_bytes=0,
         stored_size_bytes=0,
         hints=0,
     )

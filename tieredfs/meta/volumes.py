@@ -63,6 +63,7 @@ def _root(now_ns: int) -> InodeRecord:
         version=0,
         stored_version=0,
         staged_in=0,
+        allocated_bytes=0,
         stored_size_bytes=0,
         hints=0,
     )

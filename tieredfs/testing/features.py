@@ -41,7 +41,7 @@ class Features:
     coherent_links: bool = True
     """A file that is open through one of its hard links shows at once what is written through another."""
     open_removed_directories: bool = True
-    """An open directory that is removed can still be asked for its attributes."""
+    """A directory can be removed while it, or a removed file of it, is open; what is open goes on working."""
 
 
 PLAIN_EXT4: Final = Features(xattr_value_bytes_max=3500)

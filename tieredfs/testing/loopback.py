@@ -5,9 +5,8 @@ expects of a file that is open. Numbers of inodes are those of the directory's o
 a second process over the same directory gives them the same meaning: a hand-over between daemons can be tested too. The
 price: the number of a removed file may come back, once `REMOVED_PINS_MAX` later removals have let go of its pin.
 
-The constructor raises the process's limit of open files as far as it may, and pins half as many inodes at most; one
-whose pin was given up is found again by the name that it had.
-Everything is safe from any thread. Errors are the domain's where it has one, else the `OSError` of the system call.
+The constructor raises the limit of open files as far as it may, and pins half as many inodes at most; one whose pin was
+given up is found again by its name. Safe from any thread. Errors are the domain's, else the `OSError` of the system call.
 """
 
 import bisect
@@ -31,13 +30,10 @@ from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
 from tieredfs.host import libc
 from tieredfs.model import NO_CACHE, ROOT, AttributeChange, Attributes, Entry, FileKind, InodeId
 
-REMOVED_PINS_MAX: Final = 64
-"""Removed inodes that are still answered for, beyond those that are open: a program may stand in one."""
+REMOVED_PINS_MAX: Final = 64  # removed inodes that are still answered for, beyond those that are open
 RETIRED_MAX: Final = 256
-DESCRIPTORS_WANTED: Final = 300_000
-"""Every name of three directories of 100,000."""
-LISTING_RUN: Final = 512
-"""Items that one `read_directory` returns at most."""
+DESCRIPTORS_WANTED: Final = 300_000  # every name of three directories of 100,000
+LISTING_RUN: Final = 512  # items that one `read_directory` returns at most
 
 KIND_OF: Final = {
     stat.S_IFREG: FileKind.REGULAR,
@@ -134,7 +130,7 @@ class _OpenFile:
 class _OpenDirectory:
     inode: InodeId
     listing: list[tuple[int, bytes, InodeId, FileKind]] = field(default_factory=list)
-    """Sorted by cookie. Empty in a successor of the process that opened it, until it is read again."""
+    """Sorted by cookie. Empty in a successor, until it is read again."""
 
 
 def _cookie(name: bytes) -> int:
@@ -142,6 +138,11 @@ def _cookie(name: bytes) -> int:
     if name in {b".", b".."}:
         return len(name)
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1 | 1 << 8
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 class LoopbackOperations:
@@ -168,8 +169,7 @@ class LoopbackOperations:
             descriptors += [file.descriptor for file in self._files.values()]
             self._pins.clear()
             self._files.clear()
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _close_all(descriptors)
 
     def open_handles(self) -> tuple[int, int]:
         """How many files and directories are open, for tests that look for leaks."""
@@ -215,8 +215,7 @@ class LoopbackOperations:
             stale = self._retire()
         if pin.descriptor != descriptor:
             stale.append(descriptor)
-        for descriptor in stale:
-            os.close(descriptor)
+        _close_all(stale)
         return inode, pin, status
 
     def _retire(self) -> list[int]:
@@ -251,8 +250,7 @@ class LoopbackOperations:
             if pin.opens == 0:
                 self._removed.append(inode)
             stale = self._expire()
-        for descriptor in stale:
-            os.close(descriptor)
+        _close_all(stale)
 
     def _expire(self) -> list[int]:
         """Under the lock: forget the oldest removed inodes; returns the descriptors to close."""
@@ -275,8 +273,7 @@ class LoopbackOperations:
             if pin.removed and pin.opens == 0:
                 self._removed.append(inode)
             stale = self._expire()
-        for descriptor in stale:
-            os.close(descriptor)
+        _close_all(stale)
 
     def _attributes(self, inode: InodeId, pin: _Pin, status: os.stat_result | None = None) -> Attributes:
         status = status or os.fstat(pin.descriptor)
@@ -301,6 +298,7 @@ class LoopbackOperations:
             version=0,
             stored_version=0,
             staged_in=NO_CACHE,
+            allocated_bytes=status.st_blocks * 512,
         )
 
     # ---- names ------------------------------------------------------------------------------------------------------
@@ -481,8 +479,6 @@ class LoopbackOperations:
     def seek(self, handle: int, offset: int, whence: int) -> int:
         return os.lseek(self._file(handle).descriptor, offset, whence)
 
-    # ---- directories ------------------------------------------------------------------------------------------------
-
     @_in_domain_words
     def open_directory(self, inode: InodeId) -> int:
         with self._lock:
@@ -573,9 +569,7 @@ class LoopbackOperations:
             os.close(descriptor)
 
     @_in_domain_words
-    def forget(self, inodes: Sequence[InodeId]) -> None:
-        """The host's inodes live as long as our descriptors."""
-
+    def forget(self, inodes: Sequence[InodeId]) -> None: ...
     def space(self) -> Space:
         status = os.statvfs(self._pin(ROOT).path)
         return Space(
@@ -586,8 +580,6 @@ class LoopbackOperations:
             block_bytes=status.f_frsize,
             name_bytes_max=status.f_namemax,
         )
-
-    # ---- extended attributes ----------------------------------------------------------------------------------------
 
     @_in_domain_words
     def get_xattr(self, inode: InodeId, name: bytes) -> bytes:

@@ -15,7 +15,7 @@ import os
 import random
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -149,7 +149,15 @@ def plan(seed: int, step_count: int, features: Features) -> list[Step]:
     calls = [(name, weight) for name, (weight, _, needed) in CALLS.items() if needed in present]
     names, weights = [name for name, _ in calls], [weight for _, weight in calls]
     chosen = dice.choices(names, weights, k=step_count)
-    return [*FURNITURE, *(Step(name, tuple(draw(dice) for draw in CALLS[name][1])) for name in chosen)]
+    steps = [*FURNITURE, *(Step(name, tuple(draw(dice) for draw in CALLS[name][1])) for name in chosen)]
+    return steps if features.open_removed_directories else list(_closing_before_removal(steps))
+
+
+def _closing_before_removal(steps: Iterable[Step]) -> Iterator[Step]:
+    for step in steps:
+        if step.call == "remove_directory":
+            yield from (Step("close", (slot,)) for slot in range(SLOTS))
+        yield step
 
 
 # ---- carrying out ------------------------------------------------------------------------------------------

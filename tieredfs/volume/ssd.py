@@ -6,9 +6,10 @@ from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
 from tieredfs.cache.layout import CacheDirectory
+from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
-from tieredfs.cache.tier import Tier, TierPart
+from tieredfs.cache.tier import Tier
 from tieredfs.errors import DeadlineError
 from tieredfs.limits import CACHE_BYTES_DEFAULT
 from tieredfs.model import Progress

@@ -18,7 +18,7 @@ from tieredfs.chunk.directory import DiskIdentity, format_disk
 from tieredfs.chunk.disk import open_store
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import parse_data_url, parse_meta_url
-from tieredfs.curator import CheckReport, Curator, GarbageReport, RebuildReport, Repairer
+from tieredfs.curator import CheckReport, Curator, GarbageReport, Holdings, RebuildReport, RepairCounts, Repairer
 from tieredfs.errors import NotFoundError, TieredError
 from tieredfs.host import Host, local_host
 from tieredfs.kv.engine import Engine
@@ -54,6 +54,7 @@ class Volume:
         self.metadata = Metadata(engine, host.clock)
         self._engine = engine
         self._config = self.metadata.config()
+        self._repairer = Repairer(host)
         self.memory = plan_memory(memory_bytes, self._config)
         self.session = self._begin_session(purpose, adopt=adopt)
         self.problems: dict[DiskId, str] = {}
@@ -67,7 +68,7 @@ class Volume:
             buffer_count=self.memory.drain_buffers,
             on_damage=self._damaged,
         )
-        self._repairer = Repairer(self.metadata, self.blocks, host)
+        self._holdings = Holdings(self.metadata, self.blocks, self._stores, self.session, host)
         self._closing = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -92,7 +93,7 @@ class Volume:
         except BaseException:
             engine.close()
             raise
-        volume._repairer.start()
+        volume._repairer.start(volume._holdings)
         volume._heart.start()
         return volume
 
@@ -129,8 +130,7 @@ class Volume:
         while not self._closing.wait(SESSION_HEARTBEAT_S):
             try:
                 self.metadata.heartbeat(self.session)
-                if self._find_disks():
-                    self.blocks.replace_disks(self._stores)
+                self._refresh_disks()
             except NotFoundError:
                 _log.error("this process was taken for dead: its session was ended by garbage collection")
                 return
@@ -152,6 +152,11 @@ class Volume:
         changed = found != self._stores
         self._stores = found
         return changed
+
+    def _refresh_disks(self) -> None:
+        if self._find_disks():
+            self.blocks.replace_disks(self._stores)
+            self._holdings.replace_disks(self._stores)
 
     def _open_store(self, disk: Disk) -> ChunkStore | None:
         try:
@@ -202,17 +207,21 @@ class Volume:
         disk_uuid = str(uuid.uuid4())
         format_disk(self.host, root, DiskIdentity(self._config.uuid, disk_uuid))
         disk = self.metadata.add_disk(disk_uuid, f"disk://{root}", domain or f"disk-{disk_uuid[:8]}")
-        self._find_disks()
-        self.blocks.replace_disks(self._stores)
+        self._refresh_disks()
         return disk
 
     def drain_disk(self, disk: DiskId, progress: Progress) -> RebuildReport:
         """Move everything off a disk and remove it."""
-        return self.curator().drain_disk(disk, progress)
+        return self._cared(self.curator().drain_disk(disk, progress))
 
     def rebuild_disk(self, disk: DiskId, progress: Progress) -> RebuildReport:
         """Give up a disk and rebuild its chunks on the others."""
-        return self.curator().rebuild_disk(disk, progress)
+        return self._cared(self.curator().rebuild_disk(disk, progress))
+
+    def _cared(self, report: RebuildReport) -> RebuildReport:
+        """The curator changed the state of a disk."""
+        self._refresh_disks()
+        return report
 
     def disks(self, *, count_chunks: bool = False) -> list[DiskStatus]:
         """Every disk that was not removed."""
@@ -266,6 +275,10 @@ class Volume:
 
     def check(self, *, repair: bool, progress: Progress) -> CheckReport:
         return self.curator().check(repair=repair, progress=progress)
+
+    def repairs(self) -> RepairCounts:
+        """What was found damaged by reads of this process, and mended."""
+        return self._repairer.counts()
 
     def caches(self) -> list[CacheRecord]:
         return self.metadata.caches()

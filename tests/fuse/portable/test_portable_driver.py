@@ -79,6 +79,29 @@ class TestLifeOfAMount:
             os.close(descriptor)
         assert os.listdir(own.behind) == []
 
+    def test_a_removed_open_file_outlives_a_rename_of_its_directory(self, own: Mount) -> None:
+        (own.path / "d").mkdir()
+        (own.path / "d/f").write_bytes(b"kept")
+        with (own.path / "d/f").open("rb") as file:
+            os.unlink(own.path / "d/f")
+            os.rename(own.path / "d", own.path / "e")
+            assert os.fstat(file.fileno()).st_nlink == 0
+            assert file.read() == b"kept"
+            # libfuse could not reach it any more, so the directory waits for it.
+            for remove in (lambda: os.rmdir(own.path / "e"), lambda: os.replace(own.path / "g", own.path / "e")):
+                (own.path / "g").mkdir(exist_ok=True)
+                with fails(errno.ENOTEMPTY):
+                    remove()
+            assert os.fstat(file.fileno()).st_size == 4
+        # The last close reaches the server after close(2) has returned.
+        deadline = threading.Event()
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                os.rmdir(own.path / "e")
+                break
+            deadline.wait(0.05)
+        assert os.listdir(own.behind) == ["g"]
+
     def test_a_directory_of_100_000_entries(self, own: Mount) -> None:
         for number in range(100_000):
             os.mknod(own.behind / f"entry-{number:06d}")

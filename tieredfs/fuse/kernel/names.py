@@ -75,7 +75,7 @@ class NameHandlers:
             Op.LISTXATTR: (self.list_xattrs, wire.GETXATTR_IN.size),
             Op.REMOVEXATTR: (self.remove_xattr, 2),
             Op.FORGET: (self.forget, 0),
-            Op.BATCH_FORGET: (self.forget_many, wire.BATCH_FORGET_IN.size),
+            Op.BATCH_FORGET: (self.forget_many, 0),
         }
 
     def lookup(self, request: Request) -> Reply:
@@ -94,6 +94,8 @@ class NameHandlers:
         return NO_REPLY
 
     def forget_many(self, request: Request) -> Reply:
+        if request.length < _BODY + wire.BATCH_FORGET_IN.size:
+            return NO_REPLY
         count, _ = wire.BATCH_FORGET_IN.unpack_from(request.buffer, _BODY)
         start, size = _BODY + wire.BATCH_FORGET_IN.size, wire.FORGET_ONE.size
         count = min(count, (request.length - start) // size)

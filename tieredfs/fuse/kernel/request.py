@@ -156,7 +156,7 @@ def attribute_fields(attributes: Attributes) -> tuple[int, ...]:
     return (
         attributes.inode,
         attributes.size_bytes,
-        (attributes.size_bytes + 511) >> 9,
+        (attributes.allocated_bytes + 511) >> 9,
         atime_s,
         mtime_s,
         ctime_s,
