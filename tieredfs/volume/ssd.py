@@ -46,7 +46,7 @@ class SsdTier:
         clock = self.tier.part.host.clock
         deadline_s = clock.monotonic_s() + timeout_s
         self.drainer.hurry(timeout_s)
-        while self.tier.staged_records():
+        while self.tier.staged_records() or self.room.dirty_files():
             if clock.monotonic_s() > deadline_s:
                 reason = f" ({self.drainer.last_error})" if self.drainer.last_error else ""
                 raise DeadlineError(f"staged data was not stored within {timeout_s:.0f} s{reason}")
