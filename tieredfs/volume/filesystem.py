@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
+from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
 from tieredfs.config import parse_meta_url
 from tieredfs.errors import (
@@ -380,7 +381,7 @@ class FileSystem(UnnamedOwner):
         if (durability or self.volume.config.durability) is Durability.STORE:
             self._ssd.drainer.store_now(unnamed.file)
         else:
-            self._tier.make_durable(unnamed.file)
+            make_durable(self._tier.part, unnamed.file)
 
     def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
         """See `Writing.commit`: bytes first, then the name, then the log that has it."""

@@ -2,13 +2,14 @@
 
 import os
 
-from tieredfs.cache.drain import Drainer, wait_unstaged
+from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
 from tieredfs.cache.layout import CacheDirectory
+from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
-from tieredfs.cache.tier import Tier, TierPart
+from tieredfs.cache.tier import Tier
 from tieredfs.errors import BusyError, DeadlineError
 from tieredfs.limits import CACHE_BYTES_DEFAULT
 from tieredfs.model import NO_CACHE, CacheId, Progress
@@ -42,8 +43,14 @@ class SsdTier:
 
     def flush(self, timeout_s: float) -> None:
         """Returns when nothing is staged here. Raises DeadlineError."""
+        clock = self.tier.part.host.clock
+        deadline_s = clock.monotonic_s() + timeout_s
         self.drainer.hurry(timeout_s)
-        wait_unstaged(self.tier, timeout_s)
+        while self.tier.staged_records() or self.room.dirty_files():
+            if clock.monotonic_s() > deadline_s:
+                reason = f" ({self.drainer.last_error})" if self.drainer.last_error else ""
+                raise DeadlineError(f"staged data was not stored within {timeout_s:.0f} s{reason}")
+            clock.sleep(0.02)
 
     def close(self) -> None:
         """Stop; what is staged stays staged, for the next mount."""
