@@ -1,9 +1,11 @@
 """The console script: verbs gathered into one application, errors and signals translated once, for all of them."""
 
+import functools
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -14,6 +16,8 @@ from tieredfs.cli.outcomes import INTERRUPTED, OK, error_line, exit_code_of
 from tieredfs.cli.render import ReaderLeftError
 from tieredfs.cli.session import new_verbs
 from tieredfs.errors import TieredError
+
+ENTRY_POINTS: Final = "tieredfs.cli"
 
 app = new_verbs(
     "Tiered storage for training: a filesystem at the speed of its SSD over an erasure-coded store.\n\n"
@@ -43,8 +47,16 @@ volume_verbs.add_to(app)
 app.add_typer(disk_verbs.verbs, name="disk")
 
 
+@functools.cache
+def _add_front_ends() -> None:
+    """Verbs of other packages: each has an entry point that takes the application. They import what is heavy when they run."""
+    for front_end in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        front_end.load()(app)
+
+
 def main(arguments: Sequence[str] | None = None, backend: Backend | None = None) -> int:
     """Run one command and return its exit code. `backend`: another than the real one, for tests."""
+    _add_front_ends()
     command = typer.main.get_command(app)
     try:
         command.main(args=arguments, prog_name="tieredfs", obj=backend or LocalBackend())

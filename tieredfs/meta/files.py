@@ -68,6 +68,15 @@ def check_xattr_name(name: bytes) -> None:
         raise InvalidRequestError(f"{name!r} cannot be the name of an attribute")
 
 
+def xattrs_of(reader: Reader, wanted: Sequence[InodeId], name: bytes) -> dict[InodeId, bytes]:
+    found = {}
+    for inode in wanted:
+        value = reader.get(keys.xattr(inode, name))
+        if value is not None:
+            found[inode] = records.decode_bytes(value)
+    return found
+
+
 def get_xattr(reader: Reader, inode: InodeId, name: bytes) -> bytes:
     value = reader.get(keys.xattr(inode, name))
     if value is None:

@@ -274,6 +274,11 @@ class Metadata:
         files.check_xattr_name(name)
         return self._engine.read(lambda reader: files.get_xattr(reader, inode, name))
 
+    def xattrs_of(self, wanted: Sequence[InodeId], name: bytes) -> dict[InodeId, bytes]:
+        """One attribute of many inodes, in one snapshot; those that have it."""
+        files.check_xattr_name(name)
+        return self._engine.read(lambda reader: files.xattrs_of(reader, wanted, name))
+
     def set_xattr(
         self, inode: InodeId, name: bytes, value: bytes, *, create: bool = False, replace: bool = False
     ) -> None:

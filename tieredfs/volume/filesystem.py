@@ -136,6 +136,10 @@ class FileSystemContract(Protocol):
     def get_xattr(self, path: bytes, name: bytes) -> bytes: ...
     def set_xattr(self, path: bytes, name: bytes, value: bytes) -> None: ...
     def list_xattrs(self, path: bytes) -> list[bytes]: ...
+    def xattrs_of(self, inodes: Sequence[InodeId], name: bytes) -> dict[InodeId, bytes]:
+        """One attribute of many inodes (of `entries`, say), in one snapshot; those that have it."""
+        ...
+
     def open(self, path: bytes) -> Reading: ...
     def create(self) -> Writing: ...
     def splice(self, parts: Sequence[Part]) -> Writing:
@@ -302,6 +306,10 @@ class FileSystem(UnnamedOwner):
 
     def list_xattrs(self, path: bytes) -> list[bytes]:
         return self._metadata.list_xattrs(self.stat(path).inode)
+
+    def xattrs_of(self, inodes: Sequence[InodeId], name: bytes) -> dict[InodeId, bytes]:
+        """One attribute of many inodes, in one snapshot; those that have it."""
+        return self._metadata.xattrs_of(inodes, name)
 
     def _parent_of(self, path: bytes, *, make: bool = False) -> tuple[InodeId, bytes]:
         parts = _parts(path)

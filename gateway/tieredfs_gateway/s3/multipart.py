@@ -108,3 +108,8 @@ def checksum(algorithm: Algorithm, kind: str, parts: Sequence[StoredPart]) -> st
         return checksums.composite(algorithm, digests)
     sizes = (part.size_bytes for part in parts)
     return checksums.encode(checksums.joined(algorithm, zip(digests, sizes, strict=True)))
+
+
+def reference_etag(source_etag: str, offset: int, length: int) -> str:
+    """Of a part that refers to bytes of an object without reading them: the same bytes of it, the same ETag."""
+    return hashlib.md5(f"{source_etag} {offset} {length}".encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,291 @@
+"""The calls on the service and on buckets. Blocking; each takes a request and gives a response."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import quote
+
+from tieredfs.errors import TieredError
+from tieredfs_gateway.s3 import conditions, listing, xml
+from tieredfs_gateway.s3.errors import S3Error, told
+from tieredfs_gateway.s3.http import Caller, Request, Response, xml_response
+from tieredfs_gateway.s3.record import Record
+from tieredfs_gateway.s3.store import Store
+from tieredfs_gateway.s3.uploads import Upload, Uploads
+
+OWNER: Final = {"ID": "tieredfs", "DisplayName": "tieredfs"}
+MULTI_DELETE_MAX: Final = 1000
+CANNED_ACLS: Final = ("private", "bucket-owner-full-control", "bucket-owner-read")
+
+
+def iso_date(time_ns: int) -> str:
+    moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ns // 1_000_000 % 1000:03d}Z"
+
+
+def check_acl(request: Request) -> None:
+    """Everything is private here; what asks for something else is told so. Raises S3Error NotImplemented."""
+    if request.headers.get("x-amz-acl", "private") not in CANNED_ACLS:
+        raise S3Error("NotImplemented", "Only private ACLs are implemented.")
+    if any(name.startswith("x-amz-grant-") for name in request.headers):
+        raise S3Error("NotImplemented", "Grants are not implemented.")
+
+
+class BucketCalls:
+    """Safe from any thread."""
+
+    def __init__(self, store: Store, uploads: Uploads) -> None:
+        self._store = store
+        self._uploads = uploads
+
+    def list_buckets(self, _request: Request, caller: Caller) -> Response:
+        buckets = [
+            {"Name": name.decode(), "CreationDate": iso_date(created_ns)}
+            for name, created_ns in self._store.buckets()
+            if caller.key.scope.allows_bucket(name.decode())
+        ]
+        return xml_response("ListAllMyBucketsResult", {"Owner": OWNER, "Buckets": {"Bucket": buckets}})
+
+    def create(self, request: Request, body: bytes) -> Response:
+        check_acl(request)
+        if body.strip():
+            constraint = xml.parse(body, "CreateBucketConfiguration").get("LocationConstraint")
+            if constraint and len(constraint) > 64:
+                raise S3Error("IllegalLocationConstraintException")
+        if request.headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
+            raise S3Error("NotImplemented", "Object lock is not implemented.")
+        self._store.create_bucket(request.bucket)
+        return Response(200, [("location", f"/{request.bucket_name}")])
+
+    def head(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        return Response(200, [("x-amz-bucket-region", "us-east-1")])
+
+    def delete(self, request: Request) -> Response:
+        self._store.delete_bucket(request.bucket)
+        return Response(204)
+
+    def location(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        return xml_response("LocationConstraint", {})
+
+    def versioning(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        return xml_response("VersioningConfiguration", {})
+
+    def acl(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        return acl_response()
+
+    def absent(self, code: str) -> Callable[[Request], Response]:
+        """A configuration that no bucket here has."""
+
+        def call(request: Request) -> Response:
+            self._store.check_bucket(request.bucket)
+            raise S3Error(code)
+
+        return call
+
+    # ---- listings ---------------------------------------------------------------------------------------------------
+
+    def list_v1(self, request: Request) -> Response:
+        query = _Query(request)
+        page = self._page(request, query, query.text("marker").encode())
+        fields: dict[str, xml.Tree] = {
+            "Name": request.bucket_name,
+            "Prefix": query.shown("prefix"),
+            "Marker": query.shown("marker"),
+            "MaxKeys": query.max_keys,
+        }
+        if page.truncated and query.delimiter:
+            fields["NextMarker"] = query.encode(page.last)
+        return xml_response("ListBucketResult", fields | self._listed(query, page, owner=True))
+
+    def list_v2(self, request: Request) -> Response:
+        query = _Query(request)
+        token = request.query.get("continuation-token")
+        after = query.text("start-after").encode() if token is None else listing.parse_token(token)
+        page = self._page(request, query, after)
+        fields: dict[str, xml.Tree] = {
+            "Name": request.bucket_name,
+            "Prefix": query.shown("prefix"),
+            "StartAfter": query.shown("start-after") if "start-after" in request.query else None,
+            "ContinuationToken": token,
+            "KeyCount": len(page.objects) + len(page.common_prefixes),
+            "MaxKeys": query.max_keys,
+            "NextContinuationToken": listing.token_of(page.last) if page.truncated else None,
+        }
+        owner = request.query.get("fetch-owner", "").lower() == "true"
+        return xml_response("ListBucketResult", fields | self._listed(query, page, owner=owner))
+
+    def list_versions(self, request: Request) -> Response:
+        """Of a bucket without versions: every object is its only one, `null`."""
+        query = _Query(request)
+        page = self._page(request, query, query.text("key-marker").encode())
+        records = self._records(page)
+        versions = [
+            {
+                **_entry(query, found, described),
+                "VersionId": "null",
+                "IsLatest": True,
+                "Owner": OWNER,
+            }
+            for found, described in zip(page.objects, records, strict=True)
+        ]
+        fields: dict[str, xml.Tree] = {
+            "Name": request.bucket_name,
+            "Prefix": query.shown("prefix"),
+            "KeyMarker": query.shown("key-marker"),
+            "VersionIdMarker": "",
+            "NextKeyMarker": query.encode(page.last) if page.truncated else None,
+            "NextVersionIdMarker": "null" if page.truncated else None,
+            "MaxKeys": query.max_keys,
+            "Delimiter": query.shown("delimiter") if query.delimiter else None,
+            "EncodingType": query.encoding,
+            "IsTruncated": page.truncated,
+            "Version": versions,
+            "CommonPrefixes": [{"Prefix": query.encode(prefix)} for prefix in page.common_prefixes],
+        }
+        return xml_response("ListVersionsResult", fields)
+
+    def _page(self, request: Request, query: "_Query", after: bytes) -> listing.Page:
+        self._store.check_bucket(request.bucket)
+        asked = listing.Request(query.text("prefix").encode(), query.delimiter, after, query.max_keys)
+        return listing.page(self._store.source(request.bucket), asked)
+
+    def _records(self, page: listing.Page) -> list[Record]:
+        return self._store.records_of([found.attributes for found in page.objects])
+
+    def _listed(self, query: "_Query", page: listing.Page, *, owner: bool) -> dict[str, xml.Tree]:
+        shown = zip(page.objects, self._records(page), strict=True)
+        return {
+            "Delimiter": query.shown("delimiter") if query.delimiter else None,
+            "EncodingType": query.encoding,
+            "IsTruncated": page.truncated,
+            "Contents": [
+                _entry(query, found, described) | {"Owner": OWNER if owner else None} for found, described in shown
+            ],
+            "CommonPrefixes": [{"Prefix": query.encode(prefix)} for prefix in page.common_prefixes],
+        }
+
+    # ---- uploads and deletion ---------------------------------------------------------------------------------------
+
+    def list_uploads(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        query = _Query(request, limit="max-uploads")
+        after = (query.text("key-marker"), query.text("upload-id-marker"))
+        wanted = [
+            upload
+            for upload in self._uploads.listed(request.bucket)
+            if upload.key.startswith(query.text("prefix")) and _comes_after(upload, after)
+        ]
+        shown, truncated = wanted[: query.max_keys], len(wanted) > query.max_keys
+        fields: dict[str, xml.Tree] = {
+            "Bucket": request.bucket_name,
+            "KeyMarker": query.shown("key-marker"),
+            "UploadIdMarker": after[1],
+            "NextKeyMarker": query.encode(shown[-1].key.encode()) if truncated and shown else None,
+            "NextUploadIdMarker": shown[-1].upload_id if truncated and shown else None,
+            "EncodingType": query.encoding,
+            "MaxUploads": query.max_keys,
+            "IsTruncated": truncated,
+            "Upload": [
+                {
+                    "Key": query.encode(upload.key.encode()),
+                    "UploadId": upload.upload_id,
+                    "Initiator": OWNER,
+                    "Owner": OWNER,
+                    "StorageClass": "STANDARD",
+                    "Initiated": iso_date(upload.started_ns),
+                }
+                for upload in shown
+            ],
+        }
+        return xml_response("ListMultipartUploadsResult", fields)
+
+    def delete_many(self, request: Request, body: bytes, caller: Caller) -> Response:
+        """Each on its own; the answer says what became of each."""
+        if "content-md5" not in request.headers and not any(
+            name.startswith("x-amz-checksum-") for name in request.headers
+        ):
+            raise S3Error("InvalidRequest", "Missing required header for this request: Content-MD5")
+        self._store.check_bucket(request.bucket)
+        document = xml.parse(body, "Delete")
+        wanted = document.all("Object")
+        if not 1 <= len(wanted) <= MULTI_DELETE_MAX:
+            raise S3Error("MalformedXML", f"From 1 to {MULTI_DELETE_MAX} objects can be deleted at once.")
+        quiet = (document.get("Quiet") or "").lower() == "true"
+        deleted, failed = [], []
+        for element in wanted:
+            key = element.exact("Key")
+            if not key:
+                raise S3Error("MalformedXML", "An object needs a Key.")
+            error = self._delete_one(request, element, key, caller)
+            if error is None:
+                deleted.append({"Key": key})
+            else:
+                failed.append({"Key": key, "Code": error.code, "Message": error.message})
+        return xml_response("DeleteResult", {"Deleted": [] if quiet else deleted, "Error": failed})
+
+    def _delete_one(self, request: Request, element: xml.Element, key: str, caller: Caller) -> S3Error | None:
+        if not caller.key.scope.allows_key(request.bucket_name, key):
+            return S3Error("AccessDenied")
+        if (element.get("VersionId") or "null") != "null":
+            return S3Error("NoSuchVersion")
+        asked = conditions.Conditions(element.get("ETag"), None, None, None)
+        try:
+            self._store.delete(request.bucket, key.encode(), asked)
+        except (S3Error, TieredError) as error:
+            return told(error)
+        return None
+
+
+class _Query:
+    """What the listings share: page size, delimiter, encoding."""
+
+    def __init__(self, request: Request, limit: str = "max-keys") -> None:
+        self._query = request.query
+        self.encoding = request.query.get("encoding-type")
+        if self.encoding not in (None, "url"):
+            raise S3Error("InvalidArgument", "Invalid Encoding Method specified in Request")
+        self.max_keys = listing.parse_max_keys(request.query.get(limit))
+        self.delimiter = self.text("delimiter").encode()
+
+    def text(self, name: str) -> str:
+        """Raises S3Error InvalidArgument where it is not UTF-8."""
+        value = self._query.get(name, "")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise S3Error("InvalidArgument", f"{name} is not UTF-8.")
+        return value
+
+    def shown(self, name: str) -> str:
+        return self.encode(self.text(name).encode())
+
+    def encode(self, key: bytes) -> str:
+        return quote(key, safe="/~") if self.encoding else key.decode()
+
+
+def _entry(query: _Query, found: listing.Found, described: Record) -> dict[str, xml.Tree]:
+    return {
+        "Key": query.encode(found.key),
+        "LastModified": iso_date(found.attributes.mtime_ns),
+        "ETag": f'"{described.etag}"',
+        "ChecksumAlgorithm": described.checksum[0] if described.checksum else None,
+        "ChecksumType": described.checksum[2] if described.checksum else None,
+        "Size": found.attributes.size_bytes,
+        "StorageClass": "STANDARD",
+    }
+
+
+def _comes_after(upload: Upload, after: tuple[str, str]) -> bool:
+    if not after[1]:
+        return upload.key.encode() > after[0].encode() or not after[0]
+    return (upload.key.encode(), upload.upload_id) > (after[0].encode(), after[1])
+
+
+def acl_response() -> Response:
+    grantee = {"ID": OWNER["ID"], "DisplayName": OWNER["DisplayName"]}
+    grants: xml.Tree = {"Grant": {"Grantee": grantee, "Permission": "FULL_CONTROL"}}
+    response = xml_response("AccessControlPolicy", {"Owner": OWNER, "AccessControlList": grants})
+    kind = b'<Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser">'
+    return Response(200, response.headers, response.body.replace(b"<Grantee>", kind))

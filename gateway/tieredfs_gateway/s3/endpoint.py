@@ -1,0 +1,390 @@
+"""One request, from its head to its last byte: authenticate, route, authorize, carry out in a thread, answer.
+
+The event loop only parses, waits and passes bytes on; whatever may block runs in a pool of threads. Small bodies and small
+objects take one hop to a thread; large ones go in pieces of a mebibyte, the next one under way while one is worked on.
+"""
+
+import asyncio
+import functools
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from tieredfs.errors import TieredError
+from tieredfs.host import Clock
+from tieredfs.volume.filesystem import FileSystemContract, Writing
+from tieredfs_gateway.s3 import sigv4, xml
+from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message, Receive
+from tieredfs_gateway.s3.bucket_calls import BucketCalls
+from tieredfs_gateway.s3.chunked import Decoder
+from tieredfs_gateway.s3.errors import S3Error, told
+from tieredfs_gateway.s3.http import XML_TYPE, Caller, Request, Response, latin, parse_request
+from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
+from tieredfs_gateway.s3.keystore import Keystore
+from tieredfs_gateway.s3.metrics import Metrics
+from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
+from tieredfs_gateway.s3.routes import Body, Operation, authorize, route
+from tieredfs_gateway.s3.store import Store
+from tieredfs_gateway.s3.uploads import Uploads
+
+Send = Callable[[Message], Awaitable[None]]
+Scope = Mapping[str, Any]
+T = TypeVar("T")
+
+SMALL_BODY_BYTES: Final = 256 * 1024
+PIECE_BYTES: Final = 1 << 20
+TRANSFERS_MAX: Final = 64
+"""Large bodies and objects under way at one time, about 3 MiB of memory each; the others wait."""
+TRANSFER_WAIT_S: Final = 60.0
+SEND_WAIT_S: Final = 60.0
+_log: Final = logging.getLogger("tieredfs_gateway.s3")
+_access: Final = logging.getLogger("tieredfs_gateway.s3.access")
+
+
+class Endpoint:
+    """An ASGI application without a lifespan. `executor` carries out what blocks."""
+
+    def __init__(
+        self,
+        volume: FileSystemContract,
+        clock: Clock,
+        executor: Executor,
+        metrics: Metrics,
+        domains: Sequence[str],
+    ) -> None:
+        store = Store(volume)
+        self.uploads = Uploads(store)
+        self._volume = volume
+        self._clock = clock
+        self._executor = executor
+        self._metrics = metrics
+        self._domains = tuple(domains)
+        self._keystore = Keystore(volume, clock)
+        self._buckets = BucketCalls(store, self.uploads)
+        self._objects = ObjectCalls(store, self.uploads, clock)
+        self._transfers = asyncio.Semaphore(TRANSFERS_MAX)
+        self._plain = self._plain_calls()
+        self._with_body: dict[str, Callable[[Request, bytes], Response]] = {
+            "CreateBucket": self._buckets.create,
+            "PutObjectTagging": self._objects.put_tags,
+            "CompleteMultipartUpload": self._objects.complete,
+        }
+
+    def _plain_calls(self) -> dict[str, Callable[[Request], Response]]:
+        buckets, objects = self._buckets, self._objects
+        return {
+            "ListObjects": buckets.list_v1,
+            "ListObjectsV2": buckets.list_v2,
+            "ListObjectVersions": buckets.list_versions,
+            "ListMultipartUploads": buckets.list_uploads,
+            "GetBucketLocation": buckets.location,
+            "GetBucketVersioning": buckets.versioning,
+            "GetBucketAcl": buckets.acl,
+            "GetBucketPolicy": buckets.absent("NoSuchBucketPolicy"),
+            "GetBucketCors": buckets.absent("NoSuchCORSConfiguration"),
+            "GetBucketLifecycleConfiguration": buckets.absent("NoSuchLifecycleConfiguration"),
+            "GetBucketEncryption": buckets.absent("ServerSideEncryptionConfigurationNotFoundError"),
+            "GetBucketTagging": buckets.absent("NoSuchTagSet"),
+            "GetObjectLockConfiguration": buckets.absent("ObjectLockConfigurationNotFoundError"),
+            "HeadBucket": buckets.head,
+            "DeleteBucket": buckets.delete,
+            "GetObject": objects.get,
+            "GetObjectAttributes": objects.attributes,
+            "GetObjectAcl": objects.acl,
+            "GetObjectTagging": objects.get_tags,
+            "ListParts": objects.list_parts,
+            "HeadObject": objects.head,
+            "CreateMultipartUpload": objects.begin_upload,
+            "DeleteObject": objects.delete,
+            "DeleteObjectTagging": objects.delete_tags,
+            "AbortMultipartUpload": objects.abort,
+        }
+
+    # ---- a request --------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started_s = self._clock.monotonic_s()
+        exchange = _Exchange(secrets.token_hex(8).upper(), scope, receive, send)
+        self._metrics.running.inc()
+        try:
+            response = await self._answer(exchange)
+            await self._send(exchange, response)
+        except ClientGoneError:
+            exchange.status = 499
+        finally:
+            self._metrics.running.dec()
+            self._note(exchange, self._clock.monotonic_s() - started_s)
+
+    async def _answer(self, exchange: "_Exchange") -> Response:
+        try:
+            return await self._handle(exchange)
+        except ClientGoneError:
+            raise
+        except (S3Error, TieredError) as error:
+            failure = told(error)
+            if failure.status >= 500 and not isinstance(error, S3Error):
+                _log.info("request %s: %s: %s", exchange.request_id, type(error).__name__, error)
+        except Exception as error:  # noqa: BLE001 - the edge: a client is told, the log has the traceback
+            failure = told(error)
+            _log.exception("request %s failed", exchange.request_id)
+        return error_response(failure, exchange.resource, exchange.request_id)
+
+    async def _handle(self, exchange: "_Exchange") -> Response:
+        request = exchange.parse(self._domains)
+        caller = await self._authenticate(request)
+        operation = route(request)
+        exchange.operation = operation.name
+        authorize(operation, request, caller.key.scope)
+        if operation.body is Body.CONTENT:
+            return await self._receive_content(exchange, operation, request, caller)
+        if operation.body is Body.SMALL:
+            pieces = await exchange.body.all(xml.DOCUMENT_BYTES_MAX)
+            return await self._run(self._with_small_body, operation, request, caller, pieces)
+        if operation.name in ("CopyObject", "UploadPartCopy", "ListBuckets"):
+            call = {
+                "CopyObject": self._objects.copy,
+                "UploadPartCopy": self._objects.copy_part,
+                "ListBuckets": self._buckets.list_buckets,
+            }[operation.name]
+            return await self._run(call, request, caller)
+        return await self._run(self._plain[operation.name], request)
+
+    async def _authenticate(self, request: Request) -> Caller:
+        claim = sigv4.read(request.signable)
+        if claim is None:
+            raise S3Error("AccessDenied", "Anonymous requests are not allowed.")
+        key = self._keystore.known(claim.access_key_id)
+        if key is None:
+            key = await self._run(self._keystore.find, claim.access_key_id)
+        if key is None:
+            raise S3Error("InvalidAccessKeyId", fields={"AWSAccessKeyId": claim.access_key_id})
+        now = datetime.fromtimestamp(self._clock.wall_ns() / 1e9, UTC)
+        sigv4.verify(claim, key.secret_access_key, request.signable, now)
+        return Caller(key, claim)
+
+    def _with_small_body(
+        self, operation: Operation, request: Request, caller: Caller, pieces: Sequence[bytes]
+    ) -> Response:
+        if caller.claim.payload not in sigv4.STREAMING and "content-length" not in request.headers:
+            request = _with_length(request, sum(map(len, pieces)))
+        ingest = Ingest(expected_body(request, caller), decoder_of(request, caller))
+        content = bytearray()
+        views = ingest.take(pieces, lambda views, _: content.extend(b"".join(views)))
+        ingest.take_md5(views)
+        ingest.finish()
+        if operation.name == "DeleteObjects":
+            return self._buckets.delete_many(request, bytes(content), caller)
+        return self._with_body[operation.name](request, bytes(content))
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, functools.partial(function, *arguments))
+
+    # ---- bodies that become files -----------------------------------------------------------------------------------
+
+    async def _receive_content(
+        self, exchange: "_Exchange", operation: Operation, request: Request, caller: Caller
+    ) -> Response:
+        is_part = operation.name == "UploadPart"
+        expect = self._objects.expect_part if is_part else self._objects.expect
+        store = self._objects.put_part if is_part else self._objects.put
+        size = request.headers.get("content-length", "")
+        if size.isdigit() and len(size) < 19 and int(size) <= SMALL_BODY_BYTES and "expect" not in request.headers:
+            pieces = await exchange.body.all(SMALL_BODY_BYTES)
+            return await self._run(self._store_small, expect, store, request, caller, pieces)
+        expected = await self._run(expect, request, caller)
+        async with self._transfer():
+            writing = await self._run(self._volume.create)
+            try:
+                received = await self._receive_into(exchange, writing, expected, decoder_of(request, caller))
+                return await self._run(store, request, writing, received)
+            finally:
+                await asyncio.shield(self._run(writing.discard))
+
+    def _store_small(
+        self,
+        expect: Callable[[Request, Caller], Expected],
+        store: Callable[[Request, Writing, Received], Response],
+        request: Request,
+        caller: Caller,
+        pieces: Sequence[bytes],
+    ) -> Response:
+        ingest = Ingest(expect(request, caller), decoder_of(request, caller))
+        content: list[memoryview] = []
+        views = ingest.take(pieces, lambda views, _: content.extend(views))
+        ingest.take_md5(views)
+        received = ingest.finish()
+        with self._volume.create() as writing:
+            write_all(writing.descriptor, content, 0)
+            return store(request, writing, received)
+
+    async def _receive_into(
+        self, exchange: "_Exchange", writing: Writing, expected: Expected, decoder: Decoder | None
+    ) -> Received:
+        """Three at a time: one batch comes in, one is written, of one the MD5 is computed."""
+        ingest = Ingest(expected, decoder)
+        sink = functools.partial(write_all, writing.descriptor)
+        hashing = self._start(ingest.take_md5, [])
+        taking = self._start(ingest.take, [], sink)
+        try:
+            while not exchange.body.ended:
+                pieces = await exchange.body.batch()
+                views = await taking
+                await hashing
+                hashing = self._start(ingest.take_md5, views)
+                taking = self._start(ingest.take, pieces, sink)
+            views = await taking
+            await hashing
+            hashing = self._start(ingest.take_md5, views)
+        finally:  # nothing writes to the file any more, whatever happened
+            await asyncio.shield(asyncio.gather(taking, hashing, return_exceptions=True))
+        await hashing
+        return await self._run(ingest.finish)
+
+    def _start(self, function: Callable[..., T], *arguments: Any) -> "asyncio.Future[T]":
+        return asyncio.ensure_future(self._run(function, *arguments))
+
+    def _transfer(self) -> "_Slot":
+        return _Slot(self._transfers)
+
+    # ---- responses --------------------------------------------------------------------------------------------------
+
+    async def _send(self, exchange: "_Exchange", response: Response) -> None:
+        exchange.status = response.status
+        headers = [
+            (b"x-amz-request-id", exchange.request_id.encode()),
+            (b"x-amz-id-2", exchange.request_id.encode()),
+            (b"server", b"TieredFS"),
+            *((name.encode("latin-1", "replace"), latin(value)) for name, value in response.headers),
+        ]
+        if not any(name == "content-length" for name, _ in response.headers) and response.status not in (204, 304):
+            headers.append((b"content-length", str(len(response.body)).encode()))
+        start = {"type": "http.response.start", "status": response.status, "headers": headers}
+        if response.content is None:
+            exchange.sent_bytes = len(response.body)
+            await exchange.send(start)
+            await exchange.send({"type": "http.response.body", "body": response.body})
+            return
+        try:
+            async with self._transfer():
+                await exchange.send(start)
+                await self._send_content(exchange, response)
+        finally:
+            await asyncio.shield(self._run(response.content.close))
+
+    async def _send_content(self, exchange: "_Exchange", response: Response) -> None:
+        """The next piece is read while one is sent. A client that went, or does not take a piece in time, ends it."""
+        assert response.content is not None
+        read = response.content.read
+        at, end = response.offset, response.offset + response.length
+        await exchange.receive()
+        gone = asyncio.ensure_future(exchange.receive())
+        reading = self._start(read, at, min(PIECE_BYTES, end - at))
+        try:
+            while at < end:
+                piece = await reading
+                if not piece or gone.done():
+                    raise ClientGoneError
+                at += len(piece)
+                exchange.sent_bytes += len(piece)
+                if at < end:
+                    reading = self._start(read, at, min(PIECE_BYTES, end - at))
+                async with asyncio.timeout(SEND_WAIT_S):
+                    await exchange.send({"type": "http.response.body", "body": piece, "more_body": at < end})
+        except (TieredError, OSError) as error:  # too late to say so: the client notices the missing bytes
+            _log.warning("request %s ended early: %s", exchange.request_id, error)
+            raise ClientGoneError from error
+        finally:
+            gone.cancel()
+            await asyncio.shield(asyncio.gather(reading, return_exceptions=True))
+
+    def _note(self, exchange: "_Exchange", duration_s: float) -> None:
+        metrics, operation = self._metrics, exchange.operation
+        metrics.requests.labels(operation, str(exchange.status)).inc()
+        metrics.duration.labels(operation).observe(duration_s)
+        metrics.received.inc(exchange.body.received_bytes)
+        metrics.sent.inc(exchange.sent_bytes)
+        _access.info(
+            "%s %s %s %s %s %d in=%d out=%d %.1fms",
+            exchange.client,
+            exchange.request_id,
+            operation,
+            exchange.method,
+            ascii(exchange.resource)[1:-1][:1200],
+            exchange.status,
+            exchange.body.received_bytes,
+            exchange.sent_bytes,
+            duration_s * 1e3,
+        )
+
+
+class _Exchange:
+    """One request and its answer: what the log says in the end."""
+
+    def __init__(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        self.request_id = request_id
+        self.receive = receive
+        self.send = send
+        self.body = IncomingBody(receive)
+        self.operation = "-"
+        self.status = 0
+        self.sent_bytes = 0
+        self._scope = scope
+        self.method: str = scope["method"][:20]
+        client = scope.get("client")
+        self.client: str = str(client[0]) if client else "-"
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        self.resource = raw_path.decode("utf-8", "replace")
+
+    def parse(self, domains: Sequence[str]) -> Request:
+        scope = self._scope
+        raw_path = scope.get("raw_path") or scope["path"].encode()
+        return parse_request(
+            scope["method"], raw_path, scope["query_string"], scope["headers"], self.request_id, self.client, domains
+        )
+
+
+class _Slot:
+    """A place among the large transfers. Raises S3Error SlowDown when none comes free in time."""
+
+    def __init__(self, semaphore: asyncio.Semaphore) -> None:
+        self._semaphore = semaphore
+
+    async def __aenter__(self) -> None:
+        try:
+            async with asyncio.timeout(TRANSFER_WAIT_S):
+                await self._semaphore.acquire()
+        except TimeoutError as error:
+            raise S3Error("SlowDown") from error
+
+    async def __aexit__(self, *_: object) -> None:
+        self._semaphore.release()
+
+
+def decoder_of(request: Request, caller: Caller) -> Decoder | None:
+    """Of an aws-chunked body. Raises S3Error for what `expected_body` refuses."""
+    payload = caller.claim.payload
+    if payload not in sigv4.STREAMING:
+        return None
+    signed = payload != sigv4.STREAMING_UNSIGNED_TRAILER
+    signer = sigv4.chunk_signer(caller.claim, caller.key.secret_access_key) if signed else None
+    size = expected_body(request, caller).size_bytes
+    return Decoder(size, signer, trailers_expected=payload != sigv4.STREAMING_SIGNED)
+
+
+def _with_length(request: Request, size_bytes: int) -> Request:
+    headers = {**request.headers, "content-length": str(size_bytes)}
+    return Request(
+        request.signable, headers, request.query, request.bucket, request.key, request.request_id, request.client
+    )
+
+
+def error_response(error: S3Error, resource: str, request_id: str) -> Response:
+    headers = list(error.headers.items())
+    if error.status == 304:
+        return Response(304, headers)
+    return Response(
+        error.status, [*headers, ("content-type", XML_TYPE)], xml.error_document(error, resource, request_id)
+    )

@@ -1,0 +1,26 @@
+"""What the endpoint counts, for Prometheus."""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """A registry of its own: two endpoints in one process do not meet. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        labels = ["operation", "status"]
+        self.requests = Counter("tieredfs_s3_requests", "Requests answered.", labels, registry=self._registry)
+        self.received = Counter("tieredfs_s3_received_bytes", "Bytes of bodies received.", registry=self._registry)
+        self.sent = Counter("tieredfs_s3_sent_bytes", "Bytes of bodies sent.", registry=self._registry)
+        self.running = Gauge("tieredfs_s3_requests_running", "Requests under way.", registry=self._registry)
+        self.duration = Histogram(
+            "tieredfs_s3_request_duration_seconds", "From head to end.", ["operation"], registry=self._registry
+        )
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

@@ -1,0 +1,466 @@
+"""The calls on objects and on the parts of uploads. Blocking; each takes a request and gives a response.
+
+What has a large body (`put`, `put_part`) is in two halves: `expect` says what the body must be, before a byte of it is
+read, and `put`/`put_part` take the file once the body was found right.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+from urllib.parse import parse_qsl, unquote_to_bytes, urlencode
+
+from tieredfs.host import Clock
+from tieredfs.volume.filesystem import Part, Reading, Writing
+from tieredfs_gateway.s3 import checksums, conditions, keys, multipart, ranges, record, xml
+from tieredfs_gateway.s3.bucket_calls import OWNER, acl_response, check_acl, iso_date
+from tieredfs_gateway.s3.errors import S3Error
+from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Described, Request, Response, described, xml_response
+from tieredfs_gateway.s3.ingest import Expected, Received
+from tieredfs_gateway.s3.ranges import Span
+from tieredfs_gateway.s3.record import Record
+from tieredfs_gateway.s3.sigv4 import STREAMING, UNSIGNED
+from tieredfs_gateway.s3.store import Object, Store
+from tieredfs_gateway.s3.uploads import Upload, Uploads, new_upload_id
+
+INLINE_BYTES: Final = 256 * 1024
+"""Read at once with the look-up: one hop between threads."""
+TAGS_MAX: Final = 10
+_REFUSED: Final = (
+    "x-amz-server-side-encryption",
+    "x-amz-object-lock-mode",
+    "x-amz-object-lock-retain-until-date",
+    "x-amz-object-lock-legal-hold",
+    "x-amz-website-redirect-location",
+    "x-amz-write-offset-bytes",
+)
+Headers = list[tuple[str, str]]
+
+
+class OpenContent:
+    """The bytes of an open object."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Not past the end; fewer bytes only there."""
+        descriptor = self._reading.descriptor
+        if descriptor is not None:
+            return os.pread(descriptor, length, offset)
+        target = bytearray(length)
+        count = self._reading.read_into(offset, memoryview(target))
+        return bytes(target[:count])
+
+    def close(self) -> None:
+        self._reading.close()
+
+
+class ObjectCalls:
+    """Safe from any thread."""
+
+    def __init__(self, store: Store, uploads: Uploads, clock: Clock) -> None:
+        self._store = store
+        self._uploads = uploads
+        self._clock = clock
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    def get(self, request: Request) -> Response:
+        check_version(request)
+        reading, found = self._store.open(request.bucket, request.key)
+        content = OpenContent(reading)
+        try:
+            response = self._head(request, found)
+            if response.length > INLINE_BYTES:
+                return Response(response.status, response.headers, b"", content, response.offset, response.length)
+            body = content.read(response.offset, response.length) if response.length else b""
+        except BaseException:
+            content.close()
+            raise
+        content.close()
+        return Response(response.status, response.headers, body)
+
+    def head(self, request: Request) -> Response:
+        check_version(request)
+        response = self._head(request, self._store.head(request.bucket, request.key))
+        return Response(response.status, response.headers)
+
+    def _head(self, request: Request, found: Object) -> Response:
+        """The headers, and which bytes."""
+        size, now = found.attributes.size_bytes, found.record
+        conditions.check_read(conditions.of_read(request.headers), now.etag, found.attributes.mtime_ns)
+        span, extra = self._span(request, found)
+        headers = [*object_headers(found), *extra]
+        if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and now.checksum and span is None:
+            headers += checksum_headers(now.checksum)
+        tags = self._store.get_tags(found)
+        if tags:
+            headers.append(("x-amz-tagging-count", str(len(parse_tags(tags.decode())))))
+        headers = overridden(headers, request.query)
+        if span is None:
+            return Response(200, [*headers, ("content-length", str(size))], length=size)
+        headers += [("content-length", str(span.length)), ("content-range", span.content_range(size))]
+        return Response(206, headers, offset=span.offset, length=span.length)
+
+    def _span(self, request: Request, found: Object) -> tuple[Span | None, Headers]:
+        size = found.attributes.size_bytes
+        if "partNumber" in request.query:
+            number = multipart.parse_part_number(request.query["partNumber"])
+            if "range" in request.headers:
+                raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
+            count = found.record.part_count() or 1
+            span = _part_span(found.record, number, size)
+            extra = [("x-amz-mp-parts-count", str(count))] if found.record.parts else []
+            return (span if span.length else None), extra
+        if_range = request.headers.get("if-range")
+        if if_range is not None and if_range.strip('"') != found.record.etag:
+            return None, []
+        return ranges.parse_range(request.headers.get("range"), size), []
+
+    def attributes(self, request: Request) -> Response:
+        """GetObjectAttributes."""
+        check_version(request)
+        found = self._store.head(request.bucket, request.key)
+        wanted = {name.strip() for name in request.headers.get("x-amz-object-attributes", "").split(",")}
+        checksum = found.record.checksum
+        fields: dict[str, xml.Tree] = {}
+        if "ETag" in wanted:
+            fields["ETag"] = found.record.etag
+        if "Checksum" in wanted and checksum:
+            fields["Checksum"] = {f"Checksum{checksum[0]}": checksum[1], "ChecksumType": checksum[2]}
+        if "ObjectParts" in wanted and found.record.parts:
+            fields["ObjectParts"] = {"PartsCount": found.record.part_count()}
+        if "StorageClass" in wanted:
+            fields["StorageClass"] = "STANDARD"
+        if "ObjectSize" in wanted:
+            fields["ObjectSize"] = found.attributes.size_bytes
+        modified = ("last-modified", conditions.http_date(found.attributes.mtime_ns))
+        return xml_response("GetObjectAttributesResponse", fields, [modified])
+
+    def acl(self, request: Request) -> Response:
+        self._store.head(request.bucket, request.key)
+        return acl_response()
+
+    # ---- writing ----------------------------------------------------------------------------------------------------
+
+    def expect(self, request: Request, caller: Caller) -> Expected:
+        """Of the body of a PUT. Raises S3Error for what can be refused before it is read."""
+        check_supported(request)
+        check_acl(request)
+        described(request.headers)
+        conditions.of_write(request.headers)
+        header_tags(request)
+        self._store.check_bucket(request.bucket)
+        return expected_body(request, caller)
+
+    def put(self, request: Request, writing: Writing, received: Received) -> Response:
+        said = described(request.headers)
+        checksum = None if received.checksum is None else (*received.checksum, checksums.FULL_OBJECT)
+        made = Record(received.md5, record.CREATED_VERSION, said.headers, said.metadata, checksum)
+        asked, tags = conditions.of_write(request.headers), header_tags(request)
+        self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags)
+        return Response(200, [("etag", f'"{received.md5}"'), *(checksum_headers(checksum) if checksum else [])])
+
+    def delete(self, request: Request) -> Response:
+        check_version(request, missing="NoSuchVersion")
+        self._store.check_bucket(request.bucket)
+        self._store.delete(request.bucket, request.key, conditions.of_write(request.headers))
+        return Response(204)
+
+    def copy(self, request: Request, caller: Caller) -> Response:
+        """By reference: no byte is read, whatever the size."""
+        check_supported(request)
+        check_acl(request)
+        self._store.check_bucket(request.bucket)
+        source, source_key = self._source(request, caller)
+        replace = _directive(request, "x-amz-metadata-directive")
+        said = described(request.headers)
+        if not replace and source_key == (request.bucket, request.key):
+            raise S3Error("InvalidRequest", "This copy request is illegal because it changes nothing about the object.")
+        old = source.record
+        kept = said if replace else Described(old.headers, old.metadata)
+        made = Record(old.etag, record.SPLICED_VERSION, kept.headers, kept.metadata, old.checksum, old.parts)
+        if _directive(request, "x-amz-tagging-directive"):
+            tags = header_tags(request)
+        else:
+            tags = self._store.get_tags(source)
+        with self._store.splice([Part(source.attributes.inode, 0, source.attributes.size_bytes)]) as writing:
+            asked = conditions.of_write(request.headers)
+            attributes = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags)
+        fields = {"LastModified": iso_date(attributes.mtime_ns), "ETag": f'"{made.etag}"'}
+        return xml_response("CopyObjectResult", fields | _checksum_fields(made.checksum))
+
+    def _source(self, request: Request, caller: Caller) -> tuple[Object, tuple[bytes, bytes]]:
+        bucket, key = parse_copy_source(request.headers["x-amz-copy-source"])
+        if not caller.key.scope.allows_key(bucket.decode("utf-8", "replace"), key.decode()):
+            raise S3Error("AccessDenied")
+        found = self._store.head(bucket, key)
+        asked = conditions.of_copy_source(request.headers)
+        conditions.check_copy_source(asked, found.record.etag, found.attributes.mtime_ns)
+        return found, (bucket, key)
+
+    # ---- tags -------------------------------------------------------------------------------------------------------
+
+    def get_tags(self, request: Request) -> Response:
+        tags = self._store.get_tags(self._store.head(request.bucket, request.key)) or b""
+        pairs = [{"Key": name, "Value": value} for name, value in parse_tags(tags.decode()).items()]
+        return xml_response("Tagging", {"TagSet": {"Tag": pairs}})
+
+    def put_tags(self, request: Request, body: bytes) -> Response:
+        found = self._store.head(request.bucket, request.key)
+        sets = xml.parse(body, "Tagging").all("TagSet")
+        if len(sets) != 1:
+            raise S3Error("MalformedXML")
+        pairs = [(tag.exact("Key") or "", tag.exact("Value") or "") for tag in sets[0].all("Tag")]
+        self._store.set_tags(found, urlencode(checked_tags(pairs)).encode())
+        return Response(200)
+
+    def delete_tags(self, request: Request) -> Response:
+        self._store.set_tags(self._store.head(request.bucket, request.key), b"")
+        return Response(204)
+
+    # ---- multipart --------------------------------------------------------------------------------------------------
+
+    def begin_upload(self, request: Request) -> Response:
+        check_supported(request)
+        check_acl(request)
+        said, tags = described(request.headers), header_tags(request)
+        name = request.headers.get("x-amz-checksum-algorithm", "")
+        algorithm = checksums.algorithm_of(name) if name else None
+        kind = multipart.parse_kind(request.headers.get("x-amz-checksum-type"), algorithm) if algorithm else ""
+        upload = Upload(
+            new_upload_id(),
+            request.bucket_name,
+            request.key_name,
+            self._clock.wall_ns(),
+            said.headers,
+            said.metadata,
+            algorithm.name if algorithm else "",
+            kind,
+            (tags or b"").decode(),
+        )
+        self._uploads.begin(upload)
+        headers = [("x-amz-checksum-algorithm", upload.algorithm), ("x-amz-checksum-type", kind)] if kind else []
+        fields = {"Bucket": upload.bucket, "Key": upload.key, "UploadId": upload.upload_id}
+        return xml_response("InitiateMultipartUploadResult", fields, headers)
+
+    def expect_part(self, request: Request, caller: Caller) -> Expected:
+        multipart.parse_part_number(request.query.get("partNumber"))
+        upload = self._uploads.get(request.bucket, request.key, request.query["uploadId"])
+        expected = expected_body(request, caller)
+        given = expected.announced.algorithm
+        if upload.algorithm and given is None:
+            wanted = checksums.Announced(
+                expected.announced.md5, checksums.algorithm_of(upload.algorithm), None, trailer=False
+            )
+            return Expected(expected.size_bytes, wanted, expected.sha256)
+        if upload.algorithm and given is not None and given.name != upload.algorithm:
+            raise S3Error("InvalidRequest", f"The upload was begun with {upload.algorithm}, the part has {given.name}.")
+        return expected
+
+    def put_part(self, request: Request, writing: Writing, received: Received) -> Response:
+        upload = self._uploads.get(request.bucket, request.key, request.query["uploadId"])
+        number = multipart.parse_part_number(request.query.get("partNumber"))
+        self._uploads.put_part(upload, number, writing, received)
+        headers: Headers = [("etag", f'"{received.md5}"')]
+        if received.checksum is not None:
+            headers.append((checksums.algorithm_of(received.checksum[0]).header, received.checksum[1]))
+        return Response(200, headers)
+
+    def copy_part(self, request: Request, caller: Caller) -> Response:
+        """By reference. Its ETag is made from what it refers to: its bytes are not read."""
+        upload = self._uploads.get(request.bucket, request.key, request.query["uploadId"])
+        number = multipart.parse_part_number(request.query.get("partNumber"))
+        source, _ = self._source(request, caller)
+        size = source.attributes.size_bytes
+        span = ranges.parse_copy_range(request.headers.get("x-amz-copy-source-range"), size)
+        if span.length > multipart.PART_BYTES_MAX:
+            raise S3Error("EntityTooLarge")
+        etag = multipart.reference_etag(source.record.etag, span.offset, span.length)
+        with self._store.splice([Part(source.attributes.inode, span.offset, span.length)]) as writing:
+            self._uploads.put_part(upload, number, writing, Received(span.length, etag, None), record.SPLICED_VERSION)
+        now = iso_date(self._clock.wall_ns())
+        return xml_response("CopyPartResult", {"LastModified": now, "ETag": f'"{etag}"'})
+
+    def list_parts(self, request: Request) -> Response:
+        upload = self._uploads.get(request.bucket, request.key, request.query["uploadId"])
+        limit = _number(request.query.get("max-parts"), 1000)
+        after = _number(request.query.get("part-number-marker"), 0)
+        stored = [part for number, (part, _) in self._uploads.parts(upload).items() if number > after]
+        shown, truncated = stored[: min(limit, 1000)], len(stored) > min(limit, 1000)
+        fields: dict[str, xml.Tree] = {
+            "Bucket": upload.bucket,
+            "Key": upload.key,
+            "UploadId": upload.upload_id,
+            "PartNumberMarker": after,
+            "NextPartNumberMarker": shown[-1].number if truncated and shown else None,
+            "MaxParts": limit,
+            "IsTruncated": truncated,
+            "Initiator": OWNER,
+            "Owner": OWNER,
+            "StorageClass": "STANDARD",
+            "ChecksumAlgorithm": upload.algorithm or None,
+            "ChecksumType": upload.kind or None,
+            "Part": [_part_fields(part) for part in shown],
+        }
+        return xml_response("ListPartsResult", fields)
+
+    def complete(self, request: Request, body: bytes) -> Response:
+        self._store.check_bucket(request.bucket)
+        listed = multipart.parse_complete(xml.parse(body, "CompleteMultipartUpload"))
+        given = [name for name, algorithm in checksums.ALGORITHMS.items() if algorithm.header in request.headers]
+        expected = (given[0], request.headers[checksums.ALGORITHMS[given[0]].header]) if given else None
+        asked = conditions.of_write(request.headers)
+        done = self._uploads.complete(request.bucket, request.key, request.query["uploadId"], listed, asked, expected)
+        host = request.headers.get("host", "")
+        fields: dict[str, xml.Tree] = {
+            "Location": f"http://{host}{request.resource}",
+            "Bucket": request.bucket_name,
+            "Key": request.key_name,
+            "ETag": f'"{done.etag}"',
+        }
+        return xml_response("CompleteMultipartUploadResult", fields | _checksum_fields(done.checksum))
+
+    def abort(self, request: Request) -> Response:
+        self._uploads.abort(request.bucket, request.key, request.query["uploadId"])
+        return Response(204)
+
+
+# ---- what headers say ------------------------------------------------------------------------------------------------
+
+
+def check_version(request: Request, missing: str = "NoSuchVersion") -> None:
+    """Raises S3Error when a version is asked for: there are none but `null`."""
+    if request.query.get("versionId", "null") != "null":
+        raise S3Error(missing)
+
+
+def check_supported(request: Request) -> None:
+    """Raises S3Error NotImplemented for what would be ignored otherwise."""
+    for name in request.headers:
+        if name.startswith(_REFUSED):
+            raise S3Error("NotImplemented", f"{name} is not implemented.")
+    if request.headers.get("x-amz-storage-class", "STANDARD") != "STANDARD":
+        raise S3Error("InvalidArgument", "The only storage class is STANDARD.")
+
+
+def expected_body(request: Request, caller: Caller) -> Expected:
+    """Raises S3Error MissingContentLength, EntityTooLarge, InvalidDigest."""
+    streaming = caller.claim.payload in STREAMING
+    name = "x-amz-decoded-content-length" if streaming else "content-length"
+    text = request.headers.get(name)
+    if text is None or not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise S3Error("MissingContentLength", f"You must provide the {name} HTTP header.")
+    if int(text) > multipart.PART_BYTES_MAX:
+        raise S3Error("EntityTooLarge", fields={"ProposedSize": text, "MaxSizeAllowed": str(multipart.PART_BYTES_MAX)})
+    sha256 = None if streaming or caller.claim.payload == UNSIGNED else caller.claim.payload
+    return Expected(int(text), checksums.announced(request.headers), sha256)
+
+
+def parse_copy_source(header: str) -> tuple[bytes, bytes]:
+    """`[/]bucket/key[?versionId=null]`, percent-encoded. Raises S3Error."""
+    path, _, query = header.partition("?")
+    if query and query != "versionId=null":
+        raise S3Error("NoSuchVersion" if query.startswith("versionId=") else "InvalidArgument")
+    bucket, _, key = unquote_to_bytes(path).removeprefix(b"/").partition(b"/")
+    if not bucket or not key:
+        raise S3Error("InvalidArgument", "Copy Source must mention the source bucket and key: sourcebucket/sourcekey")
+    keys.check_key(key)
+    return bucket, key
+
+
+def _directive(request: Request, name: str) -> bool:
+    """Whether it says REPLACE. Raises S3Error InvalidArgument."""
+    value = request.headers.get(name, "COPY").upper()
+    if value not in ("COPY", "REPLACE"):
+        raise S3Error("InvalidArgument", f"Unknown {name}.")
+    return value == "REPLACE"
+
+
+def _number(text: str | None, default: int) -> int:
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise S3Error("InvalidArgument")
+    return int(text)
+
+
+def parse_tags(text: str) -> dict[str, str]:
+    return dict(parse_qsl(text, keep_blank_values=True))
+
+
+def checked_tags(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Raises S3Error InvalidTag."""
+    if len(pairs) > TAGS_MAX or len({name for name, _ in pairs}) != len(pairs):
+        raise S3Error("InvalidTag", f"At most {TAGS_MAX} tags, each name once.")
+    if any(not 1 <= len(name) <= 128 or len(value) > 256 for name, value in pairs):
+        raise S3Error("InvalidTag", "Names have 1 to 128 characters, values up to 256.")
+    return dict(pairs)
+
+
+def header_tags(request: Request) -> bytes | None:
+    text = request.headers.get("x-amz-tagging")
+    if not text:
+        return None
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
+    except ValueError as error:
+        raise S3Error(
+            "InvalidArgument", "The header 'x-amz-tagging' shall be encoded as UTF-8 URL parameters."
+        ) from error
+    return urlencode(checked_tags(pairs)).encode()
+
+
+# ---- what responses say ----------------------------------------------------------------------------------------------
+
+
+def object_headers(found: Object) -> Headers:
+    kept = found.record.headers
+    headers = [
+        ("etag", f'"{found.record.etag}"'),
+        ("last-modified", conditions.http_date(found.attributes.mtime_ns)),
+        ("accept-ranges", "bytes"),
+        ("content-type", kept.get("content-type", "binary/octet-stream")),
+    ]
+    headers += [(name, kept[name]) for name in KEPT_HEADERS[1:] if name in kept]
+    headers += [(f"x-amz-meta-{name}", value) for name, value in found.record.metadata.items()]
+    return headers
+
+
+def overridden(headers: Headers, query: Mapping[str, str]) -> Headers:
+    """`response-content-type` and its like, in the query of a signed request."""
+    asked = {name: query[f"response-{name}"] for name in KEPT_HEADERS if f"response-{name}" in query}
+    return [(name, value) for name, value in headers if name not in asked] + list(asked.items())
+
+
+def checksum_headers(checksum: tuple[str, str, str]) -> Headers:
+    return [(checksums.algorithm_of(checksum[0]).header, checksum[1]), ("x-amz-checksum-type", checksum[2])]
+
+
+def _checksum_fields(checksum: tuple[str, str, str] | None) -> dict[str, xml.Tree]:
+    return {} if checksum is None else {f"Checksum{checksum[0]}": checksum[1], "ChecksumType": checksum[2]}
+
+
+def _part_fields(part: multipart.StoredPart) -> Mapping[str, xml.Tree]:
+    return {
+        "PartNumber": part.number,
+        "LastModified": iso_date(part.modified_ns),
+        "ETag": f'"{part.etag}"',
+        "Size": part.size_bytes,
+        **{f"Checksum{name}": value for name, value in part.checksums.items()},
+    }
+
+
+def _part_span(described_as: Record, number: int, size_bytes: int) -> Span:
+    """Where a part of the object is. Raises S3Error InvalidPartNumber."""
+    if not described_as.parts:
+        if number != 1:
+            raise S3Error("InvalidPartNumber")
+        return Span(0, size_bytes)
+    offset = 0
+    for part_bytes, count in described_as.parts:
+        if number <= count:
+            return Span(offset + (number - 1) * part_bytes, part_bytes)
+        number -= count
+        offset += count * part_bytes
+    raise S3Error("InvalidPartNumber")

@@ -1,0 +1,90 @@
+"""What S3 keeps of an object beside its bytes: one extended attribute with JSON, and one for tags. Pure.
+
+The record names the version of the content that it describes. A file that was changed through the mount since, or made
+there, has an ETag made from its inode and version: with a dash, so that no client takes it for an MD5.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Final
+
+from tieredfs.errors import CorruptError
+from tieredfs.model import Attributes
+
+ATTRIBUTE: Final = b"user.s3"
+TAGS_ATTRIBUTE: Final = b"user.s3.tags"
+RECORD_VERSION: Final = 1
+CREATED_VERSION: Final = 1
+"""Of the content of a file that was written and committed once."""
+SPLICED_VERSION: Final = 0
+"""Of a file that was made by reference."""
+PART_RUNS_MAX: Final = 1000
+"""Runs of parts of one size that a record has room for; past that, reading by part number is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`version`: of the content that etag, checksum and parts describe."""
+
+    etag: str
+    version: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Content-Type and its like, as the client set them; names in lower case."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """`x-amz-meta-` headers without the prefix."""
+    checksum: tuple[str, str, str] | None = None
+    """Algorithm, base64 value, FULL_OBJECT or COMPOSITE."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """Size and count of each run of parts."""
+    upload: str = ""
+    """The multipart upload that it came from, so that completing it again finds it done."""
+
+    def part_count(self) -> int:
+        return sum(count for _, count in self.parts)
+
+
+def runs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    found = tuple((size, len(list(group))) for size, group in groupby(sizes))
+    return found if len(found) <= PART_RUNS_MAX else ()
+
+
+def encode(record: Record) -> bytes:
+    fields = {name: value for name, value in asdict(record).items() if value}
+    return json.dumps({"v": RECORD_VERSION, **fields}, separators=(",", ":")).encode()
+
+
+def decode(raw: bytes) -> Record:
+    """Raises CorruptError; records are checked at rest, so this is what somebody wrote over them."""
+    try:
+        fields = json.loads(raw)
+        if fields.pop("v") != RECORD_VERSION:
+            raise CorruptError("the user.s3 attribute is of another version")
+        checksum = fields.get("checksum")
+        return Record(
+            str(fields["etag"]),
+            int(fields.get("version", 0)),
+            {str(name): str(value) for name, value in fields.get("headers", {}).items()},
+            {str(name): str(value) for name, value in fields.get("metadata", {}).items()},
+            None if checksum is None else (str(checksum[0]), str(checksum[1]), str(checksum[2])),
+            tuple((int(size), int(count)) for size, count in fields.get("parts", ())),
+            str(fields.get("upload", "")),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CorruptError("the user.s3 attribute of an object cannot be read") from error
+
+
+def describe(attributes: Attributes, raw: bytes | None) -> Record:
+    """The record that holds for the content as it is now."""
+    if raw is not None:
+        record = decode(raw)
+        if record.version == attributes.version:
+            return record
+        return Record(_mount_etag(attributes), attributes.version, record.headers, record.metadata)
+    return Record(_mount_etag(attributes), attributes.version)
+
+
+def _mount_etag(attributes: Attributes) -> str:
+    moment = attributes.mtime_ns & 0xFFFFFFFF
+    return f"{attributes.inode & 0xFFFFFFFFFFFF:012x}{attributes.version & 0xFFFFFFFFFFFF:012x}{moment:08x}-1"

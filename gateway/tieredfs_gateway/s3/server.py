@@ -1,0 +1,115 @@
+"""The process behind `tieredfs s3`: a volume, the endpoint, FastAPI around it, Granian below it."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI, Response
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from tieredfs.host import memory
+from tieredfs.volume import FileSystem
+from tieredfs_gateway.s3 import metrics as counting
+from tieredfs_gateway.s3.body import Receive
+from tieredfs_gateway.s3.endpoint import Endpoint, Send
+
+THREADS: Final = 32
+HEAD_WAIT_MS: Final = 30_000
+BACKLOG: Final = 1024
+REQUESTS_MAX: Final = 1024
+"""Under way at one time; Granian lets the others wait in its queue."""
+PROBES: Final = ("/healthz", "/metrics")
+_log: Final = logging.getLogger("tieredfs_gateway.s3")
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What `tieredfs s3` was asked for."""
+
+    meta_url: str
+    host: str
+    port: int
+    domains: Sequence[str]
+    cert: Path | None
+    key: Path | None
+    access_log: bool
+    cache_bytes: int
+    memory_bytes: int
+
+
+class S3App(FastAPI):
+    """FastAPI for the probes; everything that is signed, or names something else, is S3's.
+
+    S3's routing is not FastAPI's (sub-resources, keys with any bytes, raw paths under signatures), and its stack of
+    middleware costs more than a small GET.
+    """
+
+    def __init__(self, endpoint: Endpoint, metrics: counting.Metrics) -> None:
+        super().__init__(title="TieredFS S3", docs_url=None, redoc_url=None, openapi_url=None)
+        self._endpoint = endpoint
+
+        @self.get("/healthz")
+        async def healthz() -> dict[str, str]:
+            return {"status": "ok"}
+
+        @self.get("/metrics")
+        async def show_metrics() -> Response:
+            return Response(metrics.text(), media_type=counting.CONTENT_TYPE)
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_probe(scope):
+            await self._endpoint(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def _is_probe(scope: Mapping[str, Any]) -> bool:
+    if scope["path"] not in PROBES or scope["query_string"]:
+        return False
+    return not any(name == b"authorization" for name, _ in scope["headers"])
+
+
+def serve(asked: Serving) -> None:
+    """Until SIGTERM or SIGINT. Raises what opening the volume raises."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("tieredfs_gateway.s3.access").setLevel(logging.INFO if asked.access_log else logging.WARNING)
+    memory.keep_freed_memory_low()
+    with FileSystem.at(
+        asked.meta_url, purpose="s3", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
+    ) as volume:
+        asyncio.run(_serve(asked, volume))
+
+
+async def _serve(asked: Serving, volume: FileSystem) -> None:
+    metrics = counting.Metrics()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as executor:
+        endpoint = Endpoint(volume, volume.volume.host.clock, executor, metrics, asked.domains)
+        await asyncio.get_running_loop().run_in_executor(executor, endpoint.uploads.sweep)
+        server = Server(
+            S3App(endpoint, metrics),
+            address=asked.host,
+            port=asked.port,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=BACKLOG,
+            backpressure=REQUESTS_MAX,
+            http1_settings=HTTP1Settings(header_read_timeout=HEAD_WAIT_MS),
+            log_level=LogLevels.warning,
+            ssl_cert=asked.cert,
+            ssl_key=asked.key,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        scheme = "https" if asked.cert else "http"
+        _log.info("serving %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
+        await server.serve()
