@@ -23,12 +23,12 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
+from tieredfs_gateway.s3.keystore import AccessKey, Keystore, Scope, make_key
 
 from tieredfs.config import parse_code
 from tieredfs.limits import MIB
 from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, format_volume
-from tieredfs_gateway.s3.keystore import AccessKey, Keystore, Scope, make_key
 
 WAIT_S = 30.0
 ROOT = Path(__file__).parent.parent.parent
@@ -46,7 +46,10 @@ def announce_verbs(folder: Path) -> None:
     metadata = folder / "tieredfs_tree-0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tieredfs-tree\nVersion: 0\n")
-    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in names.items()) for group, names in entry_points.items()]
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in names.items())
+        for group, names in entry_points.items()
+    ]
     (metadata / "entry_points.txt").write_text("\n".join(lines))
 
 
@@ -127,21 +130,34 @@ class Endpoint:
     def volume(self) -> FileSystem:
         return FileSystem.at(self.meta_url, purpose="test")
 
-    def signed(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, payload: str = "") -> AWSRequest:
+    def signed(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, payload: str = ""
+    ) -> AWSRequest:
         """A request signed by botocore, with headers of the test's choice."""
         request = AWSRequest(method, f"{self.url}{path}", headers=headers or {}, data=body)
         request.context["payload_signing_enabled"] = True
         if payload:
             request.headers["X-Amz-Content-SHA256"] = payload
-            signer: Any = type("Fixed", (S3SigV4Auth,), {"payload": lambda *_: payload, "_inject_signature_to_request": S3SigV4Auth._inject_signature_to_request})
+            signer: Any = type(
+                "Fixed",
+                (S3SigV4Auth,),
+                {
+                    "payload": lambda *_: payload,
+                    "_inject_signature_to_request": S3SigV4Auth._inject_signature_to_request,
+                },
+            )
         else:
             signer = S3SigV4Auth
         signer(Credentials(self.key.access_key_id, self.key.secret_access_key), "s3", "us-east-1").add_auth(request)
         return request
 
-    def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, payload: str = "") -> httpx.Response:
+    def send(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, payload: str = ""
+    ) -> httpx.Response:
         request = self.signed(method, path, body, headers, payload)
-        return httpx.request(method, f"{self.url}{path}", content=body, headers=dict(request.headers.items()), timeout=WAIT_S)
+        return httpx.request(
+            method, f"{self.url}{path}", content=body, headers=dict(request.headers.items()), timeout=WAIT_S
+        )
 
     def raw(self, head: bytes, body: bytes = b"", *, close_early: bool = False) -> bytes:
         """Bytes as they are over a socket; what came back until the server closed or fell silent."""

@@ -25,7 +25,7 @@ from tieredfs.errors import (
     NotDirectoryError,
     NotFoundError,
 )
-from tieredfs.host import Host
+from tieredfs.host import Host, crash
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
 from tieredfs.meta.metadata import Creation, Placement, Removed
 from tieredfs.model import NO_CACHE, ROOT, Attributes, Durability, Entry, Extent, FileKind, InodeId
@@ -294,6 +294,7 @@ class FileSystem(UnnamedOwner):
         removed = self._metadata.rename(
             source_parent, source_name, target_parent, target_name, replace=replace, holder=self.volume.session
         )
+        crash.here("rename.committed")
         if removed is not None:
             self._bury(removed)
         self._metadata.sync()
@@ -399,6 +400,7 @@ class FileSystem(UnnamedOwner):
         self.make_durable(unnamed, durability)
         placement = Placement(unnamed.inode, parent, name, naming.mode, naming.replace, naming.xattrs)
         attributes, removed = self._metadata.place(placement, self.volume.session, naming.condition)
+        crash.here("create.committed")
         self._metadata.sync()
         if unnamed.file is not None:
             self._tier.release(unnamed.file, writer=True)

@@ -8,7 +8,7 @@ its tests.
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -190,8 +190,11 @@ def _claim(
 
 def verify(claim: Claim, secret: str, request: Signable, now: datetime) -> None:
     """Raises S3Error SignatureDoesNotMatch, RequestTimeTooSkewed, AccessDenied (expired, or a header is not signed)."""
-    expected = hmac.new(signing_key(secret, claim), string_to_sign(claim, request).encode(), hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(expected, claim.signature):
+    key = signing_key(secret, claim)
+    if not any(
+        hmac.compare_digest(hmac.new(key, text, hashlib.sha256).hexdigest(), claim.signature)
+        for text in _strings_to_sign(claim, request)
+    ):
         raise S3Error("SignatureDoesNotMatch", fields={"AWSAccessKeyId": claim.access_key_id})
     _check_time(claim, now)
     unsigned = {name for name, _ in request.headers if name.startswith("x-amz-")} - set(claim.signed_headers)
@@ -236,23 +239,29 @@ def chunk_signer(claim: Claim, secret: str) -> ChunkSigner:
     return ChunkSigner(signing_key(secret, claim), claim.time, claim.scope, claim.signature)
 
 
-def string_to_sign(claim: Claim, request: Signable) -> str:
-    digest = hashlib.sha256(canonical_request(claim, request)).hexdigest()
-    return f"{ALGORITHM}\n{claim.time}\n{claim.scope}\n{digest}"
+def _strings_to_sign(claim: Claim, request: Signable) -> Iterator[bytes]:
+    """With the path encoded as it should be and, where that is not what came, with the path as it came: clients that
+    encode otherwise sign one or the other."""
+    canonical = quote(unquote_to_bytes(request.raw_path), safe="/~")
+    yield _string_to_sign(claim, request, canonical)
+    came = request.raw_path.decode("latin-1")
+    if came != canonical:
+        yield _string_to_sign(claim, request, came)
 
 
-def canonical_request(claim: Claim, request: Signable) -> bytes:
+def _string_to_sign(claim: Claim, request: Signable, path: str) -> bytes:
     """Raises S3Error when a signed header did not come."""
     lines = [
         request.method,
-        quote(unquote_to_bytes(request.raw_path), safe="/~"),
+        path,
         _canonical_query(request.raw_query),
         *_canonical_headers(claim, request),
         "",
         ";".join(claim.signed_headers),
         claim.payload,
     ]
-    return "\n".join(lines).encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{ALGORITHM}\n{claim.time}\n{claim.scope}\n{digest}".encode()
 
 
 def _canonical_query(raw_query: bytes) -> str:
