@@ -75,6 +75,7 @@ class Tier:
             file.users -= 1
             if file.users or file.dirty or file.state is FileState.FILLING:
                 return
+            self._close_descriptor(file)
             if self._files.get(file.inode) is not file:
                 return
             del self._files[file.inode]
@@ -360,6 +361,7 @@ class Tier:
                 self.part.host.files.unlink(file.path)
                 file.apply(FileEvent.FILL_FAILED)
             self._set_aside(file)
+            self._close_descriptor(file)
 
     def _borrow(self, file: LocalFile, attributes: Attributes) -> None:
         """Read a content where it is staged: in the cache of another mount of this host."""
@@ -375,6 +377,12 @@ class Tier:
                 del self._files[file.inode]
         if not file.handles and not file.dirty and file.state in {FileState.RESIDENT, FileState.STORED}:
             self._delete_local(file)
+
+    def _close_descriptor(self, file: LocalFile) -> None:
+        """If the file has no handles: a fill for a writer has a descriptor before it has a handle."""
+        if file.descriptor >= 0 and not file.handles:
+            descriptor, file.descriptor = file.descriptor, -1
+            self.part.host.files.close(descriptor)
 
     def _ensure_descriptor(self, file: LocalFile) -> None:
         if file.descriptor >= 0:
@@ -448,9 +456,7 @@ class Tier:
                 file.writers -= 1
                 if file.writers == 0 and file.state is FileState.STAGING:
                     sealed = self._last_writer_gone(file)
-            if file.handles == 0 and file.descriptor >= 0:
-                self.part.host.files.close(file.descriptor)
-                file.descriptor = -1
+            self._close_descriptor(file)
             self.idle(file)
         if sealed:
             crash.here("seal.done")
