@@ -2,7 +2,8 @@
 
 The metadata names what exists on this SSD only (`Metadata.staged`). For each such content, the local file is there under
 that version; or under an earlier one, when the crash came between the record and the renaming; or not at all, when
-nothing was ever acknowledged, or the SSD lost it. Everything else in the directory is a copy: kept if the machine has
+nothing was ever acknowledged, or the SSD lost it: then the last stored content is the content (a size of 0 means nothing
+here, for that of an open file is not published). Everything else in the directory is a copy: kept if the machine has
 been up since (its bytes are then certainly whole), deleted otherwise.
 """
 
@@ -70,7 +71,7 @@ def _adopt_staged(tier: Tier, record: StagedRecord, versions: Sequence[int]) -> 
     if usable:
         if max(usable) != record.version:
             part.host.files.rename(part.directory.content(record.inode, max(usable)), path)
-    elif attributes.size_bytes == 0:
+    elif attributes.size_bytes == 0 and not part.metadata.extents(record.inode):
         part.host.files.save(path, b"")
     else:
         part.metadata.abandon_write(record.inode, record.version)
