@@ -356,7 +356,7 @@ class TestDisks:
             assert (lab.mnt / "file").read_bytes() == data
             again = self.put(lab, "again")
             assert (lab.mnt / "again").read_bytes() == again
-            disks = {chunk["disk"] for block in lab.ask("info", path="again")["blocks"] for chunk in block["chunks"]}
+            disks = {chunk["disk"] for chunk in lab.ask("info", path="again")["chunks"]}
             assert 3 not in disks
             lab.unmount()
 
@@ -368,7 +368,7 @@ class TestDisks:
             lab.mount()
             data = self.put(lab)
             assert (lab.mnt / "file").read_bytes() == data
-            disks = {chunk["disk"] for block in lab.ask("info", path="file")["blocks"] for chunk in block["chunks"]}
+            disks = {chunk["disk"] for chunk in lab.ask("info", path="file")["chunks"]}
             assert disks == {1, 2, 4, 5, 6}
             lab.unmount()
 
@@ -396,6 +396,16 @@ class TestDisks:
             assert lab.ask("status")["drain"]["last_error"] is None
             lab.unmount()
             assert disk.exists()
+
+
+def chunk_paths(lab: Lab, name: str) -> list[Path]:
+    """The chunks of a file of one block, by index: data first, then parity."""
+    chunks = lab.ask("info", path=name)["chunks"]
+    assert len({chunk["block"] for chunk in chunks}) == 1
+    return [
+        next(Path(chunk["url"].removeprefix("disk://")).glob(f"chunks/*/{chunk['block']}.{chunk['index']:02x}"))
+        for chunk in sorted(chunks, key=lambda chunk: chunk["index"])
+    ]
 
 
 # ---- rotten chunks ---------------------------------------------------------------------------------------------------
@@ -442,11 +452,7 @@ def test_chunks_that_rot_while_mounted_are_read_around_repaired_and_counted(
     (lab.mnt / "file").write_bytes(data)
     lab.ask("drain")
     assert lab.ask("evict", paths=["file"])["evicted"] == 1
-    (block,) = lab.ask("info", path="file")["blocks"]
-    chunks = [  # those that hold data, so that a read meets them
-        next(Path(chunk["url"].removeprefix("disk://")).glob(f"chunks/*/{block['block']}.{chunk['index']:02x}"))
-        for chunk in block["chunks"][:4]
-    ]
+    chunks = chunk_paths(lab, "file")[:4]  # those that hold data, so that a read meets them
     before = [chunk.read_bytes() for chunk in chunks]
     harm(chunks)
     assert [chunk.exists() and chunk.read_bytes() for chunk in chunks] != before
@@ -466,11 +472,8 @@ def test_more_loss_than_the_code_bears_is_an_error_and_never_wrong_bytes(lab: La
     (lab.mnt / "other").write_bytes(b"o" * 9 * MIB)
     lab.ask("drain")
     lab.ask("evict", paths=["file"])
-    (block,) = lab.ask("info", path="file")["blocks"]
-    away = {}
-    for chunk in block["chunks"][:3]:
-        path = next(Path(chunk["url"].removeprefix("disk://")).glob(f"chunks/*/{block['block']}.{chunk['index']:02x}"))
-        away[path] = path.read_bytes()
+    away = {path: path.read_bytes() for path in chunk_paths(lab, "file")[:3]}
+    for path in away:
         path.unlink()
     with pytest.raises(OSError, match="Input/output error"):
         (lab.mnt / "file").read_bytes()

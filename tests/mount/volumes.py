@@ -70,6 +70,10 @@ class Lab:
     def open(self) -> Volume:
         return Volume.open(self.url, purpose="test")
 
+    def takeovers(self) -> int:
+        """How often a successor took over one of the mounts so far, as the keepers' log has it."""
+        return self.log().count("a new daemon took over")
+
     def log(self) -> str:
         return Path(f"{self.root}/volume.db.log").read_text()
 
@@ -127,6 +131,34 @@ def crash_at(point: str, count: int = 1) -> Iterator[None]:
         yield
     finally:
         del os.environ[crash.ENVIRONMENT]
+
+
+class CrashTokens:
+    """Processes that start inside `armed` die at a point when its token lies in the folder: once, for dying takes it.
+
+    So a daemon can be told to die when everything is prepared, and its successor lives.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[None]:
+        os.environ[crash.TOKENS] = str(self.folder)
+        try:
+            yield
+        finally:
+            del os.environ[crash.TOKENS]
+
+    def lay(self, point: str, *, everybody: bool = False) -> None:
+        """The next process to arrive at `point` dies; with `everybody`, its keeper at the same moment."""
+        assert point in crash.POINTS
+        (self.folder / (f"{point}.all" if everybody else point)).touch()
+
+    def left(self) -> list[str]:
+        """Points at which nobody has died yet."""
+        return os.listdir(self.folder)
 
 
 def wait_until(condition: Any, what: str, timeout_s: float = WAIT_S) -> None:

@@ -26,13 +26,14 @@ from tieredfs.cache.local import LocalFile, Stamp, stamp_of
 from tieredfs.cache.tier import Tier
 from tieredfs.core.drain_plan import BlockPlan, extents_of, plan_blocks, widen_segments
 from tieredfs.core.file_life import FileEvent, FileState
-from tieredfs.errors import ConditionError, DeadlineError, IntegrityError, TieredError, UnavailableError
+from tieredfs.errors import ConditionError, DeadlineError, IntegrityError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import crash
 from tieredfs.host.files import is_open_for_writing
 from tieredfs.limits import (
     BACKPRESSURE_WAIT_S,
     DRAIN_BUSY_DEADLINE_S,
     DRAIN_DEADLINE_S,
+    DRAIN_DELAY_S,
     DRAIN_QUIET_S,
     PACK_FILES_MAX,
     PACKED_FILE_BYTES_MAX,
@@ -119,8 +120,7 @@ class Drainer:
                 if self._is_stored_as_it_is(file):
                     return
                 taken = self._take(file, asked=True)
-                if taken is not None:
-                    self._store([taken])
+                if taken is not None and file.inode in self._store([taken]):
                     return
             if clock.monotonic_s() > deadline_s:
                 raise DeadlineError(f"the file was not stored within {timeout_s:.0f} s")
@@ -176,12 +176,12 @@ class Drainer:
     def _batch(self, due: Sequence[LocalFile]) -> list[LocalFile]:
         """The oldest, and, if it is small, further small ones up to a block."""
         oldest = due[0]
-        if oldest.state is FileState.STAGING or oldest.size_bytes > PACKED_FILE_BYTES_MAX:
+        if not _packable(oldest):
             return [oldest]
         batch: list[LocalFile] = []
         total = 0
         for file in due:
-            if file.state is FileState.STAGING or file.size_bytes > PACKED_FILE_BYTES_MAX:
+            if not _packable(file):
                 continue
             if batch and (total + file.size_bytes > self._block_bytes or len(batch) >= PACK_FILES_MAX):
                 break
@@ -275,36 +275,63 @@ class Drainer:
 
     # ---- reading, storing, committing -------------------------------------------------------------------------------
 
-    def _store(self, batch: Sequence[_Taken]) -> None:
-        """Blocks first, then one commit. On any error nothing is committed and the contents are sealed again."""
+    def _store(self, batch: Sequence[_Taken]) -> set[InodeId]:
+        """Blocks first, then one commit; the inodes that took it. On any error the contents are sealed again.
+
+        The commit is durable before a content counts as clean: what is clean may be evicted, and a commit that a power cut
+        took back would then name a local file that is gone.
+        """
         started_s = self._part.host.clock.monotonic_s()
         try:
-            blocks, extents = self._write_blocks(batch)
+            blocks, extents = self._stored_already(batch) or self._write_blocks(batch)
             contents = self._contents(batch, extents)
             crash.here("drain.block-written")
             taken_over = self._part.metadata.commit_stored(contents, blocks)
             crash.here("drain.committed")
+            if any(content.complete for content in contents):
+                self._part.metadata.sync()
         except BaseException:
             self._seal_again(batch)
             raise
         finally:
             for taken in batch:
                 self._part.host.files.close(taken.descriptor)
+        duration_s = self._part.host.clock.monotonic_s() - started_s
         for taken in batch:
-            with taken.file.lock:
-                committed = taken.file.inode in taken_over and not taken.snapshot
-                if committed and taken.file.state is FileState.DRAINING and taken.file.version == taken.version:
-                    self._tier.resident_now(taken.file)
-                elif taken.snapshot:
-                    now_s = self._part.host.clock.monotonic_s()
-                    taken.file.snapshot_stamp = taken.stamp
-                    taken.file.snapshots += 1
-                    taken.file.drain_not_before_s = now_s + max(DRAIN_DEADLINE_S, 10 * (now_s - started_s))
-                elif taken.file.state is FileState.DRAINING:
-                    taken.file.apply(FileEvent.DRAIN_FAILED)
+            self._settle(taken, committed=taken.file.inode in taken_over, duration_s=duration_s)
             self._forget_if_idle(taken.file)
         self.stored_files += len(taken_over)
         self.stored_bytes += sum(block.size_bytes for block in blocks)
+        return taken_over
+
+    def _settle(self, taken: _Taken, *, committed: bool, duration_s: float) -> None:
+        """What becomes of one content after the commit."""
+        file = taken.file
+        with file.lock:
+            if taken.snapshot:
+                pause_s = max(DRAIN_DEADLINE_S, 10 * duration_s)
+                file.drain_not_before_s = self._part.host.clock.monotonic_s() + pause_s
+                if committed:
+                    file.snapshot_stamp = taken.stamp
+                    file.snapshots += 1
+                return
+            if file.state is not FileState.DRAINING or file.version != taken.version:
+                return  # a writer came: the drain is void
+            if committed:
+                self._tier.resident_now(file)
+                return
+            file.apply(FileEvent.DRAIN_FAILED)
+            file.drain_not_before_s = self._part.host.clock.monotonic_s() + DRAIN_DELAY_S
+        self._discard_if_void(taken)
+
+    def _discard_if_void(self, taken: _Taken) -> None:
+        """A content that was not committed because its file is deleted, or because another host wrote a newer one."""
+        try:
+            current = self._part.metadata.attributes(taken.file.inode).version
+        except NotFoundError:
+            current = 0
+        if current != taken.version:
+            self._tier.discard(taken.file.inode)
 
     def _forget_if_idle(self, file: LocalFile) -> None:
         entered = self._tier.enter(file.inode)
@@ -329,6 +356,13 @@ class Drainer:
             )
         return contents
 
+    def _stored_already(self, batch: Sequence[_Taken]) -> tuple[list[Block], list[tuple[Extent, ...]]] | None:
+        """A file that was stored while it was open, and not written to since, has its extents: nothing moves."""
+        taken = batch[0]
+        if len(batch) > 1 or taken.snapshot or taken.stamp != taken.file.snapshot_stamp:
+            return None
+        return [], [tuple(self._part.metadata.extents(taken.file.inode))]
+
     def _write_blocks(self, batch: Sequence[_Taken]) -> tuple[list[Block], list[tuple[Extent, ...]]]:
         files = self._part.host.files
         segments = [
@@ -347,9 +381,7 @@ class Drainer:
             for piece in plan.pieces:
                 target = buffer.data[piece.block_offset : piece.block_offset + piece.length]
                 count = files.read_into(batch[piece.file].descriptor, target, piece.offset)
-                if (
-                    count < piece.length
-                ):  # cut short by a writer: the bytes do not matter, the drain is void or a snapshot
+                if count < piece.length:  # cut short by a writer: a void drain or a snapshot, so any bytes do
                     target[count:] = bytes(piece.length - count)
                 target.release()
             return self._part.blocks.write(buffer, plan.size_bytes)
@@ -380,6 +412,12 @@ class Drainer:
         for file in files:
             file.retry_not_before_s = retry_s
             self._failing[file.inode] = message
+
+
+def _packable(file: LocalFile) -> bool:
+    """Small, closed, and not stored before: it may share a block."""
+    small = file.size_bytes <= PACKED_FILE_BYTES_MAX
+    return small and file.state is not FileState.STAGING and file.snapshot_stamp is None
 
 
 def _all_or_nothing(futures: Sequence[Future[Block]], discard: Callable[[Block], None]) -> list[Block]:

@@ -2,7 +2,7 @@
 
     tieredfs-cache.json      whose it is: volume, cache id and uuid, format version
     lock                     flock'ed by the process that uses the directory; one at a time
-    boot                     the boot id of the machine when the directory was last used
+    boot                     the boot id of the machine when the directory was last recovered
     pins                     inodes that eviction leaves alone, one per line
     content/XX/INODE.VERSION the bytes of one content, whole
     filling/INODE.VERSION    a content that is being fetched; worthless after a crash
@@ -57,7 +57,9 @@ class CacheDirectory:
             self.uuid = self._identify(volume_uuid)
             for directory in (self._filling, *(self._fan_out(byte) for byte in range(256))):
                 files.make_directory(directory)
-            self.same_boot = self._check_boot()
+            for directory in (f"{self.path}/content", self.path, os.path.dirname(self.path)):
+                files.sync_directory(directory)
+            self.same_boot = self._is_same_boot()
         except BaseException:
             files.close(self._lock)
             raise
@@ -141,14 +143,15 @@ class CacheDirectory:
             raise ForeignDataError(f"{self.path} is the cache of another volume ({volume}); use another --cache-dir")
         return cache
 
-    def _check_boot(self) -> bool:
+    def _is_same_boot(self) -> bool:
         """Whether this machine has been up since the directory was last used: only then are copies certainly whole."""
-        current = self._files.load(_BOOT_ID_PATH)
-        path = f"{self.path}/boot"
         try:
-            before = self._files.load(path)
+            return self._files.load(f"{self.path}/boot") == self._files.load(_BOOT_ID_PATH)
         except FileNotFoundError:
-            before = b""
-        if before != current:
-            self._files.save(path, current)
-        return before == current
+            return False
+
+    def note_boot(self) -> None:
+        """What is here now is certainly whole, until the machine goes down."""
+        if not self.same_boot:
+            self._files.save(f"{self.path}/boot", self._files.load(_BOOT_ID_PATH))
+            self.same_boot = True

@@ -1,25 +1,35 @@
 """Recovery: after a crash, exactly what was acknowledged.
 
-The metadata names what exists on this SSD only (`Metadata.staged`). For each such content, the local file is there under
-that version; or under an earlier one, when the crash came between the record and the renaming; or not at all, when
-nothing was ever acknowledged, or the SSD lost it: then the last stored content is the content (a size of 0 means nothing
-here, for that of an open file is not published). Everything else in the directory is a copy: kept if the machine has
-been up since (its bytes are then certainly whole), deleted otherwise.
+The metadata names what exists on this SSD only (`Metadata.staged`). For each such content there is a local file
+
+- under that version;
+- under a later one, when a power cut took back the last transactions but not the renaming: then it is this content, and
+  perhaps more that nobody was promised;
+- under an earlier one, when the crash came between record and renaming: then it is this content, unless the record says that
+  the file was to be emptied;
+- or not at all, when nothing was ever acknowledged, or the SSD lost it: then the last stored content is the content. (A
+  size of 0 says nothing then: that of an open file is not published, though an fsync may have stored it.)
+
+Everything else in the directory is a copy: kept if its inode still has that version and the machine has been up since (its
+bytes are then certainly whole), deleted otherwise. Copies are judged before the boot is noted, so that a recovery which
+is killed half-way is repeated by one that trusts no more than it did.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
-from tieredfs.cache.layout import LocalName
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.tier import Tier
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NotFoundError
-from tieredfs.model import InodeId, StagedRecord
+from tieredfs.model import Attributes, InodeId, StagedRecord
 
 _log: Final = logging.getLogger("tieredfs.cache.recover")
+_COPIES_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +59,22 @@ def recover(tier: Tier) -> Recovered:
             rolled_back.append(record.inode)
     kept, removed = _sort_copies(tier, found)
     tier.adopt_pins(part.directory.load_pins())
+    part.directory.note_boot()
     if rolled_back:
         _log.warning(
             "%d staged file(s) were not on the SSD any more and are back at their last stored content", len(rolled_back)
         )
     return Recovered(staged, tuple(rolled_back), kept, removed)
+
+
+def newest_of(version: int, versions: Sequence[int]) -> int | None:
+    """Which of the local files `versions` is the staged content `version`; None: there is none. Pure.
+
+    A later one was made from it by renaming, the next later one with the fewest changes; an earlier one is what it was to be
+    made from.
+    """
+    later = [found for found in versions if found >= version]
+    return min(later) if later else max(versions, default=None)
 
 
 def _adopt_staged(tier: Tier, record: StagedRecord, versions: Sequence[int]) -> bool:
@@ -63,21 +84,30 @@ def _adopt_staged(tier: Tier, record: StagedRecord, versions: Sequence[int]) -> 
         attributes = part.metadata.attributes(record.inode)
     except NotFoundError:
         return True  # deleted, and the record with it, since the list was made
+    chosen = newest_of(record.version, versions)
     path = part.directory.content(record.inode, record.version)
-    usable = [version for version in versions if version <= record.version]
-    for version in versions:
-        if not usable or version != max(usable):
-            part.host.files.unlink(part.directory.content(record.inode, version))
-    if usable:
-        if max(usable) != record.version:
-            part.host.files.rename(part.directory.content(record.inode, max(usable)), path)
-    elif attributes.size_bytes == 0 and not part.metadata.extents(record.inode):
-        part.host.files.save(path, b"")
-    else:
+    if chosen is None and (attributes.size_bytes or part.metadata.extents(record.inode)):
         part.metadata.abandon_write(record.inode, record.version)
         return False
+    if chosen is not None and chosen != record.version:
+        part.host.files.rename(part.directory.content(record.inode, chosen), path)
+    for version in versions:
+        if version not in {chosen, record.version}:
+            part.host.files.unlink(part.directory.content(record.inode, version))
+    if chosen is None or (chosen < record.version and attributes.size_bytes == 0):
+        _make_empty(tier, path, attributes)
     tier.adopt(_sealed(tier, record, path))
     return True
+
+
+def _make_empty(tier: Tier, path: str, attributes: Attributes) -> None:
+    files = tier.part.host.files
+    descriptor = files.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        files.truncate(descriptor, 0)
+        os.utime(descriptor, ns=(attributes.atime_ns, attributes.mtime_ns))
+    finally:
+        files.close(descriptor)
 
 
 def _sealed(tier: Tier, record: StagedRecord, path: str) -> LocalFile:
@@ -95,18 +125,24 @@ def _sealed(tier: Tier, record: StagedRecord, path: str) -> LocalFile:
 
 
 def _sort_copies(tier: Tier, found: Mapping[InodeId, Sequence[int]]) -> tuple[int, int]:
-    """Keep the newest copy of each inode if copies can be trusted; (kept, removed)."""
+    """Keep the copies that are some content and can be trusted; (kept, removed)."""
     part = tier.part
     kept = removed = 0
-    for inode, versions in found.items():
-        newest = max(versions)
-        for version in versions:
-            name = LocalName(inode, version)
-            path = part.directory.content(name.inode, name.version)
-            if part.directory.same_boot and version == newest:
-                tier.adopt_resident(inode, version, part.host.files.stat_path(path).st_blocks * 512)
-                kept += 1
-            else:
-                part.host.files.unlink(path)
-                removed += 1
+    for inodes in _batches(found):
+        valid = part.metadata.versions(inodes) if part.directory.same_boot else {}
+        for inode in inodes:
+            for version in found[inode]:
+                path = part.directory.content(inode, version)
+                if valid.get(inode) == version:
+                    tier.adopt_resident(inode, version, part.host.files.stat_path(path).st_blocks * 512)
+                    kept += 1
+                else:
+                    part.host.files.unlink(path)
+                    removed += 1
     return kept, removed
+
+
+def _batches(found: Mapping[InodeId, Sequence[int]]) -> Iterator[list[InodeId]]:
+    remaining = iter(found)
+    while batch := list(islice(remaining, _COPIES_AT_ONCE)):
+        yield batch

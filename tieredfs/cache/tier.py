@@ -274,13 +274,22 @@ class Tier:
         return True
 
     def _begin_write(self, file: LocalFile, *, truncate: bool, resumed: bool) -> None:
-        """CLEAN or ABSENT or dirty without writers → STAGING, under a new version."""
+        """CLEAN or ABSENT or dirty without writers → STAGING, under a new version.
+
+        A clean copy was perhaps never synced, and what is safe in the store must not give way to one that a power cut tore:
+        it is made durable first (nearly free if it is), or not used at all where nothing of it stays.
+        """
         clean_before = not file.dirty
+        afresh = clean_before and truncate and not file.handles
+        if clean_before and not afresh and file.state is not FileState.ABSENT:
+            self._ensure_descriptor(file)
+            self.part.host.files.sync(file.descriptor)
         attributes = self.part.metadata.begin_write(file.inode, self.cache, truncate=truncate)
         crash.here("write.marked")
         files = self.part.host.files
-        if file.state is FileState.ABSENT:
-            self._stage_new(file, attributes.version)
+        if afresh or file.state is FileState.ABSENT:
+            self._replace_local(file, attributes.version)
+            crash.here("write.moved")
             return
         target = self.part.directory.content(file.inode, attributes.version)
         files.rename(file.path, target)
@@ -298,6 +307,16 @@ class Tier:
         file.published = (status.st_size, status.st_mtime_ns) if unchanged_possible else None
         file.snapshot_stamp = None
         self._mark_staging(file)
+
+    def _replace_local(self, file: LocalFile, version: int) -> None:
+        """Nobody has the clean copy open, and nobody will read it: an empty local file takes its place."""
+        files, copy = self.part.host.files, file.path
+        if file.descriptor >= 0:
+            files.close(file.descriptor)
+        self._stage_new(file, version)
+        if copy:
+            with contextlib.suppress(FileNotFoundError):
+                files.unlink(copy)
 
     def _stage_new(self, file: LocalFile, version: int) -> None:
         """Make an empty local file for a staged version."""
@@ -426,27 +445,6 @@ class Tier:
                 if file.published is not None:
                     file.published = (file.published[0], attributes.mtime_ns)
 
-    def make_durable(self, file: LocalFile) -> None:
-        """`fsync` at durability `ssd`: data, name and metadata survive a power cut when this returns."""
-        if file.state is not FileState.STAGING:
-            return
-        files = self.part.host.files
-        with file.lock:
-            descriptor = os.dup(file.descriptor)
-            name_durable, metadata_durable, version = file.name_durable, file.metadata_durable, file.version
-        try:
-            files.sync(descriptor)
-        finally:
-            files.close(descriptor)
-        crash.here("sync.data-durable")
-        if not name_durable:
-            files.sync_directory(self.part.directory.content_directory(file.inode))
-        if not metadata_durable:
-            self.part.metadata.sync()
-        with file.lock:
-            if file.version == version:
-                file.name_durable = file.metadata_durable = True
-
     def release(self, file: LocalFile, *, writer: bool) -> None:
         """A handle is gone. The last writer seals; the last handle closes the local file."""
         sealed = False
@@ -560,10 +558,9 @@ class Tier:
         return file
 
     def _evict_entry(self, file: LocalFile) -> bool:
+        """Who is just opening it waits for the lock, and fetches it again."""
         with file.lock:
-            with self._lock:
-                alone = file.users == 1
-            evicted = alone and file.state is FileState.RESIDENT
+            evicted = not file.handles and file.state is FileState.RESIDENT
             if evicted:
                 crash.here("evict.begun")
                 with contextlib.suppress(FileNotFoundError):

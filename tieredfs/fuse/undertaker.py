@@ -4,6 +4,9 @@ A path walk of the kernel may hold an inode that is deleted a moment later, and 
 works, for the walk holds the inode. So it does here: an inode that lost its last name stays as an orphan of this
 session, with its local file, until the kernel says that it has forgotten it. Then it is disposed of, many in one
 transaction, by one thread.
+
+Local files go last, when their deletion is durable: a power cut may take back the last transactions, and a name that
+comes back (the target of a rename that replaced it, say) must find its bytes.
 """
 
 import logging
@@ -73,7 +76,9 @@ class Undertaker:
                 batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
             try:
                 self._metadata.reclaim_orphans(batch, self._session)
+                self._metadata.sync()
             except TieredError as error:
                 _log.warning("%d deleted files are left to the end of the session: %s", len(batch), error)
+                continue
             for inode in batch:
                 self._tier.discard(inode)

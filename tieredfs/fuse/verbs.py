@@ -6,7 +6,7 @@ Each verb takes JSON arguments and a progress sink, and returns a JSON value. Pa
 
 import os
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Final
@@ -191,30 +191,32 @@ class MountVerbs:
             "version": attributes.version,
             "stored_version": attributes.stored_version,
             "extents": [asdict(extent) | {"block": f"{extent.block:016x}", "end": extent.end} for extent in extents],
-            "blocks": [self._describe_block(block) for block in blocks.values()],
+            "blocks": [
+                {
+                    "block": f"{block.block:016x}",
+                    "code": str(block.code),
+                    "size_bytes": block.size_bytes,
+                    "chunk_bytes": block.chunk_bytes,
+                    "missing_chunks": block.code.width - len(block.chunks),
+                }
+                for block in blocks.values()
+            ],
+            "chunks": list(self._describe_chunks(blocks.values())),
         }
 
-    def _describe_block(self, block: Block) -> dict[str, object]:
+    def _describe_chunks(self, blocks: Iterable[Block]) -> Iterator[dict[str, object]]:
         disks = {disk.disk: disk for disk in self._volume.disks()}
-        chunks = []
-        for chunk in block.chunks:
-            disk = disks.get(chunk.disk)
-            chunks.append(
-                {
+        for block in blocks:
+            for chunk in block.chunks:
+                disk = disks.get(chunk.disk)
+                yield {
+                    "block": f"{block.block:016x}",
                     "index": chunk.index,
                     "disk": chunk.disk,
                     "url": disk.url if disk else None,
                     "reachable": bool(disk and disk.reachable),
                     "crc32c": f"{chunk.crc32c:08x}",
                 }
-            )
-        return {
-            "block": f"{block.block:016x}",
-            "code": str(block.code),
-            "size_bytes": block.size_bytes,
-            "chunk_bytes": block.chunk_bytes,
-            "chunks": chunks,
-        }
 
     def _regular_files(self, paths: Sequence[bytes]) -> Iterator[Attributes]:
         for path in paths:

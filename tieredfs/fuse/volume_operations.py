@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
 from tieredfs.errors import (
     InvalidRequestError,
@@ -26,6 +27,7 @@ from tieredfs.errors import (
 from tieredfs.fuse.directories import DirectoryHandles
 from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
 from tieredfs.fuse.undertaker import Undertaker
+from tieredfs.host import crash
 from tieredfs.limits import NAME_BYTES_MAX
 from tieredfs.meta.metadata import Creation, Receipt, Removed
 from tieredfs.model import AttributeChange, Attributes, Durability, FileKind, InodeId
@@ -99,6 +101,7 @@ class VolumeOperations:
         self._tier.room.wait_for_room()
         creation = Creation(FileKind.REGULAR, mode & 0o7777, caller.uid, caller.gid, staged_in=self._tier.cache)
         attributes = self._metadata.create(parent, name, creation, self._receipt(caller))
+        crash.here("create.committed")
         file = self._tier.create(attributes.inode, attributes.version)
         return attributes, self._opened(file, writer=True)
 
@@ -131,7 +134,9 @@ class VolumeOperations:
         self._check_writable()
         if self._carried_out(caller):
             return
-        self._bury(self._metadata.unlink(parent, name, self._volume.session, self._receipt(caller)))
+        removed = self._metadata.unlink(parent, name, self._volume.session, self._receipt(caller))
+        crash.here("unlink.committed")
+        self._bury(removed)
 
     def remove_directory(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         self._check_writable()
@@ -156,6 +161,7 @@ class VolumeOperations:
             holder=self._volume.session,
             receipt=self._receipt(caller),
         )
+        crash.here("rename.committed")
         if removed is not None:
             self._bury(removed)
 
@@ -265,7 +271,7 @@ class VolumeOperations:
         if writer:
             file = self._tier.open_write(inode, truncate=False, resumed=True)
         else:
-            file = self._tier.open_read(inode)
+            file = self._tier.open_read(inode, fill_before=0)  # every program waits meanwhile
         with self._lock:
             self._handles[handle] = _Handle(file, writer)
             self._numbers = itertools.count(max(handle + 1, next(self._numbers)))
@@ -305,10 +311,11 @@ class VolumeOperations:
         if not file.dirty:
             self._metadata.sync()
         elif self._volume.config.durability is Durability.STORE and not file.deleted:
+            make_durable(self._tier.part, file)  # it stays staged while it is open, and recovery prefers what is staged
             self._drainer.store_now(file)
             self._metadata.sync()
         else:
-            self._tier.make_durable(file)
+            make_durable(self._tier.part, file)
 
     def release(self, handle: int) -> None:
         with self._lock:

@@ -1,7 +1,7 @@
 """Crash points: named places where a test ends the process as a power cut or SIGKILL would.
 
 `CRASHES.md` has one row per point, and a test holds the two together and kills a real process at each. In production
-`here` is one comparison with None.
+`here` is two comparisons with None.
 """
 
 import os
@@ -10,6 +10,10 @@ from typing import Final
 
 ENVIRONMENT: Final = "TIEREDFS_CRASH_AT"
 """`NAME` or `NAME:N`: kill this process at the N-th (from 1) arrival at the point."""
+TOKENS: Final = "TIEREDFS_CRASH_TOKENS"
+"""A directory. Who arrives at a point and can remove the file of that name there dies: once per file, so that the
+daemon's successor, which inherits the environment, lives. The file `NAME.all` ends the whole process group, the keeper
+too, which is what the death of a machine looks like to processes."""
 
 POINTS: Final = (
     "chunk.written",
@@ -47,15 +51,29 @@ def _parse(setting: str | None) -> tuple[str, int] | None:
 
 
 _armed = _parse(os.environ.get(ENVIRONMENT))
+_tokens = os.environ.get(TOKENS) or None
 _arrivals = 0
 
 
 def here(point: str) -> None:
     """Die at `point` if it is armed; otherwise nothing."""
-    if _armed is None:
-        return
-    global _arrivals  # noqa: PLW0603 - one count per process, and the process is about to die
-    if point == _armed[0]:
-        _arrivals += 1
-        if _arrivals >= _armed[1]:
+    if _armed is not None:
+        global _arrivals  # noqa: PLW0603 - one count per process, and the process is about to die
+        if point == _armed[0]:
+            _arrivals += 1
+            if _arrivals >= _armed[1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+    if _tokens is not None:
+        if _take(f"{_tokens}/{point}.all"):
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        if _take(f"{_tokens}/{point}"):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _take(token: str) -> bool:
+    """Whether this process, and nobody else, removed the file."""
+    try:
+        os.unlink(token)
+    except FileNotFoundError:
+        return False
+    return True

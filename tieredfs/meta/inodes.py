@@ -1,5 +1,7 @@
 """Inode records: read, written, and deleted with all that hangs on them. Below the name and file layers."""
 
+from collections.abc import Sequence
+
 from tieredfs.errors import NotDirectoryError, NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
@@ -39,6 +41,16 @@ def save_changed_directory(writer: Writer, record: InodeRecord, now_ns: int, sub
         writer,
         record._replace(mtime_ns=now_ns, ctime_ns=now_ns, link_count=record.link_count + subdirectories),
     )
+
+
+def versions(reader: Reader, wanted: Sequence[InodeId]) -> dict[InodeId, int]:
+    """Of those that exist."""
+    values = reader.get_many([keys.inode(inode) for inode in wanted])
+    return {
+        inode: records.decode_inode(inode, value).version
+        for inode, value in zip(wanted, values, strict=True)
+        if value is not None
+    }
 
 
 def extents(reader: Reader, inode: InodeId) -> list[Extent]:

@@ -10,9 +10,9 @@ from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
 from tieredfs.cache.tier import Tier
-from tieredfs.errors import DeadlineError
+from tieredfs.errors import BusyError, DeadlineError
 from tieredfs.limits import CACHE_BYTES_DEFAULT
-from tieredfs.model import Progress
+from tieredfs.model import NO_CACHE, CacheId, Progress
 from tieredfs.volume.volume import Volume
 
 
@@ -61,23 +61,33 @@ class SsdTier:
 
 
 def drain_volume(meta_url: str, progress: Progress, *, timeout_s: float = 3600.0) -> int:
-    """Store what is staged in caches of this host that no mount uses; the number of files stored.
+    """Store what is staged in caches of this host that no living process uses; the number of files stored.
 
-    Raises BusyError when a cache is in use by a mount (drain that mount), DeadlineError.
+    Caches in use are left to their users. Raises DeadlineError.
     """
-    stored = 0
     with Volume.open(meta_url, purpose="drain") as volume:
-        for record in volume.metadata.caches():
-            pending = len(volume.metadata.staged(record.cache))
-            if not pending or record.host != volume.host.name or not os.path.isdir(record.path):
-                continue
+        return drain_abandoned(volume, progress, timeout_s)
+
+
+def drain_abandoned(volume: Volume, progress: Progress, timeout_s: float, own: CacheId = NO_CACHE) -> int:
+    """`drain_volume` for a volume that is open; `own` is this process's cache."""
+    stored = 0
+    for record in volume.metadata.caches():
+        if record.host != volume.host.name or record.cache == own or not os.path.isdir(record.path):
+            continue
+        pending = len(volume.metadata.staged(record.cache))
+        if not pending:
+            continue
+        try:
             ssd = SsdTier(volume, record.path, CACHE_BYTES_DEFAULT)
-            ssd.start()
-            try:
-                _drain_with_progress(ssd, pending, progress, timeout_s)
-            finally:
-                ssd.close()
-            stored += pending
+        except BusyError:
+            continue
+        ssd.start()
+        try:
+            _drain_with_progress(ssd, pending, progress, timeout_s)
+        finally:
+            ssd.close()
+        stored += pending
     return stored
 
 
