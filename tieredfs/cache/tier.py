@@ -540,14 +540,8 @@ class Tier:
                 del self._files[file.inode]
 
     def evict(self, inode: InodeId) -> bool:
-        """Drop the copy of one file if it is clean and nobody has it open. Waits a moment for those who only look at it."""
-        for _ in range(_EVICT_LOOKS):
-            if self._evict_entry(file := self.enter(inode)):
-                return True
-            if file.handles or file.state is not FileState.RESIDENT:
-                return False
-            self.part.host.clock.sleep(_EVICT_LOOK_S)
-        return False
+        """Drop the copy of one file if it is clean and nobody has it open."""
+        return self._evict_entry(self.enter(inode))
 
     def evict_bytes(self, bytes_needed: int) -> int:
         """Evict by policy; returns the number of files."""
