@@ -7,7 +7,8 @@ The metadata names what exists on this SSD only (`Metadata.staged`). For each su
   perhaps more that nobody was promised;
 - under an earlier one, when the crash came between record and renaming: then it is this content, unless the record says that
   the file was to be emptied;
-- or not at all, when nothing was ever acknowledged, or the SSD lost it.
+- or not at all, when nothing was ever acknowledged, or the SSD lost it: then the last stored content is the content. (A
+  size of 0 says nothing then: that of an open file is not published, though an fsync may have stored it.)
 
 Everything else in the directory is a copy: kept if its inode still has that version and the machine has been up since (its
 bytes are then certainly whole), deleted otherwise. Copies are judged before the boot is noted, so that a recovery which
@@ -85,7 +86,7 @@ def _adopt_staged(tier: Tier, record: StagedRecord, versions: Sequence[int]) -> 
         return True  # deleted, and the record with it, since the list was made
     chosen = newest_of(record.version, versions)
     path = part.directory.content(record.inode, record.version)
-    if chosen is None and attributes.size_bytes:
+    if chosen is None and (attributes.size_bytes or part.metadata.extents(record.inode)):
         part.metadata.abandon_write(record.inode, record.version)
         return False
     if chosen is not None and chosen != record.version:

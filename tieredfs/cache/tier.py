@@ -77,6 +77,7 @@ class Tier:
             file.users -= 1
             if file.users or file.dirty or file.state is FileState.FILLING:
                 return
+            self._close_descriptor(file)
             if self._files.get(file.inode) is not file:
                 return
             del self._files[file.inode]
@@ -381,6 +382,7 @@ class Tier:
                 self.part.host.files.unlink(file.path)
                 file.apply(FileEvent.FILL_FAILED)
             self._set_aside(file)
+            self._close_descriptor(file)
 
     def _borrow(self, file: LocalFile, attributes: Attributes) -> None:
         """Read a content where it is staged: in the cache of another mount of this host."""
@@ -396,6 +398,12 @@ class Tier:
                 del self._files[file.inode]
         if not file.handles and not file.dirty and file.state in {FileState.RESIDENT, FileState.STORED}:
             self._delete_local(file)
+
+    def _close_descriptor(self, file: LocalFile) -> None:
+        """If the file has no handles: a fill for a writer has a descriptor before it has a handle."""
+        if file.descriptor >= 0 and not file.handles:
+            descriptor, file.descriptor = file.descriptor, -1
+            self.part.host.files.close(descriptor)
 
     def _ensure_descriptor(self, file: LocalFile) -> None:
         if file.descriptor >= 0:
@@ -448,9 +456,7 @@ class Tier:
                 file.writers -= 1
                 if file.writers == 0 and file.state is FileState.STAGING:
                     sealed = self._last_writer_gone(file)
-            if file.handles == 0 and file.descriptor >= 0:
-                self.part.host.files.close(file.descriptor)
-                file.descriptor = -1
+            self._close_descriptor(file)
             self.idle(file)
         if sealed:
             crash.here("seal.done")
@@ -536,14 +542,8 @@ class Tier:
                 del self._files[file.inode]
 
     def evict(self, inode: InodeId) -> bool:
-        """Drop the copy of one file if it is clean and nobody has it open. Waits a moment for those who only look at it."""
-        for _ in range(_EVICT_LOOKS):
-            if self._evict_entry(file := self.enter(inode)):
-                return True
-            if file.handles or file.state is not FileState.RESIDENT:
-                return False
-            self.part.host.clock.sleep(_EVICT_LOOK_S)
-        return False
+        """Drop the copy of one file if it is clean and nobody has it open."""
+        return self._evict_entry(self.enter(inode))
 
     def evict_bytes(self, bytes_needed: int) -> int:
         """Evict by policy; returns the number of files."""
@@ -560,10 +560,9 @@ class Tier:
         return file
 
     def _evict_entry(self, file: LocalFile) -> bool:
+        """Who is just opening it waits for the lock, and fetches it again."""
         with file.lock:
-            with self._lock:
-                alone = file.users == 1
-            evicted = alone and file.state is FileState.RESIDENT
+            evicted = not file.handles and file.state is FileState.RESIDENT
             if evicted:
                 crash.here("evict.begun")
                 with contextlib.suppress(FileNotFoundError):
