@@ -57,6 +57,8 @@ TRANSACTION_RETRIES_MAX: Final = 30
 LOCK_WAIT_S: Final = 30.0
 SESSION_HEARTBEAT_S: Final = 5.0
 SESSION_TIMEOUT_S: Final = 60.0
+ABANDONED_LOOK_S: Final = 30.0
+"""A mount looks this often for SSD directories of this host whose process is gone."""
 CARE_FIRST_S: Final = 120.0
 CARE_INTERVAL_S: Final = 1800.0
 """A mount collects garbage this long after it began, and then so often."""

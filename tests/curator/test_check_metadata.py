@@ -3,25 +3,28 @@
 Records are damaged behind the metadata's back, key by key.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from care_volume import BLOCK_BYTES, START_NS, CareVolume, care_volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tieredfs.curator import FindingKind
 from tieredfs.curator import audit as audit_module
+from tieredfs.errors import NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.format.keys import Counter
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import inodes
 from tieredfs.meta.metadata import Creation
 from tieredfs.model import (
-    NO_CACHE,
     NOBODY,
     ROOT,
     BlockId,
-    CacheId,
     DiskId,
     Extent,
     FileKind,
@@ -95,10 +98,6 @@ def put(key: Callable[[Scene], bytes], value: bytes = records.EMPTY) -> Break:
         writer.put(key(scene), value)
 
     return apply
-
-
-def spare_disk(scene: Scene) -> DiskId:
-    return DiskId(next(disk for disk in range(1, 100) if all(chunk.disk != disk for chunk in scene.block.chunks)))
 
 
 MENDED: dict[str, tuple[FindingKind, Break]] = {
@@ -211,6 +210,23 @@ def test_what_follows_from_other_records_is_found_and_restored(scene: Scene, cas
             assert after == expected, "to the bit"
 
 
+@settings(max_examples=15, deadline=None)
+@given(cases=st.lists(st.sampled_from(sorted(set(MENDED) - {"kind in an entry"})), min_size=2, max_size=4, unique=True))
+def test_several_damages_at_once_are_restored_too(cases: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="care-") as root, care_volume(Path(root)) as volume:
+        scene = Scene(volume)
+        broken = 0
+        for case in cases:
+            with contextlib.suppress(AssertionError):  # another damage was there before
+                volume.engine.write(lambda writer, case=case: MENDED[case][1](scene, writer))
+                broken += 1
+        assert broken
+        assert not volume.check().clean
+        repaired = volume.check(repair=True)
+        assert repaired.clean, repaired.findings
+        volume.assert_clean()
+
+
 def test_inodes_without_a_name_are_found_again_in_lost_and_found(scene: Scene) -> None:
     volume = scene.volume
 
@@ -306,6 +322,18 @@ def test_what_nothing_else_says_is_told_and_left_as_it_is(scene: Scene, case: st
     assert scene.volume.read_file(b"file-1") == scene.volume.contents[b"file-1"], "nothing else is harmed"
 
 
+def test_while_a_name_cannot_be_read_no_count_of_names_is_believed(scene: Scene) -> None:
+    metadata = scene.volume.metadata
+    scene.volume.engine.write(lambda writer: writer.put(keys.name(ROOT, b"file-0"), b"\x01rot"))
+    scene.volume.engine.write(lambda writer: writer.put(keys.name(ROOT, b"file-1"), b"\x01rot"))
+    report = scene.volume.check(repair=True)
+    assert not report.clean
+    assert FindingKind.RECORD in {finding.kind for finding in report.findings}
+    assert metadata.attributes(scene.file).link_count == 2
+    with pytest.raises(NotFoundError):
+        metadata.lookup(ROOT, b"lost+found")
+
+
 def test_inodes_are_counted_in_windows(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "LINKS_WINDOW", 4)
     scene.volume.assert_clean()
@@ -356,7 +384,3 @@ def test_a_volume_in_use_is_clean(scene: Scene) -> None:
         stop.set()
         worker.join(60)
     scene.volume.assert_clean()
-
-
-assert CacheId(0) == NO_CACHE
-assert spare_disk

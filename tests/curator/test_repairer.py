@@ -55,6 +55,7 @@ def test_what_a_reader_meets_is_repaired(volume: CareVolume, repairer: Repairer)
     assert (repairer.counts().noted, repairer.waiting()) == (1, 1), "noted, and waiting for the start"
     repairer.start(volume.curator.holdings)
     wait_until(lambda: repairer.counts().repaired == 1)
+    assert repairer.waiting() == 0, "what the repair itself met is not noted again"
     assert path.read_bytes() == before
     volume.assert_clean()
 
@@ -80,6 +81,7 @@ def test_a_full_queue_refuses_and_says_so(volume: CareVolume, monkeypatch: pytes
     assert repairer.waiting() == 2
 
 
+@pytest.mark.allows_warnings("block .* is damaged beyond repair")
 def test_blocks_that_are_gone_or_lost_end_there(volume: CareVolume, repairer: Repairer) -> None:
     gone, lost = volume.block_of(b"file-0"), volume.block_of(b"file-1")
     volume.remove_file(b"file-0")

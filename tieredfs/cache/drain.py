@@ -9,6 +9,9 @@ stored over and over.
 One planner thread picks the oldest due content, or a batch of small ones, and reads it into lent block buffers; the
 store's threads encode and write. Each buffer is a private copy, checksummed when it was read: so what a writer does
 meanwhile can make a drain void, never wrong.
+
+A mapping may outlive the descriptor it was made with, and then nobody tells us when it is written to. So a sealed content is
+taken for whole only when the kernel says that nobody can write to it; until then it is stored as an open one is.
 """
 
 import logging
@@ -19,16 +22,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from tieredfs.cache.local import LocalFile
+from tieredfs.cache.local import LocalFile, Stamp, stamp_of
 from tieredfs.cache.tier import Tier
 from tieredfs.core.drain_plan import BlockPlan, extents_of, plan_blocks, widen_segments
 from tieredfs.core.file_life import FileEvent, FileState
-from tieredfs.errors import ConditionError, DeadlineError, IntegrityError, TieredError, UnavailableError
+from tieredfs.errors import ConditionError, DeadlineError, IntegrityError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import crash
+from tieredfs.host.files import is_open_for_writing
 from tieredfs.limits import (
     BACKPRESSURE_WAIT_S,
     DRAIN_BUSY_DEADLINE_S,
     DRAIN_DEADLINE_S,
+    DRAIN_DELAY_S,
     DRAIN_QUIET_S,
     PACK_FILES_MAX,
     PACKED_FILE_BYTES_MAX,
@@ -38,23 +43,29 @@ from tieredfs.model import Block, Extent, InodeId, StoredContent
 _log: Final = logging.getLogger("tieredfs.cache.drain")
 _TICK_S: Final = 0.25
 _RETRY_S: Final = 2.0
+_MAPPED_RETRY_S: Final = 0.05
+_MAPPED_PATIENCE_S: Final = 1.0
+"""A program that has just closed its file is in the midst of letting it go; one that has it mapped keeps it for longer."""
 _BLOCK_WORKERS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """A content that a drain has begun to read: `stamp` is (ctime, size) of the local file then."""
+    """A content that a drain has begun to read: `stamp` is that of the local file then."""
 
     file: LocalFile
     version: int
     descriptor: int
-    stamp: tuple[int, int]
-    mtime_ns: int
+    stamp: Stamp
     snapshot: bool
 
     @property
-    def size_bytes(self) -> int:
+    def mtime_ns(self) -> int:
         return self.stamp[1]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stamp[2]
 
 
 class Drainer:
@@ -70,9 +81,14 @@ class Drainer:
         self._closing = False
         self._thread: threading.Thread | None = None
         self._one_at_a_time = threading.Lock()
-        self.last_error: str | None = None
+        self._failing: dict[InodeId, str] = {}
         self.stored_bytes = 0
         self.stored_files = 0
+
+    @property
+    def last_error(self) -> str | None:
+        """What is in the way of the oldest content that could not be stored when it was last tried."""
+        return next(iter(list(self._failing.values())), None)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
@@ -101,6 +117,8 @@ class Drainer:
         deadline_s = clock.monotonic_s() + timeout_s
         while file.dirty and not file.deleted:
             with self._one_at_a_time:
+                if self._is_stored_as_it_is(file):
+                    return
                 taken = self._take(file, asked=True)
                 if taken is not None and file.inode in self._store([taken]):
                     return
@@ -127,25 +145,30 @@ class Drainer:
         if not due:
             return False
         with self._one_at_a_time:
-            batch = [taken for file in self._batch(due) if (taken := self._take(file))]
+            batch = self._take_all(self._batch(due))
             if not batch:
                 return False
             try:
                 self._store(batch)
             except (TieredError, OSError) as error:
-                self._failed(batch, error)
+                self._failed([taken.file for taken in batch], error)
                 return False
-        self.last_error = None
+        for taken in batch:
+            self._failing.pop(taken.file.inode, None)
         return True
 
     def _due(self) -> list[LocalFile]:
         now_s = self._part.host.clock.monotonic_s()
         hurried = now_s < self._hurry_until_s
+        dirty = self._tier.room.dirty_files()
+        for inode in self._failing.keys() - {file.inode for file in dirty}:
+            del self._failing[inode]
         due = [
             file
-            for file in self._tier.room.dirty_files()
-            if (file.state is FileState.SEALED and (hurried or file.drain_not_before_s <= now_s))
-            or (file.state is FileState.STAGING and file.drain_not_before_s <= now_s)
+            for file in dirty
+            if file.state in {FileState.SEALED, FileState.STAGING}
+            and file.retry_not_before_s <= now_s
+            and (file.drain_not_before_s <= now_s or (hurried and file.state is FileState.SEALED))
         ]
         due.sort(key=lambda file: file.staged_since_s)
         return due
@@ -153,12 +176,12 @@ class Drainer:
     def _batch(self, due: Sequence[LocalFile]) -> list[LocalFile]:
         """The oldest, and, if it is small, further small ones up to a block."""
         oldest = due[0]
-        if oldest.state is FileState.STAGING or oldest.size_bytes > PACKED_FILE_BYTES_MAX:
+        if not _packable(oldest):
             return [oldest]
         batch: list[LocalFile] = []
         total = 0
         for file in due:
-            if file.state is FileState.STAGING or file.size_bytes > PACKED_FILE_BYTES_MAX:
+            if not _packable(file):
                 continue
             if batch and (total + file.size_bytes > self._block_bytes or len(batch) >= PACK_FILES_MAX):
                 break
@@ -166,27 +189,73 @@ class Drainer:
             total += file.size_bytes
         return batch
 
+    def _take_all(self, files: Sequence[LocalFile]) -> list[_Taken]:
+        """Begin with those that can be read: one that the SSD lost must not hold up the others."""
+        batch: list[_Taken] = []
+        for file in files:
+            try:
+                taken = self._take(file)
+            except OSError as error:
+                self._failed([file], error)
+                continue
+            if taken is not None:
+                batch.append(taken)
+        return batch
+
     def _take(self, file: LocalFile, *, asked: bool = False) -> _Taken | None:
         """Begin to drain one content; None when there is nothing to do for it now. `asked`: somebody waits for it."""
+        files = self._part.host.files
         with file.lock:
             if file.deleted or file.state not in {FileState.SEALED, FileState.STAGING}:
                 return None
-            snapshot = file.state is FileState.STAGING
-            descriptor = self._part.host.files.open(file.path, os.O_RDONLY)
-            status = self._part.host.files.stat(descriptor)
-            stamp = (status.st_ctime_ns, status.st_size)
-            if snapshot and not asked and not self._ripe(file, status):
-                self._part.host.files.close(descriptor)
+            descriptor = files.open(file.path, os.O_RDONLY)
+            try:
+                taken = self._begin(file, descriptor, asked=asked)
+            except BaseException:
+                files.close(descriptor)
+                raise
+            if taken is None:
+                files.close(descriptor)
                 return None
-            if not snapshot:
-                file.apply(FileEvent.DRAIN_BEGUN)
         crash.here("drain.begun")
-        return _Taken(file, file.version, descriptor, stamp, status.st_mtime_ns, snapshot)
+        return taken
+
+    def _begin(self, file: LocalFile, descriptor: int, *, asked: bool) -> _Taken | None:
+        """Under `file.lock`: what is to be done for it now."""
+        status = self._part.host.files.stat(descriptor)
+        if file.state is FileState.STAGING:
+            return self._snapshot(file, descriptor) if asked or self._ripe(file, status) else None
+        # Descriptors of ours, for readers, are open for writing too: then the kernel cannot tell.
+        if file.descriptor < 0 and is_open_for_writing(descriptor):
+            return self._snapshot(file, descriptor) if self._is_kept_mapped(file) else None
+        file.mapped_since_s = None
+        if stamp_of(status) == file.fresh_stamp:
+            self._tier.unwrite(file)
+            return None
+        file.apply(FileEvent.DRAIN_BEGUN)
+        return _Taken(file, file.version, descriptor, stamp_of(status), snapshot=False)
+
+    def _is_kept_mapped(self, file: LocalFile) -> bool:
+        """Whether a mapping for writing has outlived its descriptor for so long that it will go on; when to look again."""
+        now_s = self._part.host.clock.monotonic_s()
+        if file.mapped_since_s is None:
+            file.mapped_since_s = now_s
+        kept = now_s - file.mapped_since_s >= _MAPPED_PATIENCE_S
+        file.retry_not_before_s = now_s + (_RETRY_S if kept else _MAPPED_RETRY_S)
+        return kept
+
+    def _snapshot(self, file: LocalFile, descriptor: int) -> _Taken | None:
+        """None: it is stored as it is. The pages are cleaned first, for a write to a dirty mapped page leaves no trace."""
+        self._part.host.files.sync(descriptor)
+        stamp = stamp_of(self._part.host.files.stat(descriptor))
+        if stamp in {file.snapshot_stamp, file.fresh_stamp}:
+            return None
+        return _Taken(file, file.version, descriptor, stamp, snapshot=True)
 
     def _ripe(self, file: LocalFile, status: os.stat_result) -> bool:
         """Whether an open file is to be stored as it is now; if not, when to look again."""
         now_s = self._part.host.clock.monotonic_s()
-        if (status.st_ctime_ns, status.st_size) in {file.snapshot_stamp, file.fresh_stamp}:
+        if stamp_of(status) in {file.snapshot_stamp, file.fresh_stamp}:
             file.drain_not_before_s = now_s + DRAIN_DEADLINE_S
             return False
         quiet_s = self._part.host.clock.wall_ns() / 1e9 - status.st_mtime
@@ -195,6 +264,14 @@ class Drainer:
             return True
         file.drain_not_before_s = now_s + DRAIN_QUIET_S
         return False
+
+    def _is_stored_as_it_is(self, file: LocalFile) -> bool:
+        """Of a content that is open for writing: nothing was written since it was last stored."""
+        with file.lock:
+            if file.state is not FileState.STAGING or file.descriptor < 0:
+                return False
+            stamp = stamp_of(self._part.host.files.stat(file.descriptor))
+            return stamp in {file.fresh_stamp, file.snapshot_stamp}
 
     # ---- reading, storing, committing -------------------------------------------------------------------------------
 
@@ -206,7 +283,7 @@ class Drainer:
         """
         started_s = self._part.host.clock.monotonic_s()
         try:
-            blocks, extents = self._write_blocks(batch)
+            blocks, extents = self._stored_already(batch) or self._write_blocks(batch)
             contents = self._contents(batch, extents)
             crash.here("drain.block-written")
             taken_over = self._part.metadata.commit_stored(contents, blocks)
@@ -219,21 +296,42 @@ class Drainer:
         finally:
             for taken in batch:
                 self._part.host.files.close(taken.descriptor)
+        duration_s = self._part.host.clock.monotonic_s() - started_s
         for taken in batch:
-            with taken.file.lock:
-                committed = taken.file.inode in taken_over and not taken.snapshot
-                if committed and taken.file.state is FileState.DRAINING and taken.file.version == taken.version:
-                    self._tier.resident_now(taken.file)
-                elif taken.snapshot:
-                    now_s = self._part.host.clock.monotonic_s()
-                    taken.file.snapshot_stamp = taken.stamp
-                    taken.file.drain_not_before_s = now_s + max(DRAIN_DEADLINE_S, 10 * (now_s - started_s))
-                elif taken.file.state is FileState.DRAINING:
-                    taken.file.apply(FileEvent.DRAIN_FAILED)
+            self._settle(taken, committed=taken.file.inode in taken_over, duration_s=duration_s)
             self._forget_if_idle(taken.file)
         self.stored_files += len(taken_over)
         self.stored_bytes += sum(block.size_bytes for block in blocks)
         return taken_over
+
+    def _settle(self, taken: _Taken, *, committed: bool, duration_s: float) -> None:
+        """What becomes of one content after the commit."""
+        file = taken.file
+        with file.lock:
+            if taken.snapshot:
+                pause_s = max(DRAIN_DEADLINE_S, 10 * duration_s)
+                file.drain_not_before_s = self._part.host.clock.monotonic_s() + pause_s
+                if committed:
+                    file.snapshot_stamp = taken.stamp
+                    file.snapshots += 1
+                return
+            if file.state is not FileState.DRAINING or file.version != taken.version:
+                return  # a writer came: the drain is void
+            if committed:
+                self._tier.resident_now(file)
+                return
+            file.apply(FileEvent.DRAIN_FAILED)
+            file.drain_not_before_s = self._part.host.clock.monotonic_s() + DRAIN_DELAY_S
+        self._discard_if_void(taken)
+
+    def _discard_if_void(self, taken: _Taken) -> None:
+        """A content that was not committed because its file is deleted, or because another host wrote a newer one."""
+        try:
+            current = self._part.metadata.attributes(taken.file.inode).version
+        except NotFoundError:
+            current = 0
+        if current != taken.version:
+            self._tier.discard(taken.file.inode)
 
     def _forget_if_idle(self, file: LocalFile) -> None:
         entered = self._tier.enter(file.inode)
@@ -244,7 +342,7 @@ class Drainer:
         contents = []
         for taken, file_extents in zip(batch, extents, strict=True):
             status = self._part.host.files.stat(taken.descriptor)
-            if not taken.snapshot and (status.st_ctime_ns, status.st_size) != taken.stamp:
+            if not taken.snapshot and stamp_of(status) != taken.stamp:
                 continue
             contents.append(
                 StoredContent(
@@ -257,6 +355,13 @@ class Drainer:
                 )
             )
         return contents
+
+    def _stored_already(self, batch: Sequence[_Taken]) -> tuple[list[Block], list[tuple[Extent, ...]]] | None:
+        """A file that was stored while it was open, and not written to since, has its extents: nothing moves."""
+        taken = batch[0]
+        if len(batch) > 1 or taken.snapshot or taken.stamp != taken.file.snapshot_stamp:
+            return None
+        return [], [tuple(self._part.metadata.extents(taken.file.inode))]
 
     def _write_blocks(self, batch: Sequence[_Taken]) -> tuple[list[Block], list[tuple[Extent, ...]]]:
         files = self._part.host.files
@@ -276,9 +381,7 @@ class Drainer:
             for piece in plan.pieces:
                 target = buffer.data[piece.block_offset : piece.block_offset + piece.length]
                 count = files.read_into(batch[piece.file].descriptor, target, piece.offset)
-                if (
-                    count < piece.length
-                ):  # cut short by a writer: the bytes do not matter, the drain is void or a snapshot
+                if count < piece.length:  # cut short by a writer: a void drain or a snapshot, so any bytes do
                     target[count:] = bytes(piece.length - count)
                 target.release()
             return self._part.blocks.write(buffer, plan.size_bytes)
@@ -297,14 +400,24 @@ class Drainer:
             with taken.file.lock:
                 if taken.file.state is FileState.DRAINING:
                     taken.file.apply(FileEvent.DRAIN_FAILED)
-                taken.file.drain_not_before_s = retry_s
+                taken.file.retry_not_before_s = retry_s
 
-    def _failed(self, batch: Sequence[_Taken], error: TieredError | OSError) -> None:
+    def _failed(self, files: Sequence[LocalFile], error: TieredError | OSError) -> None:
+        """Remember why, tell it once, and let others have their turn first."""
+        retry_s = self._part.host.clock.monotonic_s() + _RETRY_S
         known = error if isinstance(error, ConditionError | IntegrityError) else UnavailableError(str(error))
         message = f"{type(known).__name__}: {known}"
-        if message != self.last_error:
-            _log.warning("the drain of %d file(s) failed and will be tried again: %s", len(batch), message)
-        self.last_error = message
+        if message not in self._failing.values():
+            _log.warning("the drain of %d file(s) failed and will be tried again: %s", len(files), message)
+        for file in files:
+            file.retry_not_before_s = retry_s
+            self._failing[file.inode] = message
+
+
+def _packable(file: LocalFile) -> bool:
+    """Small, closed, and not stored before: it may share a block."""
+    small = file.size_bytes <= PACKED_FILE_BYTES_MAX
+    return small and file.state is not FileState.STAGING and file.snapshot_stamp is None
 
 
 def _all_or_nothing(futures: Sequence[Future[Block]], discard: Callable[[Block], None]) -> list[Block]:
@@ -326,13 +439,3 @@ def _all_or_nothing(futures: Sequence[Future[Block]], discard: Callable[[Block],
     for block in done:
         discard(block)
     raise error
-
-
-def wait_unstaged(tier: Tier, timeout_s: float) -> None:
-    """Returns when nothing is staged in the tier. Raises DeadlineError."""
-    clock = tier.part.host.clock
-    deadline_s = clock.monotonic_s() + timeout_s
-    while tier.staged_records():
-        if clock.monotonic_s() > deadline_s:
-            raise DeadlineError(f"staged data was not stored within {timeout_s:.0f} s")
-        clock.sleep(0.02)

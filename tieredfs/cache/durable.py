@@ -3,7 +3,7 @@
 import os
 
 from tieredfs.cache.local import LocalFile
-from tieredfs.cache.tier import TierPart
+from tieredfs.cache.part import TierPart
 from tieredfs.host import crash
 
 

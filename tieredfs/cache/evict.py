@@ -53,5 +53,5 @@ class Evictor:
 
     def clean_bytes(self) -> int:
         """Copies, idle and open, and fills under way."""
-        active = sum(file.size_bytes for file in self._tier.active() if file.state not in DIRTY)
+        active = sum(file.held_bytes for file in self._tier.active() if file.state not in DIRTY)
         return self._tier.resident_bytes() + active

@@ -1,6 +1,7 @@
 """`LocalFile`: one content on this SSD while somebody is interested in it."""
 
 import itertools
+import os
 import threading
 from dataclasses import dataclass, field
 
@@ -9,6 +10,23 @@ from tieredfs.core.file_life import DIRTY, FileEvent, FileState, next_state
 from tieredfs.model import InodeId
 
 _numbers = itertools.count(1)
+
+Stamp = tuple[int, int, int]
+"""(ctime, mtime, size) of a local file: what is written meanwhile changes it. ctime alone does not suffice: before Linux 6.13
+it may be 4 ms old; mtime is set to that of the stored content when a clean file is opened for writing."""
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_ctime_ns, status.st_mtime_ns, status.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSize:
+    """Size and mtime of a content that is open for writing, as its local file has them now."""
+
+    size_bytes: int
+    mtime_ns: int
+    allocated_bytes: int
 
 
 @dataclass(slots=True, eq=False)
@@ -28,15 +46,24 @@ class LocalFile:
     uses: int = 0
     size_bytes: int = 0
     """As of the last look; of a STAGING content the descriptor knows better."""
-    fresh_stamp: tuple[int, int] | None = None
-    """(ctime, size) of the local file just after it was opened for writing while clean: if it is the same when the last
-    writer leaves, nothing was written. None: it was dirty before, or that cannot be known."""
+    held_bytes: int = 0
+    """What it takes of the SSD, as of the last look: holes take nothing."""
+    fresh_stamp: Stamp | None = None
+    """Of the local file just after it was opened for writing while clean: if it is the same when the last writer leaves,
+    nothing was written. None: it was dirty before, or that cannot be known."""
     published: tuple[int, int] | None = None
     """(size, mtime) that the metadata has."""
     staged_since_s: float = 0.0
     drain_not_before_s: float = 0.0
-    snapshot_stamp: tuple[int, int] | None = None
-    """(ctime, size) when an open file was last drained."""
+    """When it is due. Whoever is in a hurry ignores it,"""
+    retry_not_before_s: float = 0.0
+    """but not this: its last drain failed, or it is still mapped for writing."""
+    mapped_since_s: float | None = None
+    """Since when it is known that a sealed content is mapped for writing."""
+    snapshot_stamp: Stamp | None = None
+    """When a content that may still be written to was last drained."""
+    snapshots: int = 0
+    """How often it was."""
     name_durable: bool = False
     metadata_durable: bool = False
     deleted: bool = False

@@ -119,6 +119,7 @@ def _sealed(tier: Tier, record: StagedRecord, path: str) -> LocalFile:
     now_s = part.host.clock.monotonic_s()
     age_s = max(0.0, (part.host.clock.wall_ns() - record.since_ns) / 1e9)
     file = LocalFile(record.inode, FileState.SEALED, record.version, path, size_bytes=status.st_size)
+    file.held_bytes = status.st_blocks * 512
     file.staged_since_s = now_s - age_s
     file.drain_not_before_s = now_s
     tier.room.staged(file)
@@ -135,7 +136,7 @@ def _sort_copies(tier: Tier, found: Mapping[InodeId, Sequence[int]]) -> tuple[in
             for version in found[inode]:
                 path = part.directory.content(inode, version)
                 if valid.get(inode) == version:
-                    tier.adopt_resident(inode, version, part.host.files.stat_path(path).st_size)
+                    tier.adopt_resident(inode, version, part.host.files.stat_path(path).st_blocks * 512)
                     kept += 1
                 else:
                     part.host.files.unlink(path)

@@ -59,11 +59,11 @@ class Room:
     def _size(self, file: LocalFile) -> int:
         descriptor = file.descriptor
         if file.state is not FileState.STAGING or descriptor < 0:
-            return file.size_bytes
+            return file.held_bytes
         try:
             return self._files.stat(descriptor).st_blocks * 512
         except OSError:
-            return file.size_bytes  # closed just now
+            return file.held_bytes  # closed just now
 
     def excess(self, clean_bytes: int) -> int:
         """Bytes that must be evicted now, given what clean copies use; 0 below the high watermark."""

@@ -16,19 +16,18 @@ look-ups in its tables. Order: file lock, then tier lock. Nobody holds two file 
 import contextlib
 import os
 import threading
-from dataclasses import dataclass
 from typing import Final
 
-from tieredfs.block.store import BlockStore
 from tieredfs.cache.borrow import borrow
 from tieredfs.cache.fill import Fill, Filler
-from tieredfs.cache.layout import CacheDirectory
-from tieredfs.cache.local import LocalFile
+from tieredfs.cache.local import LiveSize, LocalFile, stamp_of
+from tieredfs.cache.part import TierPart
 from tieredfs.cache.room import Room
 from tieredfs.core.eviction import ResidentIndex
 from tieredfs.core.file_life import FileEvent, FileState
 from tieredfs.errors import BusyError, UnavailableError
-from tieredfs.host import Host, crash
+from tieredfs.host import crash
+from tieredfs.host.files import is_open_for_writing
 from tieredfs.limits import (
     BACKPRESSURE_WAIT_S,
     DRAIN_DEADLINE_S,
@@ -36,31 +35,10 @@ from tieredfs.limits import (
     FILL_WAIT_S,
     MIB,
 )
-from tieredfs.meta.metadata import Metadata
-from tieredfs.model import NO_CACHE, Attributes, CacheId, InodeId, StagedRecord
+from tieredfs.model import NO_CACHE, Attributes, InodeId, StagedRecord
 
 FILL_BEFORE_OPEN_BYTES: Final = 16 * MIB
 """A file up to this size is whole before its open returns, so that even its first reader gets passthrough."""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveSize:
-    """Size and mtime of a content that is open for writing, as its local file has them now."""
-
-    size_bytes: int
-    mtime_ns: int
-    allocated_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class TierPart:
-    """What the drainer, the evictor and recovery share with the tier."""
-
-    metadata: Metadata
-    blocks: BlockStore
-    host: Host
-    directory: CacheDirectory
-    cache: CacheId
 
 
 class Tier:
@@ -86,7 +64,7 @@ class Tier:
                 resident = self._resident.take(inode)
                 if resident is not None:
                     file.state, file.version, file.uses = FileState.RESIDENT, resident.version, resident.uses
-                    file.size_bytes = resident.size_bytes
+                    file.held_bytes = resident.size_bytes
                     file.path = self.part.directory.content(inode, resident.version)
             file.users += 1
             return file
@@ -101,7 +79,7 @@ class Tier:
                 return
             del self._files[file.inode]
             if file.state is FileState.RESIDENT:
-                self._resident.admit(file.inode, file.version, file.size_bytes, uses=file.uses)
+                self._resident.admit(file.inode, file.version, file.held_bytes, uses=file.uses)
 
     def adopt(self, file: LocalFile) -> None:
         """Recovery found a staged content."""
@@ -109,10 +87,10 @@ class Tier:
             assert file.inode not in self._files
             self._files[file.inode] = file
 
-    def adopt_resident(self, inode: InodeId, version: int, size_bytes: int) -> None:
+    def adopt_resident(self, inode: InodeId, version: int, held_bytes: int) -> None:
         """Recovery found a copy."""
         with self._lock:
-            self._resident.admit(inode, version, size_bytes)
+            self._resident.admit(inode, version, held_bytes)
 
     def adopt_pins(self, pins: set[InodeId]) -> None:
         with self._lock:
@@ -181,11 +159,14 @@ class Tier:
             file = self.enter(inode)
             try:
                 with file.lock:
+                    absent_before = file.state is FileState.ABSENT
                     ready = self._prepare_read(file)
                     if ready:
                         self._ensure_descriptor(file)
+                        if file.state is FileState.RESIDENT:  # a fill of nothing but holes is over at once
+                            file.apply(FileEvent.READ_BEGUN)
                         file.handles += 1
-                        file.uses += 1
+                        file.uses += not absent_before  # to be fetched is not to be used again
             except BaseException:
                 self.leave(file)
                 raise
@@ -321,7 +302,7 @@ class Tier:
             os.utime(file.descriptor, ns=(attributes.atime_ns, attributes.mtime_ns))
         status = files.stat(file.descriptor)
         unchanged_possible = clean_before and not truncate and not resumed
-        file.fresh_stamp = (status.st_ctime_ns, status.st_size) if unchanged_possible else None
+        file.fresh_stamp = stamp_of(status) if unchanged_possible else None
         file.published = (status.st_size, status.st_mtime_ns) if unchanged_possible else None
         file.snapshot_stamp = None
         self._mark_staging(file)
@@ -350,6 +331,7 @@ class Tier:
         if not file.dirty:
             file.staged_since_s = now_s
         file.drain_not_before_s = file.staged_since_s + DRAIN_DEADLINE_S
+        file.mapped_since_s = None
         file.apply(FileEvent.WRITE_BEGUN)
         self.room.staged(file)
 
@@ -357,15 +339,17 @@ class Tier:
         metadata, files = self.part.metadata, self.part.host.files
         extents = metadata.extents(file.inode)
         blocks = metadata.blocks({extent.block for extent in extents})
+        data_bytes = sum(extent.length for extent in extents)
+        self.room.reserve(data_bytes)
         path = self.part.directory.filling(file.inode, attributes.version)
         descriptor = files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         files.truncate(descriptor, attributes.size_bytes)
         fill = Fill(extents, blocks, descriptor)
         file.path, file.version, file.size_bytes = path, attributes.version, attributes.size_bytes
+        file.held_bytes = data_bytes
         file.fill = fill
         file.apply(FileEvent.FILL_BEGUN)
         self._ensure_descriptor(file)
-        self.room.reserve(attributes.size_bytes)
         if fill.extents:
             self._filler.start(fill, lambda: self._fill_whole(file), lambda: self._fill_failed(file))
         else:
@@ -381,7 +365,7 @@ class Tier:
             self.part.host.files.rename(file.path, target)
             file.path = target
             file.apply(FileEvent.FILL_WHOLE)
-            self._idle(file)
+            self.idle(file)
         with self._lock:
             forgotten = file.users == 0
             file.users += forgotten
@@ -420,7 +404,8 @@ class Tier:
             self._set_aside(file)
             raise UnavailableError(f"{file.path} was removed behind our back; opening it again fetches it") from None
         if not file.dirty and file.fill is None:
-            file.size_bytes = self.part.host.files.stat(file.descriptor).st_size
+            status = self.part.host.files.stat(file.descriptor)
+            file.size_bytes, file.held_bytes = status.st_size, status.st_blocks * 512
 
     # ---- while open -------------------------------------------------------------------------------------------------
 
@@ -431,7 +416,7 @@ class Tier:
                 return
             status = self.part.host.files.stat(file.descriptor)
             current = (status.st_size, status.st_mtime_ns)
-            if current != file.published and (status.st_ctime_ns, status.st_size) != file.fresh_stamp:
+            if current != file.published and stamp_of(status) != file.fresh_stamp:
                 self.part.metadata.publish(file.inode, file.version, *current, status.st_blocks * 512)
                 file.published = current
                 file.metadata_durable = False
@@ -464,7 +449,7 @@ class Tier:
             if file.handles == 0 and file.descriptor >= 0:
                 self.part.host.files.close(file.descriptor)
                 file.descriptor = -1
-            self._idle(file)
+            self.idle(file)
         if sealed:
             crash.here("seal.done")
         self.leave(file)
@@ -474,33 +459,45 @@ class Tier:
         if file.deleted:
             return False
         status = self.part.host.files.stat(file.descriptor)
-        file.size_bytes = status.st_size
-        if (status.st_ctime_ns, status.st_size) == file.fresh_stamp:
-            return self._unwrite(file)
+        file.size_bytes, file.held_bytes = status.st_size, status.st_blocks * 512
+        if stamp_of(status) == file.fresh_stamp and not self._is_mapped(file):
+            self.unwrite(file)
+            return False
         self.publish(file)
         file.drain_not_before_s = self.part.host.clock.monotonic_s() + DRAIN_DELAY_S
         file.apply(FileEvent.WRITERS_GONE)
         return True
 
-    def _unwrite(self, file: LocalFile) -> bool:
-        """The content is the stored one after all. False: nothing to drain."""
+    def _is_mapped(self, file: LocalFile) -> bool:
+        """Whether a mapping outlives the writers' descriptors. With readers there are descriptors of ours, and none can tell."""
+        if file.handles:
+            return False
+        files = self.part.host.files
+        ours, file.descriptor = file.descriptor, -1
+        files.close(ours)
+        file.descriptor = files.open(file.path, os.O_RDONLY)
+        return is_open_for_writing(file.descriptor)
+
+    def unwrite(self, file: LocalFile) -> None:
+        """Under `file.lock`: the content is the stored one after all, and there is nothing to drain."""
         self.part.metadata.abandon_write(file.inode, file.version)
         stored = self.part.metadata.attributes(file.inode).version
         target = self.part.directory.content(file.inode, stored)
         self.part.host.files.rename(file.path, target)
         file.path, file.version = target, stored
         file.apply(FileEvent.UNCHANGED)
+        self.idle(file)
         self.room.unstaged(file)
-        return False
 
-    def _idle(self, file: LocalFile) -> None:
+    def idle(self, file: LocalFile) -> None:
+        """Under `file.lock`: a clean content without handles may be evicted."""
         if file.state is FileState.STORED and file.handles == 0:
             file.apply(FileEvent.IDLE)
 
     def resident_now(self, file: LocalFile) -> None:
         """The drain committed; under `file.lock`, state DRAINING."""
         file.apply(FileEvent.DRAIN_COMMITTED)
-        self._idle(file)
+        self.idle(file)
         self.room.unstaged(file)
 
     # ---- deleting, evicting, pinning --------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class RepairCounts:
     noted: int = 0
     """Times that somebody told of damage."""
     merged: int = 0
-    """Of them: the block was waiting already."""
+    """Of them: the block was waiting already, or being repaired."""
     refused: int = 0
     """Of them: the queue was full. A later read or check finds the damage again."""
     retried: int = 0

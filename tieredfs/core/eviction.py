@@ -3,7 +3,8 @@
 New files enter a small queue (10 % of the bytes). A file that is not used again before it reaches the head leaves at once, so
 one pass over a large dataset passes through the small queue and leaves the working set in the main queue alone. A file
 that is used again moves to the main queue, which evicts in FIFO order with a second chance per recorded use. Files
-evicted from the small queue are remembered for a while, and come back into the main queue directly.
+evicted from the small queue are remembered, as many as there are files here, and come back into the main queue directly.
+(To remember more would take a dataset that is read once per epoch for a working set.)
 
 Source of the algorithm: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. Pure: no clock, no lock.
 """
@@ -16,6 +17,7 @@ from tieredfs.model import InodeId
 
 SMALL_SHARE: Final = 0.1
 USES_MAX: Final = 3
+GHOSTS_MIN: Final = 16
 GHOSTS_MAX: Final = 65_536
 
 
@@ -134,7 +136,7 @@ class ResidentIndex:
 
     def _remember(self, inode: InodeId) -> None:
         self._ghosts[inode] = None
-        if len(self._ghosts) > GHOSTS_MAX:
+        while len(self._ghosts) > min(max(len(self), GHOSTS_MIN), GHOSTS_MAX):
             del self._ghosts[next(iter(self._ghosts))]
 
     def __iter__(self) -> Iterator[InodeId]:

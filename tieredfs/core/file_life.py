@@ -46,7 +46,7 @@ class FileEvent(enum.Enum):
     FILL_FAILED = "fill failed"
     WRITE_BEGUN = "write begun"
     WRITERS_GONE = "writers gone"
-    UNCHANGED = "writers gone, nothing written"
+    UNCHANGED = "nothing was written"
     DRAIN_BEGUN = "drain begun"
     DRAIN_COMMITTED = "drain committed"
     DRAIN_FAILED = "drain failed"
@@ -68,6 +68,7 @@ TRANSITIONS: Final[dict[tuple[FileState, FileEvent], FileState]] = {
     (_S.STAGING, _E.WRITERS_GONE): _S.SEALED,
     (_S.STAGING, _E.UNCHANGED): _S.STORED,
     (_S.SEALED, _E.WRITE_BEGUN): _S.STAGING,
+    (_S.SEALED, _E.UNCHANGED): _S.STORED,
     (_S.SEALED, _E.DRAIN_BEGUN): _S.DRAINING,
     (_S.DRAINING, _E.WRITE_BEGUN): _S.STAGING,
     (_S.DRAINING, _E.DRAIN_COMMITTED): _S.STORED,

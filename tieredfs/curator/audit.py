@@ -1,9 +1,10 @@
 """The audit: every metadata record held against the records that it must agree with, in one snapshot.
 
 One snapshot, because what spans two would look broken on a volume in use; SQLite gives it for a WAL that cannot shrink
-while the audit runs, about 5 us a record. Two passes: the first checks each record as the scan meets it,
-with look-ups by key, and counts the names of each inode; the second holds inodes against those counts. Inodes are counted in
-windows of `LINKS_WINDOW` ids, so memory is bounded; each further window costs one more pass.
+while the audit runs: 9 us a record (400,000 records of 100,000 files in 3.7 s, with 28 MiB). Two passes: the first
+checks each record as the scan meets it, with look-ups by key, and counts the names of each inode; the second holds
+inodes against those counts. Inodes are counted in windows of `LINKS_WINDOW` ids, so memory is bounded; each further
+window costs one more pass.
 
 Back references of blocks are looked up from the extents' side. That none is too many follows from their number alone; only
 when that is wrong does a third pass look at each.
@@ -49,7 +50,11 @@ class Suspicion:
 
 @dataclass(slots=True)
 class Audited:
-    """What the audit counted and suspects. `wrong_links`, `placeless`: inodes that are amended together."""
+    """What the audit counted and suspects.
+
+    `wrong_links`, `placeless`: inodes that are amended together. Not while `names_in_doubt`: with a name that cannot be
+    read, the count of names is not what the inodes should say.
+    """
 
     suspicions: list[Suspicion] = field(default_factory=list)
     omitted: int = 0
@@ -58,6 +63,7 @@ class Audited:
     blocks: int = 0
     wrong_links: set[InodeId] = field(default_factory=set)
     placeless: set[InodeId] = field(default_factory=set)
+    names_in_doubt: bool = False
 
     def suspect(self, suspicion: Suspicion) -> None:
         if len(self.suspicions) < FINDINGS_MAX:
@@ -163,6 +169,7 @@ class _FirstPass:
                 self._checks[keys.tag_of(key)](key, value)
             except (CorruptError, NewerFormatError) as error:
                 self._suspect(FindingKind.RECORD, f"key {key.hex()}", str(error))
+                self.audited.names_in_doubt |= key[keys.SHARD_BYTES : keys.SHARD_BYTES + 1] == bytes([Tag.NAME])
         self._leave_owner()
 
     def _suspect(
@@ -335,8 +342,8 @@ class _FirstPass:
         for disk, entry in zip(disks, listed, strict=True):
             if entry is None:
                 amendment = partial(amends.on_disk, disk=disk, block=number)
-                detail = f"disk {disk} does not list it" if disk else "the list of all blocks lacks it"
-                self._suspect(FindingKind.DISK_INDEX, f"block {number:x}", detail, amendment)
+                detail = "the disk does not list it" if disk else "the list of all blocks lacks it"
+                self._suspect(FindingKind.DISK_INDEX, f"block {number:x}, disk {disk}", detail, amendment)
         self._check_death(block)
 
     def _check_death(self, block: Block) -> None:
@@ -358,7 +365,8 @@ class _FirstPass:
         block = None if record is None else records.decode_block(number, record)
         if block is None or (disk != keys.ALL_DISKS and all(chunk.disk != disk for chunk in block.chunks)):
             amendment = partial(amends.on_disk, disk=disk, block=number)
-            self._suspect(FindingKind.DISK_INDEX, f"block {number:x}", f"disk {disk} lists it in vain", amendment)
+            detail = "the disk lists it in vain"
+            self._suspect(FindingKind.DISK_INDEX, f"block {number:x}, disk {disk}", detail, amendment)
 
     def _dead_block(self, key: bytes, value: bytes) -> None:
         records.decode_number(value)

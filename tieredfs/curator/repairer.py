@@ -36,6 +36,7 @@ class Repairer:
         self._changed = threading.Condition()
         self._queue = RepairQueue(REPAIR_QUEUE_MAX)
         self._counts = RepairCounts()
+        self._under_repair: BlockId | None = None
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -43,7 +44,9 @@ class Repairer:
         """A chunk was found missing or rotten. Returns at once; which chunks are bad is found out when its turn comes."""
         del index
         with self._changed:
-            added = self._queue.add(block.block, self._clock.monotonic_s())
+            added = None  # the repair under way reads the block, and so notes what it is about to mend
+            if block.block != self._under_repair:
+                added = self._queue.add(block.block, self._clock.monotonic_s())
             self._count(noted=1, merged=int(added is None), refused=int(added is False))
             if added:
                 self._changed.notify_all()
@@ -81,6 +84,7 @@ class Repairer:
             number, attempts = taken
             outcome = _repair(holdings, number)
             with self._changed:
+                self._under_repair = None
                 if outcome == "failed":
                     again = self._queue.put_back(number, attempts + 1, self._clock.monotonic_s())
                     outcome = "retried" if again else "given_up"
@@ -93,6 +97,7 @@ class Repairer:
                 now_s = self._clock.monotonic_s()
                 taken = self._queue.take(now_s)
                 if taken is not None:
+                    self._under_repair = taken[0]
                     return taken
                 due_s = self._queue.next_due_s()
                 self._changed.wait(_WAIT_MAX_S if due_s is None else min(max(due_s - now_s, 0.0), _WAIT_MAX_S))

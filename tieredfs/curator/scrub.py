@@ -8,6 +8,7 @@ Blocks are checked `CARE_THREADS` at a time, in pages of `CARE_BATCH`. A dead bl
 and its chunks may be half deleted.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +23,15 @@ from tieredfs.curator.holdings import Holdings
 from tieredfs.curator.paths import paths_of
 from tieredfs.curator.report import CheckReport, Finding, FindingKind
 from tieredfs.curator.sweep import sweep
-from tieredfs.errors import AlreadyExistsError, ConditionError, IntegrityError, NotFoundError
+from tieredfs.errors import AlreadyExistsError, ConditionError, IntegrityError, NotFoundError, RequestError
 from tieredfs.format import keys
 from tieredfs.kv.engine import Reader
 from tieredfs.limits import CARE_BATCH, CARE_THREADS, FINDINGS_MAX, PATHS_PER_LOSS_MAX
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.metadata import Creation, Metadata
 from tieredfs.model import ROOT, Block, BlockId, DiskId, FileKind, InodeId, Progress
+
+_log: Final = logging.getLogger(__name__)
 
 _AMEND_ROUNDS: Final = 3
 """One amendment may bring another to light: a user that is found makes its block alive."""
@@ -84,19 +87,24 @@ def check(holdings: Holdings, *, repair: bool, progress: Progress) -> CheckRepor
 def _check_metadata(holdings: Holdings, tally: _Tally, repair: bool, progress: Progress) -> Audited:
     """What was found first and is no longer found after the amendments is repaired: that is looked at, not believed."""
     first = latest = _audit(holdings, progress)
-    seen = {(suspicion.kind, suspicion.subject): suspicion for suspicion in first.suspicions}
+    seen = {_identity(suspicion): suspicion for suspicion in first.suspicions}
     for _ in range(_AMEND_ROUNDS if repair else 0):
         if not _amend(holdings, latest):
             break
         latest = _audit(holdings, progress)
         for suspicion in latest.suspicions:
-            seen.setdefault((suspicion.kind, suspicion.subject), suspicion)
-    left = {(suspicion.kind, suspicion.subject) for suspicion in latest.suspicions}
+            seen.setdefault(_identity(suspicion), suspicion)
+    left = {_identity(suspicion) for suspicion in latest.suspicions}
     paths = _paths(holdings, {s.inode for s in seen.values() if s.inode is not None})
-    for key, suspicion in seen.items():
-        tally.add(_finding(suspicion, paths, repaired=key not in left))
+    for identity, suspicion in seen.items():
+        tally.add(_finding(suspicion, paths, repaired=identity not in left))
     tally.omitted += latest.omitted
     return first
+
+
+def _identity(suspicion: Suspicion) -> tuple[FindingKind, str, InodeId | None]:
+    """Without the detail, which may tell of other numbers the next time."""
+    return suspicion.kind, suspicion.subject, suspicion.inode
 
 
 def _audit(holdings: Holdings, progress: Progress) -> Audited:
@@ -117,15 +125,20 @@ def _finding(suspicion: Suspicion, paths: dict[InodeId, str], *, repaired: bool)
 def _amend(holdings: Holdings, audited: Audited) -> bool:
     """Whether there was anything to amend. Link counts first: who is an orphan depends on them."""
     metadata = holdings.metadata
-    if audited.wrong_links:
-        metadata.amend(partial(amends.link_counts, wanted=audited.wrong_links))
     amendments = [suspicion.amendment for suspicion in audited.suspicions if suspicion.amendment is not None]
+    if not audited.names_in_doubt:
+        amendments[:0] = [partial(amends.link_counts, wanted=audited.wrong_links)] if audited.wrong_links else []
+        home = _lost_and_found(metadata) if audited.placeless else ROOT
+        now_ns = holdings.host.clock.wall_ns()
+        amendments += [
+            partial(amends.find_place, inode=inode, home=home, now_ns=now_ns) for inode in sorted(audited.placeless)
+        ]
     for amendment in amendments:
-        metadata.amend(amendment)
-    home = _lost_and_found(metadata) if audited.placeless else ROOT
-    for inode in sorted(audited.placeless):
-        metadata.amend(partial(amends.find_place, inode=inode, home=home, now_ns=holdings.host.clock.wall_ns()))
-    return bool(audited.wrong_links or amendments or audited.placeless)
+        try:
+            metadata.amend(amendment)
+        except (IntegrityError, RequestError) as error:
+            _log.warning("an amendment met another damage: %s", error)
+    return bool(amendments)
 
 
 def _lost_and_found(metadata: Metadata) -> InodeId:

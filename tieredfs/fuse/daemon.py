@@ -61,7 +61,7 @@ class ServedMount:
         self.volume = volume
         self.ssd = ssd
         self.operations = operations
-        self.caretaker = Caretaker(volume)
+        self.caretaker = Caretaker(volume, ssd.tier.cache)
         self.driver_facts: Callable[[], Mapping[str, object]] = dict
 
     def describe(self) -> dict[str, object]:

@@ -6,12 +6,12 @@ Each verb takes JSON arguments and a progress sink, and returns a JSON value. Pa
 
 import os
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Final
 
-from tieredfs.cache.local import LocalFile
+from tieredfs.cache.local import LocalFile, stamp_of
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import DeadlineError, InvalidRequestError, NotFoundError, TieredError
 from tieredfs.model import NO_CACHE, Attributes, Block, FileKind, InodeId, Progress
@@ -135,13 +135,13 @@ class MountVerbs:
         """Returns when everything that was staged at the call is in the store."""
         clock = self._volume.host.clock
         drainer = self._ssd.drainer
-        pending = {file.number: file for file in self._ssd.room.dirty_files()}
+        pending = [(file, file.snapshots) for file in self._ssd.room.dirty_files()]
         total = len(pending)
         started_s = moved_s = clock.monotonic_s()
         before = drainer.stored_files, drainer.stored_bytes
         while pending:
             drainer.hurry()
-            pending = {number: file for number, file in pending.items() if not _safe(file)}
+            pending = [(file, snapshots) for file, snapshots in pending if not _safe(file, snapshots)]
             now = drainer.stored_files, drainer.stored_bytes
             if now != before:
                 before, moved_s = now, clock.monotonic_s()
@@ -191,30 +191,32 @@ class MountVerbs:
             "version": attributes.version,
             "stored_version": attributes.stored_version,
             "extents": [asdict(extent) | {"block": f"{extent.block:016x}", "end": extent.end} for extent in extents],
-            "blocks": [self._describe_block(block) for block in blocks.values()],
+            "blocks": [
+                {
+                    "block": f"{block.block:016x}",
+                    "code": str(block.code),
+                    "size_bytes": block.size_bytes,
+                    "chunk_bytes": block.chunk_bytes,
+                    "missing_chunks": block.code.width - len(block.chunks),
+                }
+                for block in blocks.values()
+            ],
+            "chunks": list(self._describe_chunks(blocks.values())),
         }
 
-    def _describe_block(self, block: Block) -> dict[str, object]:
+    def _describe_chunks(self, blocks: Iterable[Block]) -> Iterator[dict[str, object]]:
         disks = {disk.disk: disk for disk in self._volume.disks()}
-        chunks = []
-        for chunk in block.chunks:
-            disk = disks.get(chunk.disk)
-            chunks.append(
-                {
+        for block in blocks:
+            for chunk in block.chunks:
+                disk = disks.get(chunk.disk)
+                yield {
+                    "block": f"{block.block:016x}",
                     "index": chunk.index,
                     "disk": chunk.disk,
                     "url": disk.url if disk else None,
                     "reachable": bool(disk and disk.reachable),
                     "crc32c": f"{chunk.crc32c:08x}",
                 }
-            )
-        return {
-            "block": f"{block.block:016x}",
-            "code": str(block.code),
-            "size_bytes": block.size_bytes,
-            "chunk_bytes": block.chunk_bytes,
-            "chunks": chunks,
-        }
 
     def _regular_files(self, paths: Sequence[bytes]) -> Iterator[Attributes]:
         for path in paths:
@@ -243,20 +245,20 @@ class MountVerbs:
                 after = listed[-1][0].name
 
 
-def _safe(file: LocalFile) -> bool:
-    """Stored or gone; or open for writing and stored as it is now, which is asked for here."""
-    if file.deleted or not file.dirty:
+def _safe(file: LocalFile, snapshots: int) -> bool:
+    """Stored or gone; or still being written to, and stored as it was at some moment since there were `snapshots`."""
+    if file.deleted or not file.dirty or file.snapshots > snapshots:
         return True
-    if file.state is not FileState.STAGING or file.descriptor < 0:
-        return False
     try:
-        status = os.fstat(file.descriptor)
+        stamp = stamp_of(os.stat(file.path))
     except OSError:
-        return False  # closed just now
-    if (status.st_ctime_ns, status.st_size) in {file.snapshot_stamp, file.fresh_stamp}:
-        return True
-    file.drain_not_before_s = 0.0
-    return False
+        return False  # it was renamed just now
+    if file.state is FileState.STAGING:
+        if stamp in {file.snapshot_stamp, file.fresh_stamp}:
+            return True
+        file.drain_not_before_s = 0.0
+        return False
+    return file.mapped_since_s is not None and stamp == file.snapshot_stamp
 
 
 def _paths(arguments: Mapping[str, object]) -> list[bytes]:

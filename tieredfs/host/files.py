@@ -5,6 +5,8 @@ makes a small file durable (`save`). A fault layer implements the same protocol 
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -56,6 +58,20 @@ class Files(Protocol):
         ...
 
     def load(self, path: str) -> bytes: ...
+
+
+def is_open_for_writing(descriptor: int) -> bool:
+    """Whether anybody in the machine has the file of a read-only `descriptor` open, or mapped shared, for writing.
+
+    The kernel grants a read lease only on a file without writers, so it is asked for one, which is given back at once.
+    A mapping counts, and lives on when its descriptor is closed. False where the file system knows no leases.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
 
 
 class LocalFiles:

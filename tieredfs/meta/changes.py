@@ -39,3 +39,15 @@ class Removed:
     inode: InodeId
     kind: FileKind
     gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an unnamed file goes, and what it gets with its name. `replace`: over another file."""
+
+    inode: InodeId
+    parent: InodeId
+    name: bytes
+    mode: int
+    replace: bool = True
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()

@@ -76,11 +76,16 @@ def get_xattr(reader: Reader, inode: InodeId, name: bytes) -> bytes:
     return records.decode_bytes(value)
 
 
+def check_xattr_value(value: bytes) -> None:
+    """Raises TooLargeError."""
+    if len(value) > XATTR_VALUE_BYTES_MAX:
+        raise TooLargeError(f"an attribute of {len(value)} bytes; {XATTR_VALUE_BYTES_MAX} are allowed")
+
+
 def set_xattr(
     writer: Writer, inode: InodeId, name: bytes, value: bytes, *, create: bool, replace: bool, now_ns: int
 ) -> None:
-    if len(value) > XATTR_VALUE_BYTES_MAX:
-        raise TooLargeError(f"an attribute of {len(value)} bytes; {XATTR_VALUE_BYTES_MAX} are allowed")
+    check_xattr_value(value)
     record = inodes.read(writer, inode)
     exists = writer.get(keys.xattr(inode, name)) is not None
     if create and exists:
@@ -191,14 +196,14 @@ def commit_stored(
         if record.version != content.version:
             continue
         assert content.inode not in taken, "one content per inode"
-        suspects |= _replace_extents(writer, record, content.extents, fresh)
+        suspects |= replace_extents(writer, record, content.extents, fresh)
         inodes.save(writer, _stored(writer, record, content, now_ns))
         taken.add(content.inode)
     blocks.bury(writer, suspects, now_ns)
     return taken
 
 
-def _replace_extents(
+def replace_extents(
     writer: Writer, record: InodeRecord, extents: Sequence[Extent], fresh: set[BlockId]
 ) -> set[BlockId]:
     """Exchange a file's extents for `extents`; returns the blocks that lost it as a user."""

@@ -14,10 +14,10 @@ from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
 from tieredfs.kv.engine import Engine, Reader, Writer
-from tieredfs.meta import allocation, files, inodes, names, renames, sessions, volumes
+from tieredfs.meta import allocation, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
-from tieredfs.meta.changes import Creation, Receipt, Removed
+from tieredfs.meta.changes import Creation, Placement, Receipt, Removed
 from tieredfs.model import (
     NOBODY,
     AttributeChange,
@@ -42,7 +42,7 @@ from tieredfs.model import (
     VolumeConfig,
 )
 
-__all__ = ["Creation", "Metadata", "Receipt", "Removed", "format_volume"]
+__all__ = ["Creation", "Metadata", "Placement", "Receipt", "Removed", "format_volume"]
 
 CODE_CACHED_S: Final = 1.0
 
@@ -128,6 +128,34 @@ class Metadata:
         except TieredError:
             self._count_deleted(1)  # the id is used up all the same
             raise
+
+    def create_unnamed(
+        self, creation: Creation, holder: SessionId, extents: Sequence[Extent] = (), size_bytes: int = 0
+    ) -> Attributes:
+        """A regular file without a name, an orphan of `holder` until `place`. With `extents`, its content is those bytes of
+        blocks that other files refer to. Raises ConflictError when one of them is being deleted."""
+        names.check_creation(creation)
+        if creation.staged_in:
+            self._check_cache(creation.staged_in)
+        inode = InodeId(self._inode_ids.take())
+        now_ns = self._clock.wall_ns()
+        return self._engine.write(
+            lambda writer: placing.create_unnamed(writer, inode, creation, holder, extents, size_bytes, now_ns)
+        ).attributes()
+
+    def place(
+        self, placement: Placement, holder: SessionId, condition: placing.Condition | None = None
+    ) -> tuple[Attributes, Removed | None]:
+        """Give an unnamed file its name, mode and attributes; with what it replaced, an orphan of `holder` if that was its
+        last name. `condition` is called in the transaction with what the name shows (None: nothing), and raises to
+        leave everything as it is; it may be called more than once.
+
+        Raises AlreadyExistsError (`replace` False), IsDirectoryError, NotFoundError (not an unnamed file of `holder`).
+        """
+        names.check_name(placement.name)
+        now_ns = self._clock.wall_ns()
+        record, removed = self._engine.write(lambda writer: placing.place(writer, placement, holder, condition, now_ns))
+        return record.attributes(), removed
 
     def link(self, inode: InodeId, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Attributes:
         """Raises NotPermittedError for a directory, TooManyLinksError, AlreadyExistsError."""

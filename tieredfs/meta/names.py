@@ -105,6 +105,10 @@ def listed_with_attributes(
     return found
 
 
+def is_directory(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind is FileKind.DIRECTORY
+
+
 def is_empty(reader: Reader, directory: InodeId) -> bool:
     prefix = keys.names(directory)
     return next(reader.scan(prefix, keys.end_of(prefix), limit=1), None) is None

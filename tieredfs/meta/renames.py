@@ -19,7 +19,7 @@ from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import DIRECTORY_DEPTH_MAX
 from tieredfs.meta import inodes, names
 from tieredfs.meta.changes import Removed
-from tieredfs.model import ROOT, Entry, FileKind, InodeId, SessionId
+from tieredfs.model import ROOT, Entry, InodeId, SessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +51,20 @@ def rename(writer: Writer, asked: Rename, now_ns: int) -> Removed | None:
     removed = None if target is None else _remove_target(writer, asked, source, target, now_ns)
     writer.delete(keys.name(asked.parent, asked.name))
     _place(writer, source, asked.new_parent, asked.new_name, now_ns)
-    moved = int(_is_directory(source))
-    replaced = int(removed is not None and _is_directory(target))
+    moved = int(names.is_directory(source))
+    replaced = int(removed is not None and names.is_directory(target))
     _change_parents(writer, asked, -moved, moved - replaced, now_ns)
     return removed
 
 
-def _is_directory(entry: Entry | None) -> bool:
-    return entry is not None and entry.kind is FileKind.DIRECTORY
-
-
 def _remove_target(writer: Writer, asked: Rename, source: Entry, target: Entry, now_ns: int) -> Removed:
     """Take the inode away that `new_name` shows; the entry itself is written over by the caller."""
-    if _is_directory(source) and not _is_directory(target):
+    if names.is_directory(source) and not names.is_directory(target):
         raise NotDirectoryError(f"{asked.new_name!r} is not a directory, and {asked.name!r} is")
-    if _is_directory(target) and not _is_directory(source):
+    if names.is_directory(target) and not names.is_directory(source):
         raise IsDirectoryError(f"{asked.new_name!r} is a directory, and {asked.name!r} is not")
     record = names.target_of(writer, asked.new_parent, target)
-    if _is_directory(target):
+    if names.is_directory(target):
         if not names.is_empty(writer, target.inode):
             raise DirectoryNotEmptyError(f"directory {asked.new_name!r} has entries")
         inodes.delete(writer, record, now_ns)
@@ -85,14 +81,14 @@ def _exchange(writer: Writer, asked: Rename, source: Entry, target: Entry | None
     _refuse_cycle(writer, target, asked.new_parent, asked.parent)
     _place(writer, source, asked.new_parent, asked.new_name, now_ns)
     _place(writer, target, asked.parent, asked.name, now_ns)
-    moved = int(_is_directory(source)) - int(_is_directory(target))
+    moved = int(names.is_directory(source)) - int(names.is_directory(target))
     _change_parents(writer, asked, -moved, moved, now_ns)
     return Removed(target.inode, target.kind, gone=False)
 
 
 def _refuse_cycle(reader: Reader, moved: Entry, parent: InodeId, new_parent: InodeId) -> None:
     """Raises InvalidRequestError when `new_parent` is `moved` itself or lies below it."""
-    if parent == new_parent or not _is_directory(moved):
+    if parent == new_parent or not names.is_directory(moved):
         return
     directory = new_parent
     for _ in range(DIRECTORY_DEPTH_MAX):
@@ -107,7 +103,7 @@ def _refuse_cycle(reader: Reader, moved: Entry, parent: InodeId, new_parent: Ino
 def _place(writer: Writer, entry: Entry, directory: InodeId, name: bytes, now_ns: int) -> None:
     """Point `name` to what `entry` shows. Only a directory's parent is exact; a file's stays where it was created."""
     record = names.target_of(writer, directory, entry)
-    parent = directory if _is_directory(entry) else record.parent
+    parent = directory if names.is_directory(entry) else record.parent
     names.put_entry(writer, directory, name, entry.inode, entry.kind)
     inodes.save(writer, record._replace(parent=parent, ctime_ns=now_ns))
 

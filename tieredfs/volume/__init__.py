@@ -1,5 +1,6 @@
 """The volume: what every front end speaks to. Wiring of engine, layers, disks and tier lives here."""
 
+from tieredfs.volume.filesystem import FileSystem
 from tieredfs.volume.lifecycle import destroy_volume, format_volume
 from tieredfs.volume.ssd import SsdTier, drain_volume
 from tieredfs.volume.status import DiskStatus, StagedSummary, VolumeStatus
@@ -7,6 +8,7 @@ from tieredfs.volume.volume import Volume
 
 __all__ = [
     "DiskStatus",
+    "FileSystem",
     "SsdTier",
     "StagedSummary",
     "Volume",

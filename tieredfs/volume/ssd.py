@@ -2,16 +2,17 @@
 
 import os
 
-from tieredfs.cache.drain import Drainer, wait_unstaged
+from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
 from tieredfs.cache.layout import CacheDirectory
+from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
-from tieredfs.cache.tier import Tier, TierPart
-from tieredfs.errors import DeadlineError
+from tieredfs.cache.tier import Tier
+from tieredfs.errors import BusyError, DeadlineError
 from tieredfs.limits import CACHE_BYTES_DEFAULT
-from tieredfs.model import Progress
+from tieredfs.model import NO_CACHE, CacheId, Progress
 from tieredfs.volume.volume import Volume
 
 
@@ -42,8 +43,14 @@ class SsdTier:
 
     def flush(self, timeout_s: float) -> None:
         """Returns when nothing is staged here. Raises DeadlineError."""
+        clock = self.tier.part.host.clock
+        deadline_s = clock.monotonic_s() + timeout_s
         self.drainer.hurry(timeout_s)
-        wait_unstaged(self.tier, timeout_s)
+        while self.tier.staged_records():
+            if clock.monotonic_s() > deadline_s:
+                reason = f" ({self.drainer.last_error})" if self.drainer.last_error else ""
+                raise DeadlineError(f"staged data was not stored within {timeout_s:.0f} s{reason}")
+            clock.sleep(0.02)
 
     def close(self) -> None:
         """Stop; what is staged stays staged, for the next mount."""
@@ -54,23 +61,33 @@ class SsdTier:
 
 
 def drain_volume(meta_url: str, progress: Progress, *, timeout_s: float = 3600.0) -> int:
-    """Store what is staged in caches of this host that no mount uses; the number of files stored.
+    """Store what is staged in caches of this host that no living process uses; the number of files stored.
 
-    Raises BusyError when a cache is in use by a mount (drain that mount), DeadlineError.
+    Caches in use are left to their users. Raises DeadlineError.
     """
-    stored = 0
     with Volume.open(meta_url, purpose="drain") as volume:
-        for record in volume.metadata.caches():
-            pending = len(volume.metadata.staged(record.cache))
-            if not pending or record.host != volume.host.name or not os.path.isdir(record.path):
-                continue
+        return drain_abandoned(volume, progress, timeout_s)
+
+
+def drain_abandoned(volume: Volume, progress: Progress, timeout_s: float, own: CacheId = NO_CACHE) -> int:
+    """`drain_volume` for a volume that is open; `own` is this process's cache."""
+    stored = 0
+    for record in volume.metadata.caches():
+        if record.host != volume.host.name or record.cache == own or not os.path.isdir(record.path):
+            continue
+        pending = len(volume.metadata.staged(record.cache))
+        if not pending:
+            continue
+        try:
             ssd = SsdTier(volume, record.path, CACHE_BYTES_DEFAULT)
-            ssd.start()
-            try:
-                _drain_with_progress(ssd, pending, progress, timeout_s)
-            finally:
-                ssd.close()
-            stored += pending
+        except BusyError:
+            continue
+        ssd.start()
+        try:
+            _drain_with_progress(ssd, pending, progress, timeout_s)
+        finally:
+            ssd.close()
+        stored += pending
     return stored
 
 

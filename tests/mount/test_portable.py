@@ -1,0 +1,93 @@
+"""A real volume under the portable driver: the shipped suites, the model, and the way through the store."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.mount import volumes
+from tieredfs.testing import attribute_suite, model_ops, posix_suite, process_suite, program_suite
+from tieredfs.testing.features import Features
+
+PORTABLE = Features(
+    nanosecond_times=False,
+    single_time_changes=False,
+    fallocate=False,
+    punch_hole=False,
+    rename_flags=False,
+    binary_xattrs=False,
+    seamless_replacement=False,
+    coherent_links=False,
+    open_removed_directories=False,
+)
+
+
+@pytest.fixture(scope="module")
+def portable_lab() -> Iterator[volumes.Lab]:
+    with volumes.lab() as made:
+        made.format()
+        made.mount(allow_other=True, driver="fuse-python")
+        yield made
+
+
+@pytest.fixture
+def mounted(portable_lab: volumes.Lab) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(dir=portable_lab.mnt))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def features() -> Features:
+    return PORTABLE
+
+
+class TestFiles(posix_suite.FileSuite):
+    pass
+
+
+class TestNames(posix_suite.NameSuite):
+    pass
+
+
+class TestAttributes(attribute_suite.AttributeSuite):
+    pass
+
+
+class TestProcesses(process_suite.ProcessSuite):
+    pass
+
+
+class TestTools(program_suite.ToolSuite):
+    pass
+
+
+class TestTensors(program_suite.TensorSuite):
+    pass
+
+
+@pytest.mark.parametrize("seed", range(100, 100 + model_ops.SEQUENCES))
+def test_the_mount_behaves_like_a_plain_directory(seed: int, mounted: Path, tmp_path: Path, features: Features) -> None:
+    features = replace(features, xattr_value_bytes_max=3500)
+    assert model_ops.check(seed, mounted, tmp_path, features) > len(model_ops.FURNITURE) + 5
+
+
+def test_the_status_says_which_driver_and_why(portable_lab: volumes.Lab) -> None:
+    mount = portable_lab.ask("status")["mount"]
+    assert (mount["driver"], mount["reason"]) == ("fuse-python", "asked for; bytes pass through the daemon")
+
+
+def test_what_was_written_comes_back_from_the_store(portable_lab: volumes.Lab, mounted: Path) -> None:
+    data = os.urandom(9_000_001)
+    (mounted / "file").write_bytes(data)
+    portable_lab.ask("drain")
+    name = str((mounted / "file").relative_to(portable_lab.mnt))
+    assert portable_lab.ask("evict", paths=[name])["evicted"] == 1
+    assert portable_lab.ask("info", path=name)["local"] == "evicted"
+    assert (mounted / "file").read_bytes() == data
+    assert portable_lab.ask("info", path=name)["state"] == "stored"

@@ -1,0 +1,213 @@
+"""A volume by paths: files appear whole, replacing is atomic, by-reference files move no bytes, slots are taken over."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tieredfs.config import parse_code
+from tieredfs.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    IsDirectoryError,
+    NotDirectoryError,
+    NotFoundError,
+    TieredError,
+)
+from tieredfs.limits import KIB, MIB
+from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind
+from tieredfs.volume import FileSystem, format_volume
+from tieredfs.volume.filesystem import Part
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    made = f"sqlite://{tmp_path}/volume.db"
+    format_volume(
+        made,
+        [f"disk://{tmp_path}/d{{0..2}}"],
+        code=parse_code("rs:2+1"),
+        durability=Durability.SSD,
+        name="paths",
+        block_bytes=1 * MIB,
+    )
+    return made
+
+
+@pytest.fixture
+def volume(url: str) -> Iterator[FileSystem]:
+    with FileSystem.at(url, purpose="test") as opened:
+        yield opened
+
+
+def put(volume: FileSystem, path: bytes, content: bytes, **options: object) -> Attributes:
+    with volume.create() as writing:
+        os.pwrite(writing.descriptor, content, 0)
+        return writing.commit(path, **options)  # type: ignore[arg-type]
+
+
+def get(volume: FileSystem, path: bytes) -> bytes:
+    with volume.open(path) as reading:
+        target = bytearray(reading.attributes.size_bytes)
+        assert reading.read_into(0, memoryview(target)) == len(target)
+        return bytes(target)
+
+
+def test_a_file_has_no_name_before_its_commit(volume: FileSystem) -> None:
+    with volume.create() as writing:
+        os.pwrite(writing.descriptor, b"whole", 0)
+        assert list(volume.walk(b"")) == []
+        made = writing.commit(b"a/b/c")
+    assert made.size_bytes == 5
+    assert get(volume, b"/a//b/c/") == b"whole"
+    assert [path for path, _ in volume.walk(b"")] == [b"a", b"a/b", b"a/b/c"]
+
+
+def test_what_is_not_committed_leaves_nothing(volume: FileSystem) -> None:
+    with volume.create() as writing:
+        os.pwrite(writing.descriptor, bytes(MIB), 0)
+        inode = writing.inode
+    with pytest.raises(NotFoundError):
+        volume.volume.metadata.attributes(inode)
+    assert volume.volume.metadata.orphans() == []
+    assert volume.volume.staged().file_count == 0
+    with pytest.raises(InvalidRequestError, match="committed or discarded"):
+        writing.commit(b"late")
+
+
+def test_replacing_is_atomic_and_readers_keep_what_they_opened(volume: FileSystem) -> None:
+    put(volume, b"f", b"old")
+    with volume.open(b"f") as reading:
+        put(volume, b"f", b"new!")
+        target = bytearray(8)
+        assert reading.read_into(0, memoryview(target)) == 3
+        assert target[:3] == b"old"
+    assert get(volume, b"f") == b"new!"
+    assert volume.volume.metadata.orphans() == []
+
+
+def test_conditions_decide_in_the_transaction(volume: FileSystem) -> None:
+    class RefusedError(TieredError):
+        pass
+
+    def refuse(now: Attributes | None) -> None:
+        raise RefusedError(str(now and now.size_bytes))
+
+    put(volume, b"f", b"old")
+    with volume.create() as writing:
+        os.pwrite(writing.descriptor, b"new", 0)
+        with pytest.raises(RefusedError, match="3"):
+            writing.commit(b"f", condition=refuse)
+        with pytest.raises(AlreadyExistsError):
+            writing.commit(b"f", replace=False)
+        assert get(volume, b"f") == b"old"
+        writing.commit(b"g")
+    assert get(volume, b"g") == b"new"
+    with pytest.raises(RefusedError):
+        volume.remove(b"g", condition=refuse)
+    assert get(volume, b"g") == b"new"
+
+
+def test_one_of_many_creators_wins(volume: FileSystem) -> None:
+    outcomes: list[bool] = []
+
+    def compete(number: int) -> None:
+        try:
+            put(volume, b"lock", b"%d" % number, replace=False)
+        except AlreadyExistsError:
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+
+    threads = [threading.Thread(target=compete, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False] * 7 + [True]
+
+
+def test_attributes_come_with_the_name(volume: FileSystem) -> None:
+    made = put(volume, b"f", b"x", xattrs={b"user.etag": b"abc"}, mode=0o600)
+    assert made.mode == 0o600
+    assert volume.get_xattr(b"f", b"user.etag") == b"abc"
+    assert volume.list_xattrs(b"f") == [b"user.etag"]
+    volume.set_xattr(b"f", b"user.more", b"1")
+    assert volume.list_xattrs(b"f") == [b"user.etag", b"user.more"]
+
+
+def test_files_by_reference_move_no_bytes(volume: FileSystem) -> None:
+    first, second = os.urandom(3 * MIB + 17), os.urandom(700 * KIB)
+    one, two = put(volume, b"one", first), put(volume, b"two", second)
+    parts = [Part(one.inode, MIB - 5, MIB + 10), Part(two.inode, 0, len(second)), Part(one.inode, 0, 1)]
+    with volume.splice(parts) as writing:
+        with pytest.raises(InvalidRequestError, match="by reference"):
+            _ = writing.descriptor
+        stored_before = volume.volume.metadata.list_blocks(volume_start := 0, 1000)  # type: ignore[arg-type]
+        made = writing.commit(b"joined")
+    expected = first[MIB - 5 :][: MIB + 10] + second + first[:1]
+    assert made.size_bytes == len(expected)
+    assert made.staged_in == NO_CACHE
+    assert get(volume, b"joined") == expected
+    assert volume.volume.metadata.list_blocks(volume_start, 1000) == stored_before  # type: ignore[arg-type]
+    volume.remove(b"one")
+    volume.remove(b"two")
+    assert get(volume, b"joined") == expected
+    with pytest.raises(InvalidRequestError):
+        volume.splice([Part(made.inode, 0, len(expected) + 1)])
+
+
+def test_a_durable_file_is_stored_once(volume: FileSystem) -> None:
+    content = os.urandom(2 * MIB)
+    put(volume, b"f", content, durability=Durability.STORE)
+    volume.flush(30)
+    assert volume.is_stored(b"f")
+    assert volume._ssd.drainer.stored_bytes == len(content), "stored when asked for, and not again when it was closed"
+    assert get(volume, b"f") == content
+
+
+def test_trees(volume: FileSystem) -> None:
+    for number in range(5):
+        put(volume, b"t/%d/f" % number, b"x")
+    put(volume, b"file", b"")
+    volume.rename(b"t/0", b"u/v/w")
+    assert get(volume, b"u/v/w/f") == b"x"
+    assert volume.remove_tree(b"t") == 4
+    with pytest.raises(NotFoundError):
+        volume.stat(b"t")
+    assert [entry.name for entry, _ in volume.entries(b"")] == [b"file", b"u"]
+    assert [entry.name for entry, _ in volume.entries(b"", after=b"file")] == [b"u"]
+    assert volume.make_directories(b"u/v").kind is FileKind.DIRECTORY
+
+
+def test_bad_paths(volume: FileSystem) -> None:
+    put(volume, b"file", b"x")
+    with pytest.raises(InvalidRequestError, match=r"no `\.`"):
+        volume.stat(b"a/../b")
+    with pytest.raises(NotDirectoryError):
+        put(volume, b"file/below", b"")
+    volume.make_directories(b"d")
+    with pytest.raises(IsDirectoryError):
+        volume.open(b"d")
+    with pytest.raises(IsDirectoryError):
+        put(volume, b"d", b"")
+    with pytest.raises(InvalidRequestError):
+        volume.remove(b"")
+    assert volume.volume.metadata.orphans() == []
+
+
+def test_each_process_has_a_slot_and_leftovers_are_taken_over(url: str, tmp_path: Path) -> None:
+    content = os.urandom(100 * KIB)
+    with FileSystem.at(url, purpose="one") as one, FileSystem.at(url, purpose="two") as two:
+        assert {path.name for path in (tmp_path / "clients").iterdir()} == {"0", "1"}
+        put(one, b"f", content)
+        assert get(two, b"f") == content, "staged by one, borrowed by two"
+        one._ssd.drainer.close()
+        put(one, b"g", content)
+        one._ssd.drainer._thread = None
+    with FileSystem.at(url, purpose="three") as three:
+        three.flush(30)
+        assert three.is_stored(b"g")
+        assert get(three, b"g") == content

@@ -1,0 +1,84 @@
+"""Files that are made without a name and get one when they are whole.
+
+An unnamed inode is an orphan of the session that makes it: if that dies, the file goes with it. Placing it takes the
+orphan record away and makes the entry, with whatever the name showed before replaced, in one transaction.
+"""
+
+from collections.abc import Callable, Sequence
+
+from tieredfs.errors import AlreadyExistsError, IsDirectoryError, NotFoundError
+from tieredfs.format import keys, records
+from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
+from tieredfs.kv.engine import Writer
+from tieredfs.meta import files, inodes, names
+from tieredfs.meta.changes import Creation, Placement, Removed
+from tieredfs.model import ROOT, Attributes, Extent, InodeId, SessionId
+
+Condition = Callable[[Attributes | None], None]
+
+
+def create_unnamed(
+    writer: Writer,
+    inode: InodeId,
+    creation: Creation,
+    holder: SessionId,
+    extents: Sequence[Extent],
+    size_bytes: int,
+    now_ns: int,
+) -> InodeRecord:
+    """A regular file without a name: staged and empty, or stored with content that other files have too."""
+    assert holder
+    assert not (creation.staged_in and extents)
+    record = names.new_inode(inode, inodes.read(writer, ROOT), creation, now_ns)
+    hints = MAY_HAVE_EXTENTS if extents else 0
+    record = record._replace(
+        link_count=0,
+        size_bytes=size_bytes,
+        stored_size_bytes=size_bytes,
+        allocated_bytes=sum(extent.length for extent in extents),
+        hints=hints,
+    )
+    inodes.save(writer, record)
+    writer.put(keys.orphan(holder, inode), records.EMPTY)
+    if creation.staged_in:
+        writer.put(keys.staged(creation.staged_in, inode), records.encode_staged(record.version, now_ns))
+    files.replace_extents(writer, record, extents, set())
+    return record
+
+
+def place(
+    writer: Writer, placement: Placement, holder: SessionId, condition: Condition | None, now_ns: int
+) -> tuple[InodeRecord, Removed | None]:
+    """Give an unnamed inode of `holder` its name. `Metadata.place` explains the rest."""
+    directory = inodes.read_directory(writer, placement.parent)
+    entry = names.find_entry(writer, placement.parent, placement.name)
+    before = None if entry is None else names.target_of(writer, placement.parent, entry)
+    if condition is not None:
+        condition(None if before is None else before.attributes())
+    if entry is not None and not placement.replace:
+        raise AlreadyExistsError(f"directory {placement.parent} has an entry {placement.name!r}")
+    if entry is not None and names.is_directory(entry):
+        raise IsDirectoryError(f"{placement.name!r} is a directory")
+    orphan = keys.orphan(holder, placement.inode)
+    if writer.get(orphan) is None:
+        raise NotFoundError(f"inode {placement.inode} is not an unnamed file of session {holder}")
+    writer.delete(orphan)
+    removed = None
+    if entry is not None and before is not None:
+        removed = Removed(entry.inode, entry.kind, inodes.drop_link(writer, before, holder, now_ns))
+    record = inodes.read(writer, placement.inode)
+    for name, value in placement.xattrs:
+        files.check_xattr_name(name)
+        files.check_xattr_value(value)
+        writer.put(keys.xattr(placement.inode, name), records.encode_bytes(value))
+    record = record._replace(
+        link_count=1,
+        parent=placement.parent,
+        mode=placement.mode & 0o7777,
+        ctime_ns=now_ns,
+        hints=record.hints | (MAY_HAVE_XATTRS if placement.xattrs else 0),
+    )
+    names.put_entry(writer, placement.parent, placement.name, placement.inode, record.kind)
+    inodes.save(writer, record)
+    inodes.save_changed_directory(writer, directory, now_ns)
+    return record, removed

@@ -1,0 +1,443 @@
+"""`FileSystem`: a volume by paths, from Python, without a mount: what checkpoints, the S3 endpoint and datasets stand on.
+
+Paths are bytes from the root of the volume (`b"runs/gpt/step-10"`; leading and doubled slashes do not count, `.` and `..`
+are refused). A file is written without a name and gets one when it is whole (`Writing.commit`), so nothing half-written
+is ever seen, and replacing is atomic. Bytes go through local files on the SSD tier of this process, as the mount's do.
+
+Every process has an SSD directory of its own, a *slot* below `clients` beside the metadata file; what a process leaves
+staged there is stored by whoever takes the slot next, by a mount's caretaker, or by `tieredfs drain`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, Self
+
+from tieredfs.cache.durable import make_durable
+from tieredfs.cache.local import LocalFile
+from tieredfs.config import parse_meta_url
+from tieredfs.errors import (
+    AlreadyExistsError,
+    BusyError,
+    ConflictError,
+    DeadlineError,
+    InvalidRequestError,
+    IsDirectoryError,
+    NotDirectoryError,
+    NotFoundError,
+)
+from tieredfs.host import Host
+from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
+from tieredfs.meta.metadata import Creation, Placement, Removed
+from tieredfs.model import NO_CACHE, ROOT, Attributes, Durability, Entry, Extent, FileKind, InodeId
+from tieredfs.volume.open_files import Condition, Naming, TierReading, Unnamed, UnnamedOwner, caller_ids
+from tieredfs.volume.ssd import SsdTier
+from tieredfs.volume.volume import Volume
+
+__all__ = ["Condition", "FileSystem", "FileSystemContract", "Part", "Reading", "Writing"]
+
+_LIST_BATCH: Final = 1024
+_RACES_MAX: Final = 10
+_SLOTS_MAX: Final = 65_536
+_POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`length` bytes at `offset` of a stored file: a piece of a new file that is made by reference."""
+
+    inode: InodeId
+    offset: int
+    length: int
+
+
+class Reading(Protocol):
+    """An open file. A context manager. Safe from any thread. Its content stays what it was at the opening."""
+
+    @property
+    def attributes(self) -> Attributes: ...
+    @property
+    def descriptor(self) -> int | None:
+        """Of the local file when it is whole (for sendfile, mmap, preadv); None while it is not on this SSD."""
+        ...
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        """Fill `target` from `offset`; fewer bytes only at the end. Verified when they come from the store.
+
+        Raises DataLossError, UnavailableError, DeadlineError.
+        """
+        ...
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Writing(Protocol):
+    """A file without a name. A context manager: leaving it without `commit` discards the file."""
+
+    @property
+    def inode(self) -> InodeId: ...
+    @property
+    def descriptor(self) -> int:
+        """The local file: fallocate, pwrite, sendfile into it, from any thread. Closed by `commit` and `discard`."""
+        ...
+
+    def make_durable(self, durability: Durability | None = None) -> None:
+        """Returns when the bytes written so far have reached that state (None: the volume's): may run before `commit`."""
+        ...
+
+    def commit(
+        self,
+        path: bytes,
+        *,
+        replace: bool = True,
+        condition: Condition | None = None,
+        durability: Durability | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
+        mode: int = 0o644,
+    ) -> Attributes:
+        """Give the file its name (parents are made), with its attributes, in one transaction, durable on return.
+
+        Raises AlreadyExistsError (`replace` False), IsDirectoryError, what `condition` raises; then nothing has changed and the
+        file can be committed elsewhere.
+        """
+        ...
+
+    def discard(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+class FileSystemContract(Protocol):
+    """The methods of `FileSystem`. Safe from any thread."""
+
+    def stat(self, path: bytes) -> Attributes: ...
+    def entries(self, path: bytes, after: bytes = b"", limit: int = 1000) -> list[tuple[Entry, Attributes]]:
+        """Entries with names greater than `after`, in byte order."""
+        ...
+
+    def walk(self, path: bytes) -> Iterator[tuple[bytes, Attributes]]:
+        """Everything below `path`, parents before children, each directory in byte order."""
+        ...
+
+    def make_directories(self, path: bytes, mode: int = 0o755) -> Attributes: ...
+    def remove(self, path: bytes, condition: Condition | None = None) -> None:
+        """A file or an empty directory. Open readings go on."""
+        ...
+
+    def remove_tree(self, path: bytes) -> int:
+        """Everything below `path` and itself; the number of files removed. Not atomic."""
+        ...
+
+    def rename(self, source: bytes, target: bytes, *, replace: bool = True) -> None:
+        """Atomic; parents of the target are made."""
+        ...
+
+    def get_xattr(self, path: bytes, name: bytes) -> bytes: ...
+    def set_xattr(self, path: bytes, name: bytes, value: bytes) -> None: ...
+    def list_xattrs(self, path: bytes) -> list[bytes]: ...
+    def open(self, path: bytes) -> Reading: ...
+    def create(self) -> Writing: ...
+    def splice(self, parts: Sequence[Part]) -> Writing:
+        """A new file, without a name, whose content is those parts one after another: no bytes are moved. Sources that are
+        only staged are stored first. Its `descriptor` cannot be used."""
+        ...
+
+    def is_stored(self, path: bytes) -> bool:
+        """The content is in the store, not only staged."""
+        ...
+
+    def flush(self, timeout_s: float) -> None:
+        """Returns when nothing that this process staged is only on the SSD. Raises DeadlineError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FileSystem(UnnamedOwner):
+    """The volume at a metadata URL, with an SSD directory of this process's own. Safe from any thread; a context manager.
+
+    Not for use in a child after fork: open another.
+    """
+
+    def __init__(self, volume: Volume, ssd: SsdTier) -> None:
+        """Takes over both, started; `at` is the usual way."""
+        self.volume = volume
+        self._ssd = ssd
+        self._tier = ssd.tier
+        self._metadata = volume.metadata
+
+    @classmethod
+    def at(
+        cls,
+        meta_url: str,
+        *,
+        purpose: str,
+        cache_dir: str | None = None,
+        cache_bytes: int = CACHE_BYTES_DEFAULT,
+        memory_bytes: int = MEMORY_BYTES_DEFAULT,
+        host: Host | None = None,
+    ) -> Self:
+        """`cache_dir` None: the first free slot. Raises what `Volume.open` and the SSD directory raise."""
+        volume = Volume.open(meta_url, purpose=purpose, memory_bytes=memory_bytes, host=host)
+        try:
+            ssd = SsdTier(volume, cache_dir, cache_bytes) if cache_dir else _take_slot(volume, meta_url, cache_bytes)
+        except BaseException:
+            volume.close()
+            raise
+        ssd.start()
+        return cls(volume, ssd)
+
+    def close(self) -> None:
+        """What is staged stays staged: safe on the SSD, and stored by whoever comes next."""
+        self._ssd.close()
+        self.volume.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- names ------------------------------------------------------------------------------------------------------
+
+    def stat(self, path: bytes) -> Attributes:
+        """Symlinks are not followed. Raises NotFoundError, NotDirectoryError."""
+        return self._metadata.resolve(_checked(path))
+
+    def entries(self, path: bytes, after: bytes = b"", limit: int = 1000) -> list[tuple[Entry, Attributes]]:
+        """Entries with names greater than `after`, in byte order. Raises NotDirectoryError."""
+        return self._metadata.list_directory_plus(self.stat(path).inode, after, limit)
+
+    def walk(self, path: bytes) -> Iterator[tuple[bytes, Attributes]]:
+        """Everything below `path`, parents before children, each directory in byte order. What vanishes meanwhile is left out."""
+        base = b"/".join(_parts(path))
+        after = b""
+        while True:
+            try:
+                found = self.entries(base, after, _LIST_BATCH)
+            except (NotFoundError, NotDirectoryError):
+                return
+            for entry, attributes in found:
+                child = base + b"/" + entry.name if base else entry.name
+                yield child, attributes
+                if entry.kind is FileKind.DIRECTORY:
+                    yield from self.walk(child)
+            if len(found) < _LIST_BATCH:
+                return
+            after = found[-1][0].name
+
+    def make_directories(self, path: bytes, mode: int = 0o755) -> Attributes:
+        """Like `mkdir -p`. Raises NotDirectoryError where a file is in the way."""
+        current = self._metadata.attributes(ROOT)
+        uid, gid = caller_ids()
+        for name in _parts(path):
+            try:
+                following = self._metadata.lookup(current.inode, name)
+            except NotFoundError:
+                creation = Creation(FileKind.DIRECTORY, mode, uid, gid)
+                following = self._made_or_found(current.inode, name, creation)
+            if following.kind is not FileKind.DIRECTORY:
+                raise NotDirectoryError(f"{name!r} in {path!r} is not a directory")
+            current = following
+        return current
+
+    def _made_or_found(self, parent: InodeId, name: bytes, creation: Creation) -> Attributes:
+        try:
+            return self._metadata.create(parent, name, creation)
+        except AlreadyExistsError:
+            return self._metadata.lookup(parent, name)
+
+    def remove(self, path: bytes, condition: Condition | None = None) -> None:
+        """A file or an empty directory. Open readings go on. `condition` raises to leave it."""
+        parent, name = self._parent_of(path)
+        for _ in range(_RACES_MAX):
+            found = self._metadata.lookup(parent, name)
+            if condition is not None:
+                condition(found)
+            if found.kind is FileKind.DIRECTORY:
+                self._metadata.remove_directory(parent, name)
+                return
+            try:
+                removed = self._metadata.unlink(parent, name, self.volume.session, expected_target=found.inode)
+            except ConflictError:
+                continue
+            self._bury(removed)
+            return
+        raise ConflictError(f"{path!r} was replaced {_RACES_MAX} times while it was being removed")
+
+    def remove_tree(self, path: bytes) -> int:
+        """Everything below `path` and itself; the number of files removed. Not atomic: rename the tree away first."""
+        if self.stat(path).kind is not FileKind.DIRECTORY:
+            self.remove(path)
+            return 1
+        files = 0
+        while found := self.entries(path, b"", _LIST_BATCH):
+            for entry, _ in found:
+                child = path.rstrip(b"/") + b"/" + entry.name
+                if entry.kind is FileKind.DIRECTORY:
+                    files += self.remove_tree(child)
+                else:
+                    self.remove(child)
+                    files += 1
+        self.remove(path)
+        return files
+
+    def rename(self, source: bytes, target: bytes, *, replace: bool = True) -> None:
+        """Atomic; parents of the target are made. Durable on return."""
+        source_parent, source_name = self._parent_of(source)
+        target_parent, target_name = self._parent_of(target, make=True)
+        removed = self._metadata.rename(
+            source_parent, source_name, target_parent, target_name, replace=replace, holder=self.volume.session
+        )
+        if removed is not None:
+            self._bury(removed)
+        self._metadata.sync()
+
+    def get_xattr(self, path: bytes, name: bytes) -> bytes:
+        return self._metadata.get_xattr(self.stat(path).inode, name)
+
+    def set_xattr(self, path: bytes, name: bytes, value: bytes) -> None:
+        self._metadata.set_xattr(self.stat(path).inode, name, value)
+
+    def list_xattrs(self, path: bytes) -> list[bytes]:
+        return self._metadata.list_xattrs(self.stat(path).inode)
+
+    def _parent_of(self, path: bytes, *, make: bool = False) -> tuple[InodeId, bytes]:
+        parts = _parts(path)
+        if not parts:
+            raise InvalidRequestError("the root of the volume has no name")
+        parent = b"/".join(parts[:-1])
+        directory = self.make_directories(parent) if make else self.stat(parent)
+        return directory.inode, parts[-1]
+
+    # ---- contents ---------------------------------------------------------------------------------------------------
+
+    def open(self, path: bytes) -> TierReading:
+        """Raises NotFoundError, IsDirectoryError, InvalidRequestError (a device or a link), and what a fill raises."""
+        attributes = self.stat(path)
+        if attributes.kind is FileKind.DIRECTORY:
+            raise IsDirectoryError(f"{path!r} is a directory")
+        if attributes.kind is not FileKind.REGULAR:
+            raise InvalidRequestError(f"{path!r} is not a regular file")
+        return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
+
+    def create(self) -> Unnamed:
+        """A file to write, without a name until `commit`. Waits, bounded, for room on the SSD (NoSpaceError)."""
+        self._tier.room.wait_for_room()
+        uid, gid = caller_ids()
+        creation = Creation(FileKind.REGULAR, 0o644, uid, gid, staged_in=self._tier.cache)
+        attributes = self._metadata.create_unnamed(creation, self.volume.session)
+        return Unnamed(attributes.inode, self._tier.create(attributes.inode, attributes.version), self)
+
+    def splice(self, parts: Sequence[Part]) -> Unnamed:
+        """A new file by reference to stored ones. Raises InvalidRequestError (beyond an end), DeadlineError."""
+        extents: list[Extent] = []
+        size = 0
+        for part in parts:
+            extents.extend(self._slice(part, size))
+            size += part.length
+        uid, gid = caller_ids()
+        creation = Creation(FileKind.REGULAR, 0o644, uid, gid)
+        attributes = self._metadata.create_unnamed(creation, self.volume.session, extents, size)
+        return Unnamed(attributes.inode, None, self)
+
+    def _slice(self, part: Part, at: int) -> Iterator[Extent]:
+        """The extents of a part, moved to offset `at` of the new file."""
+        source = self._stored(part.inode)
+        if part.offset < 0 or part.length < 0 or part.offset + part.length > source.size_bytes:
+            raise InvalidRequestError(f"inode {part.inode} has no {part.length} bytes at {part.offset}")
+        for extent in self._metadata.extents(part.inode):
+            start, end = max(extent.offset, part.offset), min(extent.end, part.offset + part.length)
+            if start < end:
+                within = extent.block_offset + start - extent.offset
+                yield Extent(at + start - part.offset, end - start, extent.block, within)
+
+    def _stored(self, inode: InodeId) -> Attributes:
+        """The attributes once the content is in the store; staged ones are hurried. Raises DeadlineError."""
+        clock = self.volume.host.clock
+        deadline_s = clock.monotonic_s() + BACKPRESSURE_WAIT_S
+        while (attributes := self._metadata.attributes(inode)).staged_in != NO_CACHE:
+            self._ssd.drainer.hurry()
+            if clock.monotonic_s() > deadline_s:
+                raise DeadlineError(f"inode {inode} was not stored within {BACKPRESSURE_WAIT_S:.0f} s")
+            clock.sleep(_POLL_S)
+        return attributes
+
+    def is_stored(self, path: bytes) -> bool:
+        """The content is in the store, not only staged."""
+        return self.stat(path).staged_in == NO_CACHE
+
+    def flush(self, timeout_s: float) -> None:
+        """Returns when nothing that this process staged is only on the SSD. Raises DeadlineError."""
+        self._ssd.flush(timeout_s)
+
+    # ---- what an unnamed file asks ----------------------------------------------------------------------------------
+
+    def make_durable(self, unnamed: Unnamed, durability: Durability | None) -> None:
+        """See `Writing.make_durable`."""
+        if unnamed.file is None:
+            return  # its bytes are in the store already
+        if (durability or self.volume.config.durability) is Durability.STORE:
+            self._ssd.drainer.store_now(unnamed.file)
+        else:
+            make_durable(self._tier.part, unnamed.file)
+
+    def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
+        """See `Writing.commit`: bytes first, then the name, then the log that has it."""
+        parent, name = self._parent_of(naming.path, make=True)
+        if unnamed.file is not None:
+            self._tier.publish(unnamed.file)
+        self.make_durable(unnamed, durability)
+        placement = Placement(unnamed.inode, parent, name, naming.mode, naming.replace, naming.xattrs)
+        attributes, removed = self._metadata.place(placement, self.volume.session, naming.condition)
+        self._metadata.sync()
+        if unnamed.file is not None:
+            self._tier.release(unnamed.file, writer=True)
+        if removed is not None:
+            self._bury(removed)
+        return attributes
+
+    def discard(self, unnamed: Unnamed) -> None:
+        if unnamed.file is not None:
+            self._tier.mark_deleted(unnamed.inode)
+            self._tier.release(unnamed.file, writer=True)
+        self._dispose(unnamed.inode)
+
+    def _bury(self, removed: Removed) -> None:
+        """A name is gone. With the last one the inode is an orphan of this session, until nobody here has it open."""
+        if removed.gone and removed.kind is not FileKind.DIRECTORY:
+            self._tier.mark_deleted(removed.inode)
+            if not self._tier.is_open(removed.inode):
+                self._dispose(removed.inode)
+
+    def _close_reading(self, file: LocalFile) -> None:
+        self._tier.release(file, writer=False)
+        if file.deleted and not self._tier.is_open(file.inode):
+            self._dispose(file.inode)
+
+    def _dispose(self, inode: InodeId) -> None:
+        self._metadata.reclaim_orphan(inode, self.volume.session)
+        self._tier.discard(inode)
+
+
+def _parts(path: bytes) -> list[bytes]:
+    parts = [part for part in path.split(b"/") if part]
+    if b"." in parts or b".." in parts:
+        raise InvalidRequestError(f"{path!r}: no `.` or `..` in a path of the volume")
+    return parts
+
+
+def _checked(path: bytes) -> bytes:
+    return b"/".join(_parts(path))
+
+
+def _take_slot(volume: Volume, meta_url: str, cache_bytes: int) -> SsdTier:
+    """The first slot that no living process uses; what its last user left staged is ours to store now."""
+    clients = f"{parse_meta_url(meta_url).path.rpartition('/')[0]}/clients"
+    for number in range(_SLOTS_MAX):
+        try:
+            return SsdTier(volume, f"{clients}/{number}", cache_bytes)
+        except BusyError:
+            continue
+    raise BusyError(f"all {_SLOTS_MAX} slots below {clients} are in use")
