@@ -34,6 +34,8 @@ from tieredfs.limits import (
     DRAIN_DELAY_S,
     FILL_WAIT_S,
     MIB,
+    PACK_DELAY_S,
+    PACKED_FILE_BYTES_MAX,
 )
 from tieredfs.model import NO_CACHE, Attributes, InodeId, StagedRecord
 
@@ -99,6 +101,11 @@ class Tier:
         with self._lock:
             for inode in pins:
                 self._resident.pin(inode)
+
+    def find(self, inode: InodeId) -> LocalFile | None:
+        """The entry of an inode, if it has one now."""
+        with self._lock:
+            return self._files.get(inode)
 
     def active(self) -> list[LocalFile]:
         """Entries that exist now."""
@@ -432,21 +439,6 @@ class Tier:
                 file.metadata_durable = False
                 crash.here("flush.published")
 
-    def set_times(self, inode: InodeId, attributes: Attributes) -> None:
-        """The file was given times: a staged local file must say the same, for it will be asked when it is drained."""
-        with self._lock:
-            file = self._files.get(inode)
-        if file is None or not file.dirty:
-            return
-        with file.lock:
-            if file.dirty and not (file.deleted and file.descriptor < 0):
-                os.utime(
-                    file.descriptor if file.descriptor >= 0 else file.path,
-                    ns=(attributes.atime_ns, attributes.mtime_ns),
-                )
-                if file.published is not None:
-                    file.published = (file.published[0], attributes.mtime_ns)
-
     def release(self, file: LocalFile, *, writer: bool) -> None:
         """A handle is gone. The last writer seals; the last handle closes the local file."""
         sealed = False
@@ -472,7 +464,8 @@ class Tier:
             self.unwrite(file)
             return False
         self.publish(file)
-        file.drain_not_before_s = self.part.host.clock.monotonic_s() + DRAIN_DELAY_S
+        delay_s = PACK_DELAY_S if file.size_bytes <= PACKED_FILE_BYTES_MAX else DRAIN_DELAY_S
+        file.drain_not_before_s = self.part.host.clock.monotonic_s() + delay_s
         file.apply(FileEvent.WRITERS_GONE)
         return True
 

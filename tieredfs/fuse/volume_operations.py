@@ -16,6 +16,7 @@ from typing import Final
 
 from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
+from tieredfs.cache.times import set_times
 from tieredfs.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -220,7 +221,7 @@ class VolumeOperations:
             if change != AttributeChange():
                 self._metadata.set_attributes(inode, change)
                 if change.mtime_ns is not None:
-                    self._tier.set_times(inode, self._metadata.attributes(inode))
+                    set_times(self._tier, self._metadata.attributes(inode))
         return self.attributes(inode)
 
     def _truncate(self, inode: InodeId, size_bytes: int, handle: int | None) -> None:
