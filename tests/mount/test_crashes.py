@@ -6,7 +6,6 @@ the next mount has all that was acknowledged. After either, three looks: at once
 once the SSD has been emptied, when every byte comes from the store.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -96,15 +95,7 @@ def world(lifetime: World) -> Iterator[World]:
         lifetime.mount()
     yield lifetime
     for story in lifetime.stories:
-        let_go(story)
-
-
-def let_go(story: stories.Story) -> None:
-    """Close the descriptor that a story holds, of a mount that may be dead."""
-    if story.descriptor >= 0:
-        with contextlib.suppress(OSError):
-            os.close(story.descriptor)
-        story.descriptor = -1
+        story.abandon()
 
 
 def look_again(world: World) -> None:
@@ -142,8 +133,8 @@ def test_daemon_and_keeper_die_and_nothing_acknowledged_is_lost(world: World, po
     except OSError:
         assert not world.tokens.left(), "only who died may have failed"
     wait_until(lambda: not world.tokens.left(), f"daemon and keeper die at {point}")
+    story.abandon()
     clear_away(world.lab)
-    let_go(story)  # passthrough outlives the daemon: while it is open the local file may still change, and stays staged
     world.mount()
     story.check()
     look_again(world)

@@ -245,7 +245,8 @@ class Drainer:
         return kept
 
     def _snapshot(self, file: LocalFile, descriptor: int) -> _Taken | None:
-        """None: it is stored as it is. The pages are cleaned first, for a write to a dirty mapped page leaves no trace."""
+        """None: it is stored as it is. The pages are cleaned first, for a write to a dirty mapped page leaves no trace; and
+        while the file stays staged recovery prefers the local file, so nothing is stored that is not durable here."""
         self._part.host.files.sync(descriptor)
         stamp = stamp_of(self._part.host.files.stat(descriptor))
         if stamp in {file.snapshot_stamp, file.fresh_stamp}:
@@ -322,10 +323,13 @@ class Drainer:
                 return
             file.apply(FileEvent.DRAIN_FAILED)
             file.drain_not_before_s = self._part.host.clock.monotonic_s() + DRAIN_DELAY_S
-        self._discard_if_void(taken)
+            self._discard_if_void(taken)
 
     def _discard_if_void(self, taken: _Taken) -> None:
-        """A content that was not committed because its file is deleted, or because another host wrote a newer one."""
+        """A content that was not committed because its file is deleted, or because another host wrote a newer one.
+
+        Under `file.lock`: a writer of ours who came in between would have made the newer version, and would lose it.
+        """
         try:
             current = self._part.metadata.attributes(taken.file.inode).version
         except NotFoundError:

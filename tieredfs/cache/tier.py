@@ -39,6 +39,8 @@ from tieredfs.model import NO_CACHE, Attributes, InodeId, StagedRecord
 
 FILL_BEFORE_OPEN_BYTES: Final = 16 * MIB
 """A file up to this size is whole before its open returns, so that even its first reader gets passthrough."""
+_EVICT_LOOKS: Final = 10
+_EVICT_LOOK_S: Final = 0.01
 
 
 class Tier:

@@ -311,7 +311,6 @@ class VolumeOperations:
         if not file.dirty:
             self._metadata.sync()
         elif self._volume.config.durability is Durability.STORE and not file.deleted:
-            make_durable(self._tier.part, file)  # it stays staged while it is open, and recovery prefers what is staged
             self._drainer.store_now(file)
             self._metadata.sync()
         else:
