@@ -132,4 +132,5 @@ def test_the_documents_name_no_limit_that_is_not_so() -> None:
     assert f"{limits.CODE_WIDTH_MAX} chunks to a block" in text
     assert f"{limits.DISKS_MAX:,} disks" in text
     assert f"at most {limits.BLOCK_BYTES_MAX // limits.MIB} MiB" in text
-    assert f"at the latest {limits.DRAIN_DEADLINE_S:.0f} s after" in text
+    assert f"{limits.DRAIN_DELAY_S:.0f} s after close (small files {limits.PACK_DELAY_S:.0f} s" in text
+    assert f"as it is after {limits.DRAIN_DEADLINE_S:.0f} s" in text
