@@ -62,6 +62,20 @@ def test_the_crash_table_has_one_row_per_crash_point_in_order() -> None:
     assert {row[0]: len(row) for row in rows if len(row) != CRASH_COLUMNS} == {}, "an empty cell"
 
 
+def functions_named(cell: str) -> list[tuple[str, str]]:
+    """File and function of each test that a row names; no function: the whole file."""
+    return [(file, name) for file, _, name in (text.partition("::") for text in re.findall(r"`([^`]+)`", cell))]
+
+
+@pytest.mark.parametrize("row", crash_rows(), ids=lambda row: row[0].strip("`"))
+def test_the_tests_of_a_crash_point_exist_and_one_names_it(row: list[str]) -> None:
+    point, named = row[0].strip("`"), functions_named(row[-1])
+    texts = {file: (ROOT / file).read_text() for file, _ in named}
+    assert named
+    assert [name for file, name in named if name and f"def {name}(" not in texts[file]] == []
+    assert any(f'"{point}"' in text for text in texts.values()), "none of these files dies there"
+
+
 def calls_of_here() -> set[str]:
     """The names that the code dies at, read from its source."""
     found = set()
@@ -70,8 +84,8 @@ def calls_of_here() -> set[str]:
     return found
 
 
-def test_every_crash_point_in_the_code_is_a_known_one() -> None:
-    assert calls_of_here() <= set(crash.POINTS)
+def test_the_crash_points_in_the_code_are_those_that_are_known() -> None:
+    assert calls_of_here() == set(crash.POINTS)
 
 
 def test_lock_files_pin_every_line_exactly() -> None:
@@ -118,4 +132,5 @@ def test_the_documents_name_no_limit_that_is_not_so() -> None:
     assert f"{limits.CODE_WIDTH_MAX} chunks to a block" in text
     assert f"{limits.DISKS_MAX:,} disks" in text
     assert f"at most {limits.BLOCK_BYTES_MAX // limits.MIB} MiB" in text
-    assert f"at the latest {limits.DRAIN_DEADLINE_S:.0f} s after" in text
+    assert f"{limits.DRAIN_DELAY_S:.0f} s after close (small files {limits.PACK_DELAY_S:.0f} s" in text
+    assert f"as it is after {limits.DRAIN_DEADLINE_S:.0f} s" in text

@@ -94,6 +94,9 @@ CACHE_FREE_RESERVE_BYTES: Final = 256 * MIB
 """The file system below the cache directory is never filled further than this by us."""
 STORE_FREE_RESERVE_BYTES: Final = 64 * MIB
 """A disk with less than this free takes no new chunk."""
+PACK_DELAY_S: Final = 5.0
+"""A small file sealed this long ago is drained, with all that were sealed since: a burst of them shares blocks, and the syncs
+of the drain do not slow the burst down."""
 DRAIN_DELAY_S: Final = 1.0
 """A file sealed this long ago is drained, oldest first: time for small files to gather into one block."""
 DRAIN_DEADLINE_S: Final = 30.0
@@ -130,6 +133,6 @@ assert PACKED_FILE_BYTES_MAX < BLOCK_BYTES_DEFAULT
 assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
-assert DRAIN_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S
+assert DRAIN_DELAY_S <= PACK_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S
 assert DRAIN_QUIET_S < DRAIN_DEADLINE_S < DRAIN_BUSY_DEADLINE_S
 assert 3 * BLOCK_BYTES_DEFAULT // 2 * 2 < MEMORY_BYTES_DEFAULT, "two encoded blocks in flight fit the default ceiling"

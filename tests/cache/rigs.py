@@ -143,7 +143,9 @@ class Rig:
             self.tier.release(file, writer=False)
 
     def flush(self) -> None:
+        """The metadata says that all is stored a moment before the tier has noted it."""
         self.ssd.flush(WAIT_S)
+        wait_until(lambda: not self.tier.room.dirty_files(), "the tier knows that all is stored")
 
     def state(self, inode: InodeId) -> FileState:
         return self.tier.state_of(inode)

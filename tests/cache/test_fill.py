@@ -162,3 +162,42 @@ def test_a_hole_needs_no_block_and_a_file_of_holes_none_at_all() -> None:
         assert made.get(inode) == bytes(10 * BLOCK)
         assert made.blocks.reads == []
         assert made.state(inode) is FileState.RESIDENT
+
+
+def descriptors(made: Rig) -> list[str]:
+    """What this process has open in the cache directory, of contents."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(link) for link in links if os.path.islink(link)]
+    places = (f"{made.root}/cache/content", f"{made.root}/cache/filling")
+    return [target for target in targets if target.startswith(places)]
+
+
+def test_no_descriptor_is_left_behind() -> None:
+    with rig() as made:
+        inode = evicted_file(made)
+        assert descriptors(made) == []
+        made.change(inode, b"fetched in order to be written to")
+        made.flush()
+        made.tier.evict(inode)
+        made.get(inode)
+        made.tier.evict(inode)
+        made.tier.warm(inode, pin=False)
+        wait_until(lambda: made.state(inode) is FileState.RESIDENT, "it is idle")
+        made.change(inode, b"")
+        made.put("another", b"data")
+        made.flush()
+        wait_until(lambda: descriptors(made) == [], "the last one is closed")
+
+
+@pytest.mark.allows_warnings("damaged beyond repair")
+def test_no_descriptor_is_left_behind_by_a_fill_that_fails() -> None:
+    with rig() as made:
+        inode = evicted_file(made)
+        made.hide(0, 1, 2)
+        for _ in range(5):
+            with pytest.raises(DataLossError):
+                made.tier.open_write(inode, truncate=False)
+            with pytest.raises(DataLossError):
+                made.get(inode)
+        wait_until(lambda: descriptors(made) == [], "the last one is closed")
+        made.show(0, 1, 2)

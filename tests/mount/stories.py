@@ -85,6 +85,12 @@ class Story:
         descriptor, self.descriptor = self.descriptor, -1
         os.close(descriptor)
 
+    def abandon(self) -> None:
+        """The program ends. As long as a handle of a dead mount is open, the kernel keeps the local file open for writing."""
+        if self.descriptor >= 0:
+            with contextlib.suppress(OSError):
+                self.close()
+
     def create(self, name: str, data: bytes, others: Contents) -> list[Step]:
         """open, write, fsync and close a new file."""
         return [

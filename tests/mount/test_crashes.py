@@ -6,7 +6,6 @@ the next mount has all that was acknowledged. After either, three looks: at once
 once the SSD has been emptied, when every byte comes from the store.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -96,10 +95,7 @@ def world(lifetime: World) -> Iterator[World]:
         lifetime.mount()
     yield lifetime
     for story in lifetime.stories:
-        if story.descriptor >= 0:
-            with contextlib.suppress(OSError):  # of a mount that is dead
-                os.close(story.descriptor)
-            story.descriptor = -1
+        story.abandon()
 
 
 def look_again(world: World) -> None:
@@ -137,6 +133,7 @@ def test_daemon_and_keeper_die_and_nothing_acknowledged_is_lost(world: World, po
     except OSError:
         assert not world.tokens.left(), "only who died may have failed"
     wait_until(lambda: not world.tokens.left(), f"daemon and keeper die at {point}")
+    story.abandon()
     clear_away(world.lab)
     world.mount()
     story.check()

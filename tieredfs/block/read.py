@@ -212,7 +212,8 @@ class _Losses:
         block = self._block
         gone = {index for index, error in self.errors.items() if not isinstance(error, UnavailableError)}
         left = {location.index for location in block.chunks} - gone - self.damaged
-        text = f"block {block.block:x} ({block.code}) cannot be read: " + "; ".join(map(str, self.errors.values()))
+        reasons = "; ".join(map(str, self.errors.values())) or f"chunks {sorted(self.damaged)} are missing or rotten"
+        text = f"block {block.block:x} ({block.code}) cannot be read: {reasons}"
         return DataLossError(text) if len(left) < block.code.data_count else UnavailableError(text)
 
 

@@ -1,6 +1,7 @@
 """The drain: what is staged goes to the store, oldest first.
 
-A content is due when it has been sealed for `DRAIN_DELAY_S`, so that files written together share a block; at once when
+A content is due when it has been sealed for `DRAIN_DELAY_S`, a small one for `PACK_DELAY_S`, and then all small ones that were
+sealed since go with it, so that files written together share blocks; at once when
 somebody waits for it or room is short. A file that stays open is stored after `DRAIN_DEADLINE_S`, when it has been quiet
 for a moment, or at the latest after `DRAIN_BUSY_DEADLINE_S`: then its bytes of this moment become the last safe
 content, and it stays staged. Such a snapshot takes a tenth of the time at most: a file that is written for hours is not
@@ -180,7 +181,7 @@ class Drainer:
             return [oldest]
         batch: list[LocalFile] = []
         total = 0
-        for file in due:
+        for file in (*due, *self._sealed_since(due)):
             if not _packable(file):
                 continue
             if batch and (total + file.size_bytes > self._block_bytes or len(batch) >= PACK_FILES_MAX):
@@ -188,6 +189,17 @@ class Drainer:
             batch.append(file)
             total += file.size_bytes
         return batch
+
+    def _sealed_since(self, due: Sequence[LocalFile]) -> list[LocalFile]:
+        """Sealed files that are not due yet, oldest first."""
+        known = set(map(id, due))
+        now_s = self._part.host.clock.monotonic_s()
+        others = [
+            file
+            for file in self._tier.room.dirty_files()
+            if id(file) not in known and file.state is FileState.SEALED and file.retry_not_before_s <= now_s
+        ]
+        return sorted(others, key=lambda file: file.staged_since_s)
 
     def _take_all(self, files: Sequence[LocalFile]) -> list[_Taken]:
         """Begin with those that can be read: one that the SSD lost must not hold up the others."""
@@ -245,7 +257,8 @@ class Drainer:
         return kept
 
     def _snapshot(self, file: LocalFile, descriptor: int) -> _Taken | None:
-        """None: it is stored as it is. The pages are cleaned first, for a write to a dirty mapped page leaves no trace."""
+        """None: it is stored as it is. The pages are cleaned first, for a write to a dirty mapped page leaves no trace; and
+        while the file stays staged recovery prefers the local file, so nothing is stored that is not durable here."""
         self._part.host.files.sync(descriptor)
         stamp = stamp_of(self._part.host.files.stat(descriptor))
         if stamp in {file.snapshot_stamp, file.fresh_stamp}:
@@ -322,10 +335,13 @@ class Drainer:
                 return
             file.apply(FileEvent.DRAIN_FAILED)
             file.drain_not_before_s = self._part.host.clock.monotonic_s() + DRAIN_DELAY_S
-        self._discard_if_void(taken)
+            self._discard_if_void(taken)
 
     def _discard_if_void(self, taken: _Taken) -> None:
-        """A content that was not committed because its file is deleted, or because another host wrote a newer one."""
+        """A content that was not committed because its file is deleted, or because another host wrote a newer one.
+
+        Under `file.lock`: a writer of ours who came in between would have made the newer version, and would lose it.
+        """
         try:
             current = self._part.metadata.attributes(taken.file.inode).version
         except NotFoundError:

@@ -5,6 +5,7 @@ extent, hence at most one block: decoding around a lost chunk needs the whole bl
 one SSD a block of 64 MiB takes under 0.1 s.
 """
 
+import errno
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tieredfs.block.store import BlockStore
-from tieredfs.errors import DataLossError, DeadlineError, TieredError, UnavailableError
+from tieredfs.errors import DataLossError, DeadlineError, NoSpaceError, TieredError, UnavailableError
 from tieredfs.host import Files, crash
 from tieredfs.host.buffers import BufferPool
 from tieredfs.limits import FILL_WAIT_S
@@ -113,6 +114,14 @@ class Fill:
                 self._pending.appendleft(part)
 
 
+def _domain_error(error: TieredError | OSError) -> TieredError:
+    if isinstance(error, TieredError):
+        return error
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoSpaceError("the SSD is full of data that is not stored yet: there is no room to fetch a file")
+    return UnavailableError(f"the SSD failed: {error}")
+
+
 class Filler:
     """Threads that carry fills out. One per tier."""
 
@@ -143,8 +152,7 @@ class Filler:
             try:
                 self._fetch(fill, fill.extents[part])
             except (TieredError, OSError) as error:
-                known = error if isinstance(error, TieredError) else UnavailableError(f"the SSD failed: {error}")
-                if fill.fail(known):
+                if fill.fail(_domain_error(error)):
                     on_failed()
                 return
             if fill.arrived(part):

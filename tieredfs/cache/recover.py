@@ -7,7 +7,8 @@ The metadata names what exists on this SSD only (`Metadata.staged`). For each su
   perhaps more that nobody was promised;
 - under an earlier one, when the crash came between record and renaming: then it is this content, unless the record says that
   the file was to be emptied;
-- or not at all, when nothing was ever acknowledged, or the SSD lost it.
+- or not at all, when nothing was ever acknowledged, or the SSD lost it: then the last stored content is the content, which
+  for a file that was just created is an empty one.
 
 Everything else in the directory is a copy: kept if its inode still has that version and the machine has been up since (its
 bytes are then certainly whole), deleted otherwise. Copies are judged before the boot is noted, so that a recovery which
@@ -51,10 +52,18 @@ def recover(tier: Tier) -> Recovered:
     rolled_back: list[InodeId] = []
     staged = 0
     for record in tier.staged_records():
+        try:
+            attributes = part.metadata.attributes(record.inode)
+        except NotFoundError:
+            continue  # deleted, and the record with it, since the list was made
         versions = found.pop(record.inode, [])
-        if _adopt_staged(tier, record, versions):
+        chosen = newest_of(record.version, versions)
+        if chosen is not None:
+            _adopt_staged(tier, record, attributes, chosen, versions)
             staged += 1
-        else:
+            continue
+        part.metadata.abandon_write(record.inode, record.version)
+        if attributes.size_bytes:
             rolled_back.append(record.inode)
     kept, removed = _sort_copies(tier, found)
     tier.adopt_pins(part.directory.load_pins())
@@ -76,32 +85,26 @@ def newest_of(version: int, versions: Sequence[int]) -> int | None:
     return min(later) if later else max(versions, default=None)
 
 
-def _adopt_staged(tier: Tier, record: StagedRecord, versions: Sequence[int]) -> bool:
-    """Make a SEALED entry of a staged content; False when there is no local file for it and it was rolled back."""
+def _adopt_staged(
+    tier: Tier, record: StagedRecord, attributes: Attributes, chosen: int, versions: Sequence[int]
+) -> None:
+    """Make a SEALED entry of a staged content whose local file has the version `chosen`."""
     part = tier.part
-    try:
-        attributes = part.metadata.attributes(record.inode)
-    except NotFoundError:
-        return True  # deleted, and the record with it, since the list was made
-    chosen = newest_of(record.version, versions)
     path = part.directory.content(record.inode, record.version)
-    if chosen is None and attributes.size_bytes:
-        part.metadata.abandon_write(record.inode, record.version)
-        return False
-    if chosen is not None and chosen != record.version:
+    if chosen != record.version:
         part.host.files.rename(part.directory.content(record.inode, chosen), path)
     for version in versions:
         if version not in {chosen, record.version}:
             part.host.files.unlink(part.directory.content(record.inode, version))
-    if chosen is None or (chosen < record.version and attributes.size_bytes == 0):
-        _make_empty(tier, path, attributes)
+    if chosen < record.version and attributes.size_bytes == 0:
+        _empty(tier, path, attributes)
     tier.adopt(_sealed(tier, record, path))
-    return True
 
 
-def _make_empty(tier: Tier, path: str, attributes: Attributes) -> None:
+def _empty(tier: Tier, path: str, attributes: Attributes) -> None:
+    """Carry out the truncation that the record speaks of."""
     files = tier.part.host.files
-    descriptor = files.open(path, os.O_RDWR | os.O_CREAT)
+    descriptor = files.open(path, os.O_RDWR)
     try:
         files.truncate(descriptor, 0)
         os.utime(descriptor, ns=(attributes.atime_ns, attributes.mtime_ns))

@@ -34,6 +34,8 @@ from tieredfs.limits import (
     DRAIN_DELAY_S,
     FILL_WAIT_S,
     MIB,
+    PACK_DELAY_S,
+    PACKED_FILE_BYTES_MAX,
 )
 from tieredfs.model import NO_CACHE, Attributes, InodeId, StagedRecord
 
@@ -77,6 +79,7 @@ class Tier:
             file.users -= 1
             if file.users or file.dirty or file.state is FileState.FILLING:
                 return
+            self._close_descriptor(file)
             if self._files.get(file.inode) is not file:
                 return
             del self._files[file.inode]
@@ -98,6 +101,11 @@ class Tier:
         with self._lock:
             for inode in pins:
                 self._resident.pin(inode)
+
+    def find(self, inode: InodeId) -> LocalFile | None:
+        """The entry of an inode, if it has one now."""
+        with self._lock:
+            return self._files.get(inode)
 
     def active(self) -> list[LocalFile]:
         """Entries that exist now."""
@@ -381,6 +389,7 @@ class Tier:
                 self.part.host.files.unlink(file.path)
                 file.apply(FileEvent.FILL_FAILED)
             self._set_aside(file)
+            self._close_descriptor(file)
 
     def _borrow(self, file: LocalFile, attributes: Attributes) -> None:
         """Read a content where it is staged: in the cache of another mount of this host."""
@@ -396,6 +405,12 @@ class Tier:
                 del self._files[file.inode]
         if not file.handles and not file.dirty and file.state in {FileState.RESIDENT, FileState.STORED}:
             self._delete_local(file)
+
+    def _close_descriptor(self, file: LocalFile) -> None:
+        """If the file has no handles: a fill for a writer has a descriptor before it has a handle."""
+        if file.descriptor >= 0 and not file.handles:
+            descriptor, file.descriptor = file.descriptor, -1
+            self.part.host.files.close(descriptor)
 
     def _ensure_descriptor(self, file: LocalFile) -> None:
         if file.descriptor >= 0:
@@ -424,21 +439,6 @@ class Tier:
                 file.metadata_durable = False
                 crash.here("flush.published")
 
-    def set_times(self, inode: InodeId, attributes: Attributes) -> None:
-        """The file was given times: a staged local file must say the same, for it will be asked when it is drained."""
-        with self._lock:
-            file = self._files.get(inode)
-        if file is None or not file.dirty:
-            return
-        with file.lock:
-            if file.dirty and not (file.deleted and file.descriptor < 0):
-                os.utime(
-                    file.descriptor if file.descriptor >= 0 else file.path,
-                    ns=(attributes.atime_ns, attributes.mtime_ns),
-                )
-                if file.published is not None:
-                    file.published = (file.published[0], attributes.mtime_ns)
-
     def release(self, file: LocalFile, *, writer: bool) -> None:
         """A handle is gone. The last writer seals; the last handle closes the local file."""
         sealed = False
@@ -448,9 +448,7 @@ class Tier:
                 file.writers -= 1
                 if file.writers == 0 and file.state is FileState.STAGING:
                     sealed = self._last_writer_gone(file)
-            if file.handles == 0 and file.descriptor >= 0:
-                self.part.host.files.close(file.descriptor)
-                file.descriptor = -1
+            self._close_descriptor(file)
             self.idle(file)
         if sealed:
             crash.here("seal.done")
@@ -466,7 +464,8 @@ class Tier:
             self.unwrite(file)
             return False
         self.publish(file)
-        file.drain_not_before_s = self.part.host.clock.monotonic_s() + DRAIN_DELAY_S
+        delay_s = PACK_DELAY_S if file.size_bytes <= PACKED_FILE_BYTES_MAX else DRAIN_DELAY_S
+        file.drain_not_before_s = self.part.host.clock.monotonic_s() + delay_s
         file.apply(FileEvent.WRITERS_GONE)
         return True
 
@@ -536,14 +535,8 @@ class Tier:
                 del self._files[file.inode]
 
     def evict(self, inode: InodeId) -> bool:
-        """Drop the copy of one file if it is clean and nobody has it open. Waits a moment for those who only look at it."""
-        for _ in range(_EVICT_LOOKS):
-            if self._evict_entry(file := self.enter(inode)):
-                return True
-            if file.handles or file.state is not FileState.RESIDENT:
-                return False
-            self.part.host.clock.sleep(_EVICT_LOOK_S)
-        return False
+        """Drop the copy of one file if it is clean and nobody has it open."""
+        return self._evict_entry(self.enter(inode))
 
     def evict_bytes(self, bytes_needed: int) -> int:
         """Evict by policy; returns the number of files."""
@@ -560,10 +553,9 @@ class Tier:
         return file
 
     def _evict_entry(self, file: LocalFile) -> bool:
+        """Who is just opening it waits for the lock, and fetches it again."""
         with file.lock:
-            with self._lock:
-                alone = file.users == 1
-            evicted = alone and file.state is FileState.RESIDENT
+            evicted = not file.handles and file.state is FileState.RESIDENT
             if evicted:
                 crash.here("evict.begun")
                 with contextlib.suppress(FileNotFoundError):

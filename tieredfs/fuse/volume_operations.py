@@ -16,6 +16,7 @@ from typing import Final
 
 from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
+from tieredfs.cache.times import set_times
 from tieredfs.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -220,7 +221,7 @@ class VolumeOperations:
             if change != AttributeChange():
                 self._metadata.set_attributes(inode, change)
                 if change.mtime_ns is not None:
-                    self._tier.set_times(inode, self._metadata.attributes(inode))
+                    set_times(self._tier, self._metadata.attributes(inode))
         return self.attributes(inode)
 
     def _truncate(self, inode: InodeId, size_bytes: int, handle: int | None) -> None:
@@ -311,7 +312,6 @@ class VolumeOperations:
         if not file.dirty:
             self._metadata.sync()
         elif self._volume.config.durability is Durability.STORE and not file.deleted:
-            make_durable(self._tier.part, file)  # it stays staged while it is open, and recovery prefers what is staged
             self._drainer.store_now(file)
             self._metadata.sync()
         else:

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -66,6 +67,9 @@ def is_open_for_writing(descriptor: int) -> bool:
     The kernel grants a read lease only on a file without writers, so it is asked for one, which is given back at once.
     A mapping counts, and lives on when its descriptor is closed. False where the file system knows no leases.
     """
+    fcntl.fcntl(
+        descriptor, fcntl.F_SETSIG, signal.SIGURG
+    )  # who breaks the lease meanwhile: SIGIO would end this process
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:

@@ -15,6 +15,7 @@ from typing import Final, Protocol, Self
 from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
 from tieredfs.config import parse_meta_url
+from tieredfs.core.file_life import DIRTY
 from tieredfs.errors import (
     AlreadyExistsError,
     BusyError,
@@ -427,7 +428,10 @@ class FileSystem(UnnamedOwner):
             self._dispose(file.inode)
 
     def _dispose(self, inode: InodeId) -> None:
+        """A content that is here only goes when its deletion is durable: the name must not come back without its bytes."""
         self._metadata.reclaim_orphan(inode, self.volume.session)
+        if self._tier.state_of(inode) in DIRTY:
+            self._metadata.sync()
         self._tier.discard(inode)
 
 

@@ -10,6 +10,7 @@ from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
 from tieredfs.cache.tier import Tier
+from tieredfs.core.file_life import FileState
 from tieredfs.errors import BusyError, DeadlineError
 from tieredfs.limits import CACHE_BYTES_DEFAULT
 from tieredfs.model import NO_CACHE, CacheId, Progress
@@ -42,15 +43,19 @@ class SsdTier:
         self.evictor.start()
 
     def flush(self, timeout_s: float) -> None:
-        """Returns when nothing is staged here. Raises DeadlineError."""
+        """Returns when nothing is staged here, and that is durable. Raises DeadlineError."""
         clock = self.tier.part.host.clock
         deadline_s = clock.monotonic_s() + timeout_s
         self.drainer.hurry(timeout_s)
-        while self.tier.staged_records() or self.room.dirty_files():
+        while self.tier.staged_records() or self._is_committing():
             if clock.monotonic_s() > deadline_s:
                 reason = f" ({self.drainer.last_error})" if self.drainer.last_error else ""
                 raise DeadlineError(f"staged data was not stored within {timeout_s:.0f} s{reason}")
             clock.sleep(0.02)
+
+    def _is_committing(self) -> bool:
+        """Committed, perhaps, but not yet durable."""
+        return any(file.state is FileState.DRAINING for file in self.room.dirty_files())
 
     def close(self) -> None:
         """Stop; what is staged stays staged, for the next mount."""
