@@ -34,7 +34,7 @@ def test_killed_in_the_middle_of_a_put_the_object_is_the_old_one(mortal: Endpoin
     assert [found["Key"] for found in s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["k"]
 
 
-@pytest.mark.parametrize("point", ["flush.published", "sync.data-durable", "create.committed"])
+@pytest.mark.parametrize("point", ["flush.published", "sync.data-durable", "place.committed"])
 def test_killed_at_the_commit_the_object_is_old_or_new(mortal: Endpoint, point: str) -> None:
     assert point in crash.POINTS
     s3 = mortal.client()
@@ -49,7 +49,7 @@ def test_killed_at_the_commit_the_object_is_old_or_new(mortal: Endpoint, point: 
     assert mortal.process.wait(30) == -signal.SIGKILL
     mortal.environment = {}
     mortal.start()
-    expected = NEW if point == "create.committed" else OLD
+    expected = NEW if point == "place.committed" else OLD
     assert mortal.client().get_object(Bucket=bucket, Key="k")["Body"].read() == expected
 
 
@@ -83,7 +83,7 @@ def test_it_ends_politely(mortal: Endpoint) -> None:
     assert mortal.stop(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("point", ["create.committed"])
+@pytest.mark.parametrize("point", ["place.committed"])
 def test_killed_in_a_copy_the_target_is_whole(mortal: Endpoint, point: str) -> None:
     s3 = mortal.client()
     bucket = new_bucket(s3)

@@ -26,6 +26,7 @@ POINTS: Final = (
     "flush.published",
     "sync.data-durable",
     "seal.done",
+    "place.committed",
     "drain.begun",
     "drain.block-written",
     "drain.committed",

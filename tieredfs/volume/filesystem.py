@@ -401,7 +401,7 @@ class FileSystem(UnnamedOwner):
         self.make_durable(unnamed, durability)
         placement = Placement(unnamed.inode, parent, name, naming.mode, naming.replace, naming.xattrs)
         attributes, removed = self._metadata.place(placement, self.volume.session, naming.condition)
-        crash.here("create.committed")
+        crash.here("place.committed")
         self._metadata.sync()
         if unnamed.file is not None:
             self._tier.release(unnamed.file, writer=True)
