@@ -108,12 +108,12 @@ class Endpoint:
             self.process.kill()
             return self.process.wait(WAIT_S)
 
-    def client(self, key: AccessKey | None = None, **options: Any) -> Any:
+    def client(self, key: AccessKey | None = None, host: str = "127.0.0.1", **options: Any) -> Any:
         key = key or self.key
         config = Config(retries={"max_attempts": 1}, **options)
         return boto3.client(
             "s3",
-            endpoint_url=self.url,
+            endpoint_url=f"http://{host}:{self.port}",
             aws_access_key_id=key.access_key_id,
             aws_secret_access_key=key.secret_access_key,
             region_name="us-east-1",

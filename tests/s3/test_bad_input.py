@@ -103,6 +103,20 @@ def test_too_large_is_said_before_it_is_sent(served: Endpoint, bucket: str) -> N
     assert b"100 Continue" not in answer
 
 
+def test_a_connection_is_not_used_again_when_its_body_was_not_read(served: Endpoint, bucket: str) -> None:
+    refused = served.signed("PUT", "/no-such-bucket/k", b"x" * 100)
+    asked = [("Content-Length", "100"), ("Expect", "100-continue")]
+    answer = served.raw(served.head_of(refused, asked), served.head_of(served.signed("GET", f"/{bucket}")))
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nconnection: close" in answer.lower()
+    answer = served.raw(
+        served.head_of(refused, [("Content-Length", "100")]) + b"x" * 100,
+        served.head_of(served.signed("GET", f"/{bucket}")),
+    )
+    assert answer.count(b"HTTP/1.1 ") == 2, "a short body is read to its end, and the connection goes on"
+    assert b"HTTP/1.1 200" in answer
+
+
 STREAMING = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
 
 

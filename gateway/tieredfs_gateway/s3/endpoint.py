@@ -5,25 +5,27 @@ objects take one hop to a thread; large ones go in pieces of a mebibyte, the nex
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from tieredfs.errors import TieredError
 from tieredfs.host import Clock
 from tieredfs.volume.filesystem import FileSystemContract, Writing
-from tieredfs_gateway.s3 import sigv4, xml
+from tieredfs_gateway.s3 import sigv2, sigv4, xml
 from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message, Receive
 from tieredfs_gateway.s3.bucket_calls import BucketCalls
 from tieredfs_gateway.s3.chunked import Decoder
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import XML_TYPE, Caller, Request, Response, latin, parse_request
 from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
-from tieredfs_gateway.s3.keystore import Keystore
+from tieredfs_gateway.s3.keystore import AccessKey, Keystore
 from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
 from tieredfs_gateway.s3.routes import Body, Operation, authorize, route
@@ -35,11 +37,14 @@ Scope = Mapping[str, Any]
 T = TypeVar("T")
 
 SMALL_BODY_BYTES: Final = 256 * 1024
-PIECE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 256 * 1024
 TRANSFERS_MAX: Final = 64
 """Large bodies and objects under way at one time, about 3 MiB of memory each; the others wait."""
 TRANSFER_WAIT_S: Final = 60.0
 SEND_WAIT_S: Final = 60.0
+DRAIN_BYTES_MAX: Final = 8 << 20
+DRAIN_WAIT_S: Final = 5.0
+"""How much of a refused body is read all the same, and how long."""
 _log: Final = logging.getLogger("tieredfs_gateway.s3")
 _access: Final = logging.getLogger("tieredfs_gateway.s3.access")
 
@@ -135,6 +140,8 @@ class Endpoint:
     async def _handle(self, exchange: "_Exchange") -> Response:
         request = exchange.parse(self._domains)
         caller = await self._authenticate(request)
+        if caller.claim.is_link_v2:
+            request = replace(request, headers=sigv2.carried(request.signable) | dict(request.headers))
         operation = route(request)
         exchange.operation = operation.name
         authorize(operation, request, caller.key.scope)
@@ -153,23 +160,34 @@ class Endpoint:
         return await self._run(self._plain[operation.name], request)
 
     async def _authenticate(self, request: Request) -> Caller:
-        claim = sigv4.read(request.signable)
-        if claim is None:
-            raise S3Error("AccessDenied", "Anonymous requests are not allowed.")
-        key = self._keystore.known(claim.access_key_id)
-        if key is None:
-            key = await self._run(self._keystore.find, claim.access_key_id)
-        if key is None:
-            raise S3Error("InvalidAccessKeyId", fields={"AWSAccessKeyId": claim.access_key_id})
         now = datetime.fromtimestamp(self._clock.wall_ns() / 1e9, UTC)
-        sigv4.verify(claim, key.secret_access_key, request.signable, now)
-        return Caller(key, claim)
+        claim = sigv4.read(request.signable)
+        if claim is not None:
+            key = await self._key(claim.access_key_id)
+            sigv4.verify(claim, key.secret_access_key, request.signable, now)
+            return Caller(key, claim)
+        link = sigv2.read(request.signable)
+        if link is None:
+            raise S3Error("AccessDenied", "Anonymous requests are not allowed.")
+        key = await self._key(link.access_key_id)
+        host_bucket = request.bucket if request.virtual_host else b""
+        sigv2.verify(link, key.secret_access_key, request.signable, now, host_bucket)
+        return Caller(key, sigv4.unsigned_claim(link.access_key_id))
+
+    async def _key(self, access_key_id: str) -> AccessKey:
+        key = self._keystore.known(access_key_id)
+        if key is None:
+            key = await self._run(self._keystore.find, access_key_id)
+        if key is None:
+            raise S3Error("InvalidAccessKeyId", fields={"AWSAccessKeyId": access_key_id})
+        return key
 
     def _with_small_body(
         self, operation: Operation, request: Request, caller: Caller, pieces: Sequence[bytes]
     ) -> Response:
         if caller.claim.payload not in sigv4.STREAMING and "content-length" not in request.headers:
-            request = _with_length(request, sum(map(len, pieces)))
+            length = {"content-length": str(sum(map(len, pieces)))}
+            request = replace(request, headers={**request.headers, **length})
         ingest = Ingest(expected_body(request, caller), decoder_of(request, caller))
         content = bytearray()
         views = ingest.take(pieces, lambda views, _: content.extend(b"".join(views)))
@@ -261,6 +279,8 @@ class Endpoint:
         ]
         if not any(name == "content-length" for name, _ in response.headers) and response.status not in (204, 304):
             headers.append((b"content-length", str(len(response.body)).encode()))
+        if await exchange.has_unread_body():
+            headers.append((b"connection", b"close"))
         start = {"type": "http.response.start", "status": response.status, "headers": headers}
         if response.content is None:
             exchange.sent_bytes = len(response.body)
@@ -338,6 +358,18 @@ class _Exchange:
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         self.resource = raw_path.decode("utf-8", "replace")
 
+    async def has_unread_body(self) -> bool:
+        """After a little of what is left was read: who is still sending may not notice an answer. A client that asked whether
+        to send at all (`Expect`) may do either, so its connection cannot be used again."""
+        headers = dict(self._scope["headers"])
+        if self.body.ended or (headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers):
+            return False
+        if b"expect" not in headers:
+            with contextlib.suppress(S3Error, TimeoutError):
+                async with asyncio.timeout(DRAIN_WAIT_S):
+                    await self.body.all(self.body.received_bytes + DRAIN_BYTES_MAX)
+        return not self.body.ended
+
     def parse(self, domains: Sequence[str]) -> Request:
         scope = self._scope
         raw_path = scope.get("raw_path") or scope["path"].encode()
@@ -372,13 +404,6 @@ def decoder_of(request: Request, caller: Caller) -> Decoder | None:
     signer = sigv4.chunk_signer(caller.claim, caller.key.secret_access_key) if signed else None
     size = expected_body(request, caller).size_bytes
     return Decoder(size, signer, trailers_expected=payload != sigv4.STREAMING_SIGNED)
-
-
-def _with_length(request: Request, size_bytes: int) -> Request:
-    headers = {**request.headers, "content-length": str(size_bytes)}
-    return Request(
-        request.signable, headers, request.query, request.bucket, request.key, request.request_id, request.client
-    )
 
 
 def error_response(error: S3Error, resource: str, request_id: str) -> Response:

@@ -37,6 +37,8 @@ class Request:
     key: bytes
     request_id: str
     client: str
+    virtual_host: bool = False
+    """The bucket is in front of the host's name, not in the path."""
 
     @property
     def method(self) -> str:
@@ -113,24 +115,25 @@ def parse_request(
     headers: dict[str, str] = {}
     for name, value in pairs:
         headers[name] = f"{headers[name]},{value}" if name in headers else value
-    bucket, key = _split(raw_path, headers.get("host", ""), domains)
+    bucket, key, virtual_host = _split(raw_path, headers.get("host", ""), domains)
     keys.check_key(key)
     query = {
         name.decode("utf-8", "replace"): value.decode("utf-8", "surrogateescape")
         for name, value in sigv4.query_pairs(raw_query)
     }
-    return Request(sigv4.Signable(method, raw_path, raw_query, pairs), headers, query, bucket, key, request_id, client)
+    signable = sigv4.Signable(method, raw_path, raw_query, pairs)
+    return Request(signable, headers, query, bucket, key, request_id, client, virtual_host)
 
 
-def _split(raw_path: bytes, host: str, domains: Sequence[str]) -> tuple[bytes, bytes]:
+def _split(raw_path: bytes, host: str, domains: Sequence[str]) -> tuple[bytes, bytes, bool]:
     """Path style, or the bucket in front of one of our domains."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     path = raw_path.removeprefix(b"/")
     for domain in domains:
         if name.endswith(f".{domain}"):
-            return name.removesuffix(f".{domain}").encode("utf-8", "replace"), unquote_to_bytes(path)
+            return name.removesuffix(f".{domain}").encode("utf-8", "replace"), unquote_to_bytes(path), True
     bucket, _, key = path.partition(b"/")
-    return unquote_to_bytes(bucket), unquote_to_bytes(key)
+    return unquote_to_bytes(bucket), unquote_to_bytes(key), False
 
 
 def described(headers: Mapping[str, str]) -> Described:
