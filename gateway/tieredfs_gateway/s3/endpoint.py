@@ -295,22 +295,24 @@ class Endpoint:
             await asyncio.shield(self._run(response.content.close))
 
     async def _send_content(self, exchange: "_Exchange", response: Response) -> None:
-        """The next piece is read while one is sent. A client that went, or does not take a piece in time, ends it."""
+        """Piece by piece. A client that went, or does not take a piece in time, ends it.
+
+        What is in the page cache is read here: a hop to a thread costs as much as copying the piece.
+        """
         assert response.content is not None
-        read = response.content.read
-        at, end = response.offset, response.offset + response.length
+        content, at, end = response.content, response.offset, response.offset + response.length
         await exchange.receive()
         gone = asyncio.ensure_future(exchange.receive())
-        reading = self._start(read, at, min(PIECE_BYTES, end - at))
         try:
             while at < end:
-                piece = await reading
+                length = min(PIECE_BYTES, end - at)
+                piece = content.read_now(at, length)
+                if piece is None:
+                    piece = await self._run(content.read, at, length)
                 if not piece or gone.done():
                     raise ClientGoneError
                 at += len(piece)
                 exchange.sent_bytes += len(piece)
-                if at < end:
-                    reading = self._start(read, at, min(PIECE_BYTES, end - at))
                 async with asyncio.timeout(SEND_WAIT_S):
                     await exchange.send({"type": "http.response.body", "body": piece, "more_body": at < end})
         except (TieredError, OSError) as error:  # too late to say so: the client notices the missing bytes
@@ -318,7 +320,6 @@ class Endpoint:
             raise ClientGoneError from error
         finally:
             gone.cancel()
-            await asyncio.shield(asyncio.gather(reading, return_exceptions=True))
 
     def _note(self, exchange: "_Exchange", duration_s: float) -> None:
         metrics, operation = self._metrics, exchange.operation

@@ -66,9 +66,10 @@ class Caller:
 
 
 class Content(Protocol):
-    """Bytes that are sent piece by piece. `read` blocks."""
+    """Bytes that are sent piece by piece. `read` blocks; `read_now` has them at once or not at all."""
 
     def read(self, offset: int, length: int) -> bytes: ...
+    def read_now(self, offset: int, length: int) -> bytes | None: ...
     def close(self) -> None: ...
 
 

@@ -51,6 +51,18 @@ class OpenContent:
         count = self._reading.read_into(offset, memoryview(target))
         return bytes(target[:count])
 
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """Does not block. None when that is not in memory."""
+        descriptor = self._reading.descriptor
+        if descriptor is None:
+            return None
+        target = bytearray(length)
+        try:
+            count = os.preadv(descriptor, [target], offset, os.RWF_NOWAIT)
+        except OSError:  # not there now, or not on this file system: `read` waits, and says what is wrong
+            return None
+        return bytes(target) if count == length else None
+
     def close(self) -> None:
         self._reading.close()
 
