@@ -3,6 +3,7 @@
 import hashlib
 import re
 import socket
+import subprocess
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 from tieredfs_gateway.s3.http import HEADER_BYTES_MAX
 
-from tests.s3.endpoint import Endpoint
+from tests.s3.endpoint import Endpoint, command
 from tests.s3.test_chunked import encode
 from tieredfs.limits import MIB
 
@@ -294,3 +295,13 @@ def test_probes_answer_anybody(served: Endpoint) -> None:
     assert httpx.get(f"{served.url}/healthz").json() == {"status": "ok"}
     text = httpx.get(f"{served.url}/metrics").text
     assert 'tieredfs_s3_requests_total{operation="ListBuckets",status="200"}' in text
+
+
+def test_a_port_that_is_in_use_is_not_shared(served: Endpoint) -> None:
+    line, environment = command(
+        served.root / "entry-points", "s3", served.meta_url, "--listen", f"127.0.0.1:{served.port}"
+    )
+    done = subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "cannot listen" in done.stderr
+    assert served.key.secret_access_key not in (served.root / "log").read_text()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from tieredfs.errors import BusyError, ConfigurationError
 from tieredfs.host import memory
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.s3 import metrics as counting
@@ -81,11 +83,28 @@ def serve(asked: Serving) -> None:
     """Until SIGTERM or SIGINT. Raises what opening the volume raises."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("tieredfs_gateway.s3.access").setLevel(logging.INFO if asked.access_log else logging.WARNING)
+    check_free(asked.host, asked.port)
     memory.keep_freed_memory_low()
     with FileSystem.at(
         asked.meta_url, purpose="s3", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
     ) as volume:
         asyncio.run(_serve(asked, volume))
+
+
+def check_free(host: str, port: int) -> None:
+    """Granian shares ports with whoever listens already. Raises BusyError, ConfigurationError."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ConfigurationError(f"{host!r} is no address of this machine: {error.strerror}") from error
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise BusyError(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen"
+            ) from error
 
 
 async def _serve(asked: Serving, volume: FileSystem) -> None:
@@ -103,7 +122,7 @@ async def _serve(asked: Serving, volume: FileSystem) -> None:
             backlog=BACKLOG,
             backpressure=REQUESTS_MAX,
             http1_settings=HTTP1Settings(header_read_timeout=HEAD_WAIT_MS),
-            log_level=LogLevels.warning,
+            log_level=LogLevels.error,
             ssl_cert=asked.cert,
             ssl_key=asked.key,
         )

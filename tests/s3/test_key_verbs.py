@@ -1,0 +1,44 @@
+"""`tieredfs s3-key`: keys are made, listed without their secrets, and refused once they are removed."""
+
+import json
+import subprocess
+
+import pytest
+from botocore.exceptions import ClientError
+from tieredfs_gateway.s3.keystore import AccessKey, Scope
+
+from tests.s3.endpoint import Endpoint, command
+
+
+def run(served: Endpoint, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    line, environment = command(served.root / "entry-points", "s3-key", *arguments)
+    return subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
+
+
+def test_the_life_of_a_key(served: Endpoint) -> None:
+    added = run(served, "add", served.meta_url, "--bucket", "runs", "--prefix", "a/", "--read-only", "--json")
+    assert added.returncode == 0, added.stderr
+    made = json.loads(added.stdout)
+    assert made["scope"] == {"buckets": ["runs"], "prefix": "a/", "read_only": True}
+    client = served.client(AccessKey(made["access_key_id"], made["secret_access_key"], Scope(), 0))
+    client.list_buckets()
+    listed = run(served, "list", served.meta_url, "--json")
+    assert made["access_key_id"] in [key["access_key_id"] for key in json.loads(listed.stdout)]
+    assert made["secret_access_key"] not in listed.stdout
+    with served.volume() as volume:
+        path = b".tieredfs/s3/keys/" + made["access_key_id"].encode()
+        assert volume.stat(path).mode == 0o600
+        assert volume.stat(b".tieredfs/s3/keys").mode == 0o700
+    removed = run(served, "rm", served.meta_url, made["access_key_id"])
+    assert removed.returncode == 0, removed.stderr
+    with pytest.raises(ClientError) as caught:
+        client.list_buckets()  # the command took longer than the second for which a key is believed
+    assert caught.value.response["Error"]["Code"] == "InvalidAccessKeyId"
+    assert run(served, "rm", served.meta_url, made["access_key_id"]).returncode == 2
+    assert run(served, "rm", served.meta_url, "../../x").returncode == 2
+
+
+def test_scopes_that_make_no_sense_are_refused(served: Endpoint) -> None:
+    refused = run(served, "add", served.meta_url, "--bucket", "Not A Bucket")
+    assert refused.returncode == 2
+    assert "no bucket name" in refused.stderr
