@@ -217,7 +217,7 @@ def test_broken_documents(served: Endpoint, bucket: str, document: bytes) -> Non
 
 
 def test_huge_documents_are_not_read(served: Endpoint, bucket: str) -> None:
-    answer = served.send("POST", f"/{bucket}?delete=", b" " * (9 << 20), {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="})
+    answer = served.send("POST", f"/{bucket}?delete=", b" " * (5 << 20), {"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="})
     assert answer.status_code == 400
 
 

@@ -58,10 +58,17 @@ def test_names_that_no_bucket_has_are_refused(served: Endpoint, name: str) -> No
 
 
 def test_hidden_directories_are_no_buckets(served: Endpoint, s3: Any) -> None:
+    s3.create_bucket(Bucket="hidden-copies")
     assert not any(found["Name"].startswith(".") for found in s3.list_buckets()["Buckets"])
-    for path in ("/.tieredfs/s3/keys/x", "/.tieredfs", "/..%2f..%2fetc/passwd", "/%2e%2e/x"):
+    secrets = f"/.tieredfs/s3/keys/{served.key.access_key_id}"
+    for path in (secrets, secrets.replace(".", "%2e"), "/.tieredfs", "/..%2f..%2fetc/passwd", "/%2e%2e/x"):
         assert served.send("GET", path).status_code in (400, 404)
+        assert served.send("HEAD", path).status_code in (400, 404)
         assert served.send("PUT", path, b"x").status_code in (400, 404)
+        assert served.send("DELETE", path).status_code in (400, 404)
+        copied = served.send("PUT", "/hidden-copies/k", headers={"x-amz-copy-source": path})
+        assert b"<Code>InvalidBucketName</Code>" in copied.content or copied.status_code == 400
+    s3.delete_bucket(Bucket="hidden-copies")
 
 
 # ---- objects ---------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ def test_what_is_written_is_read_back(tree: dict[str, str]) -> None:
         b"<Root>" + b"<a/>" * 200_000 + b"</Root>",
         b"\xff\xfe\x00",
         b"<Root>\x00</Root>",
+        b"<Root>" + b"x" * 100_000 + b"</Root>",
     ],
 )
 def test_broken_xml_and_bombs_are_refused(document: bytes) -> None:

@@ -148,8 +148,7 @@ class Endpoint:
         if operation.body is Body.CONTENT:
             return await self._receive_content(exchange, operation, request, caller)
         if operation.body is Body.SMALL:
-            pieces = await exchange.body.all(xml.DOCUMENT_BYTES_MAX)
-            return await self._run(self._with_small_body, operation, request, caller, pieces)
+            return await self._receive_document(exchange, operation, request, caller)
         if operation.name in ("CopyObject", "UploadPartCopy", "ListBuckets"):
             call = {
                 "CopyObject": self._objects.copy,
@@ -158,6 +157,15 @@ class Endpoint:
             }[operation.name]
             return await self._run(call, request, caller)
         return await self._run(self._plain[operation.name], request)
+
+    async def _receive_document(
+        self, exchange: "_Exchange", operation: Operation, request: Request, caller: Caller
+    ) -> Response:
+        size = request.headers.get("content-length", "")
+        slot = contextlib.nullcontext() if size.isdigit() and int(size[:9]) <= SMALL_BODY_BYTES else self._transfer()
+        async with slot:
+            pieces = await exchange.body.all(xml.DOCUMENT_BYTES_MAX)
+            return await self._run(self._with_small_body, operation, request, caller, pieces)
 
     async def _authenticate(self, request: Request) -> Caller:
         now = datetime.fromtimestamp(self._clock.wall_ns() / 1e9, UTC)
@@ -215,11 +223,14 @@ class Endpoint:
         expected = await self._run(expect, request, caller)
         async with self._transfer():
             writing = await self._run(self._volume.create)
+            handed_over = False
             try:
                 received = await self._receive_into(exchange, writing, expected, decoder_of(request, caller))
-                return await self._run(store, request, writing, received)
+                handed_over = True
+                return await self._run(_store_and_close, store, request, writing, received)
             finally:
-                await asyncio.shield(self._run(writing.discard))
+                if not handed_over:
+                    await asyncio.shield(self._run(writing.discard))
 
     def _store_small(
         self,
@@ -264,7 +275,7 @@ class Endpoint:
     def _start(self, function: Callable[..., T], *arguments: Any) -> "asyncio.Future[T]":
         return asyncio.ensure_future(self._run(function, *arguments))
 
-    def _transfer(self) -> "_Slot":
+    def _transfer(self) -> "contextlib.AbstractAsyncContextManager[None]":
         return _Slot(self._transfers)
 
     # ---- responses --------------------------------------------------------------------------------------------------
@@ -379,7 +390,7 @@ class _Exchange:
         )
 
 
-class _Slot:
+class _Slot(contextlib.AbstractAsyncContextManager[None]):
     """A place among the large transfers. Raises S3Error SlowDown when none comes free in time."""
 
     def __init__(self, semaphore: asyncio.Semaphore) -> None:
@@ -394,6 +405,14 @@ class _Slot:
 
     async def __aexit__(self, *_: object) -> None:
         self._semaphore.release()
+
+
+def _store_and_close(
+    store: Callable[[Request, Writing, Received], Response], request: Request, writing: Writing, received: Received
+) -> Response:
+    """In one thread, so that nothing discards the file while it gets its name."""
+    with writing:
+        return store(request, writing, received)
 
 
 def decoder_of(request: Request, caller: Caller) -> Decoder | None:

@@ -70,7 +70,7 @@ class Store:
     def check_bucket(self, bucket: bytes) -> None:
         """Raises S3Error NoSuchBucket, InvalidBucketName."""
         if not is_bucket_name(bucket):
-            raise S3Error("InvalidBucketName", fields={"BucketName": bucket.decode("utf-8", "replace")[:100]})
+            raise invalid_bucket_name(bucket)
         kind = self._kind(bucket)
         if kind is not FileKind.DIRECTORY:
             raise S3Error("NoSuchBucket", fields={"BucketName": bucket.decode()})
@@ -78,7 +78,7 @@ class Store:
     def create_bucket(self, bucket: bytes) -> None:
         """Raises S3Error BucketAlreadyOwnedByYou, BucketAlreadyExists (a file of that name), InvalidBucketName."""
         if not is_bucket_name(bucket):
-            raise S3Error("InvalidBucketName", fields={"BucketName": bucket.decode("utf-8", "replace")[:100]})
+            raise invalid_bucket_name(bucket)
         kind = self._kind(bucket)
         if kind is FileKind.DIRECTORY:
             raise S3Error("BucketAlreadyOwnedByYou", fields={"BucketName": bucket.decode()})
@@ -297,6 +297,9 @@ class BucketSource:
 
 
 def _places(bucket: bytes, key: bytes) -> tuple[bytes, bytes]:
+    """Raises S3Error InvalidBucketName: what no bucket is called, our hidden directory above all, is never looked into."""
+    if not is_bucket_name(bucket):
+        raise invalid_bucket_name(bucket)
     own, beside = keys.places(key)
     return bucket + b"/" + own, bucket + b"/" + beside
 
@@ -314,6 +317,10 @@ def _aside(bucket: bytes, names: Sequence[bytes]) -> bytes:
 
 def no_such_key(key: bytes) -> S3Error:
     return S3Error("NoSuchKey", fields={"Key": key.decode("utf-8", "replace")})
+
+
+def invalid_bucket_name(bucket: bytes) -> S3Error:
+    return S3Error("InvalidBucketName", fields={"BucketName": bucket.decode("utf-8", "replace")[:100]})
 
 
 _BUCKET_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789.-")

@@ -12,8 +12,10 @@ from xml.parsers import expat
 from tieredfs_gateway.s3.errors import S3Error
 
 NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
-DOCUMENT_BYTES_MAX: Final = 8 << 20
+DOCUMENT_BYTES_MAX: Final = 4 << 20
 """10,000 parts with a checksum each are 3 MiB."""
+_TEXT_CHARS_MAX: Final = 16 * 1024
+"""Of one element; a key has 1,024 bytes."""
 _DEPTH_MAX: Final = 16
 _ELEMENTS_MAX: Final = 100_000
 
@@ -75,6 +77,8 @@ class _Builder:
     def text(self, data: str) -> None:
         if self._open:
             self._open[-1].text += data
+            if len(self._open[-1].text) > _TEXT_CHARS_MAX:
+                raise S3Error("MalformedXML", "An element with too much text.")
 
     def refuse(self, *_: object) -> None:
         raise S3Error("MalformedXML", "Document types and entities are not accepted.")
