@@ -1,9 +1,10 @@
 """The console script: verbs gathered into one application, errors and signals translated once, for all of them."""
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -14,6 +15,9 @@ from tieredfs.cli.outcomes import INTERRUPTED, OK, error_line, exit_code_of
 from tieredfs.cli.render import ReaderLeftError
 from tieredfs.cli.session import new_verbs
 from tieredfs.errors import TieredError
+
+EXTENSIONS: Final = "tieredfs.cli"
+"""The entry point group of further verbs: each a `typer.Typer`, under its entry point's name."""
 
 app = new_verbs(
     "Tiered storage for training: a filesystem at the speed of its SSD over an erasure-coded store.\n\n"
@@ -43,8 +47,17 @@ volume_verbs.add_to(app)
 app.add_typer(disk_verbs.verbs, name="disk")
 
 
+def _add_extensions() -> None:
+    """Groups of verbs that other packages bring, by entry point; what they need is imported when one of them runs."""
+    known = {group.name for group in app.registered_groups}
+    for found in importlib.metadata.entry_points(group=EXTENSIONS):
+        if found.name not in known:
+            app.add_typer(found.load(), name=found.name)
+
+
 def main(arguments: Sequence[str] | None = None, backend: Backend | None = None) -> int:
     """Run one command and return its exit code. `backend`: another than the real one, for tests."""
+    _add_extensions()
     command = typer.main.get_command(app)
     try:
         command.main(args=arguments, prog_name="tieredfs", obj=backend or LocalBackend())
