@@ -31,6 +31,7 @@ demo: $(STAMP_RUN) $(STAMP_DEMO) ## train into an embedded volume, break it, los
 bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of mount and erasure codes against what lies below them
 	$(BIN)/python -m bench.mount $(ARGS)
 	$(BIN)/python -m bench.erasure
+	$(BIN)/python -m bench.checkpoint
 
 lint: $(STAMP_DEV) ## ruff: rules and layout
 	$(BIN)/ruff check .

@@ -26,13 +26,13 @@ from typing import Any, Final
 
 import boto3
 from botocore.config import Config
-from tieredfs_gateway.s3.keystore import AccessKey, Keystore, Scope, make_key
 
 from bench.mount import parse_size
 from tieredfs.config import parse_code
 from tieredfs.limits import MIB
 from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, format_volume
+from tieredfs_gateway.s3.keystore import AccessKey, Keystore, Scope, make_key
 
 CONNECTIONS: Final = 32
 SMALL_BYTES: Final = 4096

@@ -125,6 +125,17 @@ class MountPointError(RequestError):
     """The mount point is missing, not a directory, not empty, or already in use."""
 
 
+# ---- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+class UnstorableError(RequestError):
+    """A value in a tree that cannot be stored without pickle; the message names its path in the tree."""
+
+
+class StateMismatchError(RequestError):
+    """What is loaded into does not fit what was saved; the message names every key that is missing, extra or different."""
+
+
 # ---- conditions --------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +169,18 @@ class DeadlineError(ConditionError):
 
 class WaitInterruptedError(ConditionError):
     """The waiting caller was told to stop waiting."""
+
+    retryable = True
+
+
+class RankMissingError(ConditionError):
+    """Ranks of a collective save or load did not arrive before the deadline; the message has their numbers."""
+
+    retryable = True
+
+
+class RankFailedError(ConditionError):
+    """Another rank's part of a collective save failed, so nothing was saved; the message has its number and its reason."""
 
     retryable = True
 

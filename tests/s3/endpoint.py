@@ -23,12 +23,12 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
-from tieredfs_gateway.s3.keystore import AccessKey, Keystore, Scope, make_key
 
 from tieredfs.config import parse_code
 from tieredfs.limits import MIB
 from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, format_volume
+from tieredfs_gateway.s3.keystore import AccessKey, Keystore, Scope, make_key
 
 WAIT_S = 30.0
 ROOT = Path(__file__).parent.parent.parent

@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from tieredfs_gateway.s3.http import HEADER_BYTES_MAX
 
 from tests.s3.endpoint import Endpoint, command
 from tests.s3.test_chunked import encode
 from tieredfs.limits import MIB
+from tieredfs_gateway.s3.http import HEADER_BYTES_MAX
 
 BODY = b"0123456789" * 1000
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+
 from tieredfs_gateway.s3 import body
 from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message
 from tieredfs_gateway.s3.errors import S3Error

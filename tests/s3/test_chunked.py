@@ -6,6 +6,7 @@ import hmac
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tieredfs_gateway.s3.chunked import ChunkSigner, Decoder
 from tieredfs_gateway.s3.errors import S3Error
 

@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from botocore.exceptions import ClientError
-from tieredfs_gateway.s3.keystore import AccessKey, Scope
 
 from tests.s3.endpoint import WAIT_S, Endpoint, command
+from tieredfs_gateway.s3.keystore import AccessKey, Scope
 
 
 def run(served: Endpoint, *arguments: str) -> "subprocess.CompletedProcess[str]":

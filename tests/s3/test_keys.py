@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tieredfs_gateway.s3 import keys
 from tieredfs_gateway.s3.errors import S3Error
 

@@ -5,10 +5,10 @@ from bisect import bisect_right
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tieredfs_gateway.s3 import keys, listing
-from tieredfs_gateway.s3.errors import S3Error
 
 from tieredfs.model import NO_CACHE, Attributes, FileKind, InodeId
+from tieredfs_gateway.s3 import keys, listing
+from tieredfs_gateway.s3.errors import S3Error
 
 
 def attributes(kind: FileKind) -> Attributes:

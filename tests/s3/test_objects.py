@@ -11,10 +11,10 @@ import httpx
 import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
-from tieredfs_gateway.s3.keystore import Scope
 
 from tests.s3.endpoint import Endpoint, new_bucket
 from tieredfs.limits import MIB
+from tieredfs_gateway.s3.keystore import Scope
 
 BIG = os.urandom(12 * MIB + 17)
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tieredfs_gateway.s3 import record
-from tieredfs_gateway.s3.record import Record
 
 from tests.s3.test_listing import attributes
 from tieredfs.errors import CorruptError
 from tieredfs.model import FileKind
+from tieredfs_gateway.s3 import record
+from tieredfs_gateway.s3.record import Record
 
 GOLDEN = (Path(__file__).parent / "golden" / "user.s3.json").read_bytes().strip()
 FULL = Record(

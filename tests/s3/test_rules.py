@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tieredfs_gateway.s3 import checksums, conditions, multipart, ranges, xml
-from tieredfs_gateway.s3.errors import CODE_OF, CODES, S3Error, told
-from tieredfs_gateway.s3.ranges import Span
 
 from tieredfs.errors import domain_errors
 from tieredfs.host import isal
+from tieredfs_gateway.s3 import checksums, conditions, multipart, ranges, xml
+from tieredfs_gateway.s3.errors import CODE_OF, CODES, S3Error, told
+from tieredfs_gateway.s3.ranges import Span
 
 
 def code_of(call: object, *arguments: object) -> str:

@@ -11,6 +11,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tieredfs_gateway.s3 import sigv4
 from tieredfs_gateway.s3.errors import S3Error
 

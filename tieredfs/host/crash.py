@@ -38,6 +38,16 @@ POINTS: Final = (
     "rebuild.chunk-written",
     "rebuild.committed",
     "gc.chunks-removed",
+    "checkpoint.begun",
+    "checkpoint.rank-arrived",
+    "checkpoint.gathered",
+    "checkpoint.planned",
+    "checkpoint.part-written",
+    "checkpoint.rank-stored",
+    "checkpoint.stored",
+    "checkpoint.manifest-written",
+    "checkpoint.committed",
+    "checkpoint.trashed",
 )
 """In the order of a file's life. A new call of `here` needs a name here and a row in `CRASHES.md`."""
 

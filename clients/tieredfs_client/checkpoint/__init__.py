@@ -1,0 +1,32 @@
+"""Checkpoints of many ranks, all or nothing, as ordinary files of a volume: safetensors and a JSON manifest per checkpoint.
+
+`CheckpointManager` is the door. torch and numpy are optional: neither is imported unless the tree that is saved has them. Names are
+imported when they are used, so that the command line can list its verbs without opening anything.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tieredfs_client.checkpoint.checkpoints import CheckpointManager, Pending
+    from tieredfs_client.checkpoint.load import Loaded
+    from tieredfs_client.checkpoint.retention import KeepBest
+    from tieredfs_client.checkpoint.save import Saved
+    from tieredfs_client.checkpoint.tree import Shard
+
+_HOME: Final = {
+    "CheckpointManager": "checkpoints",
+    "KeepBest": "retention",
+    "Loaded": "load",
+    "Pending": "checkpoints",
+    "Saved": "save",
+    "Shard": "tree",
+}
+
+__all__ = ["CheckpointManager", "KeepBest", "Loaded", "Pending", "Saved", "Shard"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

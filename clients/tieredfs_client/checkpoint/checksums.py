@@ -1,0 +1,56 @@
+"""What is computed over a tensor's memory: checksums, which follow the bytes to their reader, and a content hash.
+
+CRC32C per 4 MiB piece (22 GB/s) finds damage. XXH3-128 (15 GB/s), of the pieces and then of their digests, recognises content
+that is stored already; 32 bits would take two tensors for one once in 4 x 10^9 comparisons, and a long run makes as many.
+A piece is hashed while the checksum has it in the cache. Safe from any thread; the long calls give up the GIL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from tieredfs.host.isal import crc32c
+from tieredfs_client.checkpoint.layout import PIECE_BYTES, PROBE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Of a whole tensor's bytes; the fields are those of `layout.Blob`."""
+
+    content: str
+    probe: int
+    crcs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PieceSums:
+    """Of consecutive pieces."""
+
+    crcs: tuple[int, ...]
+    hashes: tuple[bytes, ...]
+
+
+def probe_of(view: memoryview) -> int:
+    return crc32c(view[:PROBE_BYTES])
+
+
+def sums_of(view: memoryview) -> PieceSums:
+    """`view` begins at a piece; its last piece may be short."""
+    pieces = [view[at : at + PIECE_BYTES] for at in range(0, len(view), PIECE_BYTES)]
+    crcs, hashes = [], []
+    for piece in pieces:
+        crcs.append(crc32c(piece))
+        hashes.append(xxhash.xxh3_128_digest(piece))
+    return PieceSums(tuple(crcs), tuple(hashes))
+
+
+def joined(view: memoryview, parts: Sequence[PieceSums]) -> Digest:
+    """The digest of all of `view`, from those of its consecutive parts."""
+    hashes = b"".join(each for part in parts for each in part.hashes)
+    content = xxhash.xxh3_128_hexdigest(hashes + len(view).to_bytes(8, "little"))
+    return Digest(content, probe_of(view), tuple(crc for part in parts for crc in part.crcs))
+
+
+def digest_of(view: memoryview) -> Digest:
+    return joined(view, [sums_of(view)])

@@ -1,0 +1,240 @@
+"""What a run keeps and what is said of it: after a commit, on demand, and for the command line."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs.errors import BusyError, InvalidRequestError, NotFoundError, TieredError
+from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs_client.checkpoint.layout import Manifest, RankRecord, StoredFile, StoredTensor
+from tieredfs_client.checkpoint.load import Loader
+from tieredfs_client.checkpoint.names import CheckpointName
+from tieredfs_client.checkpoint.retention import Retention, to_delete
+
+_log: Final = logging.getLogger("tieredfs.checkpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A checkpoint at a glance. `problem`: its manifest cannot be read; then the rest is empty."""
+
+    step: int
+    name: str
+    created_ns: int
+    size_bytes: int
+    new_bytes: int
+    """What was written for it; the rest are blocks of earlier checkpoints."""
+    reused_ratio: float
+    durability: str
+    """`stored`: every file is in the store at its redundancy; else `staged`."""
+    world_size: int
+    duration_s: float
+    slowest_rank: int
+    tags: tuple[str, ...]
+    metrics: dict[str, float]
+    problem: str | None
+
+
+class Keeper:
+    """Over a catalog. Safe from any thread."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._manifests: dict[CheckpointName, dict[str, float]] = {}
+
+    # ---- deleting ---------------------------------------------------------------------------------------------------
+
+    def after_commit(self, committed: CheckpointName, retention: Retention) -> None:
+        """What follows a commit: `latest`, the generation that was replaced, what is not kept. The checkpoint is safe, so
+        trouble here is a warning, and the next commit or prune does it."""
+        try:
+            self._catalog.point_latest()
+            for found in self._catalog.generations():
+                if found.name.step == committed.step and found.name < committed:
+                    self._catalog.delete(found.name)
+            self.prune(retention)
+        except TieredError as error:
+            _log.warning("step %d is saved, but tidying up after it failed: %s", committed.step, error)
+
+    def prune(self, retention: Retention) -> list[CheckpointName]:
+        """Delete what no rule keeps and nobody reads."""
+        found = {one.name.step: one.name for one in self._catalog.checkpoints()}
+        tagged = {name.step for name in self._catalog.tags().values()}
+        metrics = {step: self._metrics(name) for step, name in found.items()} if retention.keep_best else {}
+        deleted = []
+        for step in to_delete(retention, list(found), tagged, metrics):
+            try:
+                if self._catalog.delete(found[step]):
+                    deleted.append(found[step])
+            except NotFoundError:
+                continue  # somebody else was faster
+        self._catalog.sweep()
+        return deleted
+
+    def _metrics(self, name: CheckpointName) -> dict[str, float]:
+        if name not in self._manifests:
+            try:
+                self._manifests[name] = dict(self._catalog.manifest(name).metrics)
+            except TieredError:
+                return {}
+        return self._manifests[name]
+
+    def delete(self, which: int | str, *, force: bool = False) -> CheckpointName:
+        """Raises NotFoundError, BusyError, InvalidRequestError."""
+        name = self._catalog.resolve(which)
+        tags = [tag for tag, target in self._catalog.tags().items() if target.step == name.step]
+        if tags and not force:
+            raise InvalidRequestError(f"step {name.step} has the tag {tags[0]!r}; remove it first, or force")
+        if len(self._catalog.checkpoints()) == 1 and not force:
+            raise InvalidRequestError(
+                f"step {name.step} is the last checkpoint of this run; force to delete it all the same"
+            )
+        generations = [found.name for found in self._catalog.generations() if found.name.step == name.step]
+        for generation in generations:  # the oldest first: until the last one is gone, the step is what it was
+            if not self._catalog.delete(generation):
+                raise BusyError(f"step {name.step} is being read")
+        for tag in tags:
+            self._catalog.remove_tag(tag)
+        self._catalog.point_latest()
+        return name
+
+    # ---- looking ----------------------------------------------------------------------------------------------------
+
+    def summaries(self) -> list[Summary]:
+        tags = self._catalog.tags()
+        return [self._summary(found.name, found.attributes.ctime_ns, tags) for found in self._catalog.checkpoints()]
+
+    def _summary(self, name: CheckpointName, changed_ns: int, tags: dict[str, CheckpointName]) -> Summary:
+        own_tags = tuple(tag for tag, target in tags.items() if target.step == name.step)
+        try:
+            manifest = self._catalog.manifest(name)
+        except TieredError as error:
+            return Summary(name.step, str(name), changed_ns, 0, 0, 0.0, "?", 0, 0.0, 0, own_tags, {}, str(error))
+        stored = manifest.size_bytes
+        slowest = max(manifest.ranks, key=lambda record: record.seconds)
+        return Summary(
+            manifest.step,
+            str(name),
+            manifest.created_ns,
+            stored,
+            manifest.written_bytes,
+            1 - manifest.written_bytes / stored if stored else 0.0,
+            self._durability(name, manifest),
+            manifest.world_size,
+            manifest.seconds,
+            slowest.rank,
+            own_tags,
+            dict(manifest.metrics),
+            None,
+        )
+
+    def _durability(self, name: CheckpointName, manifest: Manifest) -> str:
+        directory = self._catalog.paths.checkpoint(name) + b"/"
+        try:
+            stored = all(self._catalog.volume.is_stored(directory + file.name.encode()) for file in manifest.files)
+        except NotFoundError:
+            return "incomplete"
+        return "stored" if stored else "staged"
+
+    def verify(self, which: int | str) -> list[str]:
+        """Every byte of a checkpoint against its checksums; what is wrong."""
+        with self._catalog.leased(which) as name:
+            try:
+                manifest = self._catalog.manifest(name)
+                with Loader(self._catalog, name, manifest) as loader:
+                    return list(loader.check())
+            except TieredError as error:
+                return [str(error)]
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLine:
+    """A tensor as `show` prints it."""
+
+    key: str
+    dtype: str
+    shape: str
+    size_bytes: int
+    shard_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """One checkpoint, all of it but the bytes."""
+
+    summary: Summary
+    metadata: dict[str, object]
+    files: tuple[StoredFile, ...]
+    ranks: tuple[RankRecord, ...]
+    tensors: tuple[TensorLine, ...]
+
+
+def described(catalog: Catalog, which: int | str) -> Details:
+    """Raises NotFoundError, CorruptError, NewerFormatError."""
+    name = catalog.resolve(which)
+    manifest = catalog.manifest(name)
+    (summary,) = [one for one in Keeper(catalog).summaries() if one.name == str(name)]
+    tensors = tuple(
+        TensorLine(one.key, one.dtype, str(list(one.shape)), one.size_bytes, len(one.shards))
+        for one in manifest.tensors
+    )
+    return Details(summary, dict(manifest.metadata), manifest.files, manifest.ranks, tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`what`: added, removed, dtype, shape, content, or resharded (then only reading both would tell)."""
+
+    key: str
+    what: str
+    size_bytes: int
+
+
+def differences(catalog: Catalog, first: int | str, second: int | str) -> list[Difference]:
+    """By content hash, in the order of keys. Tensors that are equal are left out."""
+    earlier, later = (_by_key(catalog.manifest(catalog.resolve(which))) for which in (first, second))
+    found = []
+    for key in sorted(earlier.keys() | later.keys()):
+        sides = earlier.get(key, []), later.get(key, [])
+        what = _difference(*sides)
+        if what is not None:
+            found.append(Difference(key, what, sum(one.tensor.size_bytes for one in sides[1] or sides[0])))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor with the contents of its pieces."""
+
+    tensor: StoredTensor
+    pieces: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    contents: tuple[str, ...]
+
+
+def _by_key(manifest: Manifest) -> dict[str, list[_Stored]]:
+    found: dict[str, list[_Stored]] = {}
+    for tensor in manifest.tensors:
+        shards = sorted(tensor.shards, key=lambda shard: (shard.offsets, shard.shape))
+        pieces = tuple((shard.offsets, shard.shape) for shard in shards)
+        contents = tuple(manifest.blobs[shard.blob].content for shard in shards)
+        found.setdefault(tensor.key, []).append(_Stored(tensor, pieces, contents))
+    return found
+
+
+def _difference(earlier: list[_Stored], later: list[_Stored]) -> str | None:
+    if not earlier or not later:
+        return "removed" if earlier else "added"
+    looks: tuple[tuple[str, Callable[[_Stored], object]], ...] = (
+        ("dtype", lambda one: one.tensor.dtype),
+        ("shape", lambda one: one.tensor.shape),
+        ("resharded", lambda one: one.pieces),
+        ("content", lambda one: one.contents),
+    )
+    for what, look in looks:
+        if [look(one) for one in earlier] != [look(one) for one in later]:
+            return what
+    return None

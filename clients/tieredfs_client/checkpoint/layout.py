@@ -1,0 +1,324 @@
+"""The files of a checkpoint: safetensors for the tensors, one JSON manifest for all the rest. `FORMAT.md`, "Checkpoints".
+
+A data file is plain safetensors: the length of the header, the header, the tensors without holes. Tensors whose length is a
+multiple of 64 come first, so each of them begins at a multiple of 64 in the file; the others follow in falling order of item size,
+so each is aligned to its items. Names in it are for other tools; the manifest finds bytes by file and range.
+
+The manifest carries a CRC32C of itself, of every `PIECE_BYTES` of every tensor, and a 128-bit content hash per tensor, by
+which unchanged tensors are recognised. Names of tensors are JSON strings and never become paths; names of files in a manifest
+are checked to be plain ones. Pure.
+"""
+
+import base64
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeVar, cast
+
+import google_crc32c
+
+from tieredfs.errors import CorruptError, NewerFormatError
+from tieredfs_client.checkpoint.dtypes import in_safetensors
+from tieredfs_client.checkpoint.memory import Origin
+from tieredfs_client.checkpoint.tree import Node
+
+VERSION: Final = 1
+MANIFEST_NAME: Final = "manifest.json"
+PIECE_BYTES: Final = 4 << 20
+"""What has a checksum of its own, hence the least that a verified load of a slice reads. At 4 MiB, 1 TiB has 262144 of them
+(1.4 MB in the manifest), and the GIL is given up once per 200 us of checksumming, not once per 10."""
+PROBE_BYTES: Final = 64 << 10
+"""The start of a tensor whose checksum tells, cheaply, that a tensor has surely changed."""
+ALIGNMENT_BYTES: Final = 64
+FILE_BYTES_MAX: Final = 4 << 30
+HEADER_BYTES_MAX: Final = 100_000_000
+"""The limit of the safetensors library itself."""
+
+_FILE_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,99}\.safetensors", re.ASCII)
+_PREFIX: Final = re.compile(
+    rb'\{"format":"tieredfs-checkpoint","version":([1-9][0-9]{0,8}),"crc32c":"([0-9a-f]{8})","body":'
+)
+_SUFFIX: Final = b"}\n"
+_RESERVED: Final = "__metadata__"
+
+T = TypeVar("T")
+
+
+# ---- data files ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A tensor that is to go into a file."""
+
+    name: str
+    dtype: str
+    item_bytes: int
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """`offsets[i]` is where item i (as given) begins in the file; `header` is its first bytes."""
+
+    header: bytes
+    offsets: tuple[int, ...]
+    size_bytes: int
+
+
+def lay_out(items: Sequence[Item]) -> FileLayout:
+    """One data file."""
+    order = sorted(range(len(items)), key=lambda index: _rank(items[index]))
+    starts = [0] * len(items)
+    entries: dict[str, object] = {}
+    at = 0
+    for index in order:
+        item = items[index]
+        starts[index] = at
+        at += item.size_bytes
+        entries[_free_name(item.name, entries)] = {
+            "dtype": item.dtype if in_safetensors(item.dtype) else "U8",
+            "shape": list(item.shape) if in_safetensors(item.dtype) else [*item.shape, item.item_bytes],
+            "data_offsets": [starts[index], at],
+        }
+    text = json.dumps({_RESERVED: {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT_BYTES)
+    assert len(text) <= HEADER_BYTES_MAX
+    header = struct.pack("<Q", len(text)) + text
+    return FileLayout(header, tuple(len(header) + start for start in starts), len(header) + at)
+
+
+def _rank(item: Item) -> tuple[bool, int]:
+    odd = item.size_bytes % ALIGNMENT_BYTES != 0
+    return odd, -item.item_bytes if odd else 0
+
+
+def _free_name(name: str, taken: Mapping[str, object]) -> str:
+    name = name.encode("utf-8", "backslashreplace").decode()  # other tools refuse lone surrogates
+    wanted, number = name, 2
+    while wanted in taken or wanted == _RESERVED:
+        wanted, number = f"{name}#{number}", number + 1
+    return wanted
+
+
+def split_into_files(sizes: Sequence[int], limit_bytes: int = FILE_BYTES_MAX, items_max: int = 100_000) -> list[range]:
+    """Consecutive items per file: up to `limit_bytes` (or one item that is larger) and `items_max` each."""
+    groups: list[range] = []
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if index > start and (total + size > limit_bytes or index - start >= items_max):
+            groups.append(range(start, index))
+            start, total = index, 0
+        total += size
+    if start < len(sizes):
+        groups.append(range(start, len(sizes)))
+    return groups
+
+
+# ---- the manifest ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """The bytes of one stored piece of a tensor: a range of a file, its content hash and its checksums."""
+
+    file: int
+    offset: int
+    size_bytes: int
+    content: str
+    """Hash of the content, 32 hex digits."""
+    probe: int
+    """CRC32C of the first `PROBE_BYTES`."""
+    crcs: tuple[int, ...]
+    """CRC32C of each `PIECE_BYTES`; the last may be short."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShard:
+    """Where a piece lies in its tensor; `blob` is an index."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    blob: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A whole tensor (one shard at zero) or one that ranks held in pieces."""
+
+    key: str
+    origin: Origin
+    dtype: str
+    item_bytes: int
+    shape: tuple[int, ...]
+    sharded: bool
+    shards: tuple[StoredShard, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        size = self.item_bytes
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """`reused`: made of blocks of earlier checkpoints, without moving a byte."""
+
+    name: str
+    size_bytes: int
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RankRecord:
+    """What one rank did. `tree`: index of its tree."""
+
+    rank: int
+    tree: int
+    written_bytes: int
+    reused_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything about a checkpoint but the bytes of its tensors."""
+
+    step: int
+    attempt: str
+    world_size: int
+    created_ns: int
+    seconds: float
+    metadata: Mapping[str, object]
+    metrics: Mapping[str, float]
+    trees: tuple[Node, ...]
+    tensors: tuple[StoredTensor, ...]
+    blobs: tuple[Blob, ...]
+    files: tuple[StoredFile, ...]
+    ranks: tuple[RankRecord, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(blob.size_bytes for blob in self.blobs)
+
+    @property
+    def written_bytes(self) -> int:
+        return sum(record.written_bytes for record in self.ranks)
+
+    def tree_of(self, rank: int) -> Node:
+        """That of the rank that had this number when it was saved; of rank 0 for a rank that was not there."""
+        return self.trees[self.ranks[rank if rank < len(self.ranks) else 0].tree]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """One JSON document, which any tool can read."""
+    tree = {
+        **{name: getattr(manifest, name) for name in _PLAIN},
+        "tensors": [asdict(tensor) for tensor in manifest.tensors],
+        "blobs": [encode_blob(blob) for blob in manifest.blobs],
+        "files": [asdict(file) for file in manifest.files],
+        "ranks": [asdict(record) for record in manifest.ranks],
+    }
+    body = json.dumps(tree, separators=(",", ":"), allow_nan=True).encode()
+    crc = int(google_crc32c.value(body))
+    return b'{"format":"tieredfs-checkpoint","version":%d,"crc32c":"%08x","body":' % (VERSION, crc) + body + _SUFFIX
+
+
+_PLAIN: Final = ("step", "attempt", "world_size", "created_ns", "seconds", "metadata", "metrics", "trees")
+
+
+def decode_manifest(data: bytes, name: str) -> Manifest:
+    """`name`: for messages. Raises CorruptError, NewerFormatError."""
+    prefix = _PREFIX.match(data)
+    if prefix is None:
+        raise CorruptError(f"{name} is no manifest of a checkpoint")
+    if int(prefix[1]) > VERSION:
+        raise NewerFormatError(
+            f"{name} was written by a newer TieredFS (format {int(prefix[1])}; this one reads {VERSION})"
+        )
+    body = data[prefix.end() : -len(_SUFFIX)]
+    if not data.endswith(_SUFFIX) or int(google_crc32c.value(body)) != int(prefix[2], 16):
+        raise CorruptError(f"{name} is damaged: its checksum is wrong")
+    return read_checked(lambda: _manifest(json.loads(body)), name)
+
+
+def read_checked(read: Callable[[], T], name: str) -> T:
+    """What `read` makes of a document from the store; whatever makes no sense in it is a CorruptError."""
+    try:
+        return read()
+    except (ValueError, TypeError, KeyError, IndexError, struct.error, RecursionError) as error:
+        raise CorruptError(f"{name} makes no sense: {type(error).__name__} {error}") from error
+
+
+def _manifest(tree: Any) -> Manifest:
+    made = Manifest(
+        **{name: tree[name] for name in _PLAIN if name != "trees"},
+        trees=tuple(tree["trees"]),
+        tensors=tuple(_tensor(each) for each in tree["tensors"]),
+        blobs=tuple(decode_blob(each) for each in tree["blobs"]),
+        files=tuple(StoredFile(_file_name(each["name"]), each["size_bytes"], each["reused"]) for each in tree["files"]),
+        ranks=tuple(RankRecord(**each) for each in tree["ranks"]),
+    )
+    _check(made)
+    return made
+
+
+def _check(manifest: Manifest) -> None:
+    """What readers rely on: indexes that point somewhere, ranges inside their files, pieces inside their tensors."""
+    files = manifest.files
+    if len(manifest.ranks) != manifest.world_size or not all(
+        0 <= one.tree < len(manifest.trees) for one in manifest.ranks
+    ):
+        raise CorruptError("ranks and trees disagree")
+    for blob in manifest.blobs:
+        inside = 0 <= blob.file < len(files) and 0 <= blob.offset <= files[blob.file].size_bytes - blob.size_bytes
+        if not inside or blob.size_bytes < 0 or len(blob.crcs) != -(-blob.size_bytes // PIECE_BYTES):
+            raise CorruptError("a range outside its file")
+    for tensor in manifest.tensors:
+        for shard in tensor.shards:
+            size = tensor.item_bytes
+            for offset, length, whole in zip(shard.offsets, shard.shape, tensor.shape, strict=True):
+                size *= length
+                if length and not 0 <= offset <= whole - length:
+                    raise CorruptError("a shard outside its tensor")
+            if not 0 <= shard.blob < len(manifest.blobs) or manifest.blobs[shard.blob].size_bytes != size:
+                raise CorruptError("a shard of another size than its bytes")
+
+
+def _file_name(name: str) -> str:
+    if _FILE_NAME.fullmatch(name) is None:
+        raise CorruptError(f"{name!r} is no name of a data file")
+    return name
+
+
+def _tensor(tree: Any) -> StoredTensor:
+    shards = tuple(StoredShard(tuple(one["offsets"]), tuple(one["shape"]), one["blob"]) for one in tree["shards"])
+    origin = tree["origin"]
+    if origin not in ("torch", "numpy"):
+        raise CorruptError(f"a tensor of {origin!r}")
+    fields = (
+        tree["key"],
+        cast(Origin, origin),
+        tree["dtype"],
+        tree["item_bytes"],
+        tuple(tree["shape"]),
+        tree["sharded"],
+    )
+    return StoredTensor(*fields, shards)
+
+
+def encode_blob(blob: Blob) -> list[object]:
+    """[file, offset, size, content, probe, checksums as base64 of little-endian u32]."""
+    packed = base64.b64encode(struct.pack(f"<{len(blob.crcs)}I", *blob.crcs)).decode()
+    return [blob.file, blob.offset, blob.size_bytes, blob.content, blob.probe, packed]
+
+
+def decode_blob(tree: Any) -> Blob:
+    file, offset, size, content, probe, packed = tree
+    data = base64.b64decode(packed)
+    return Blob(file, offset, size, content, probe, struct.unpack(f"<{len(data) // 4}I", data))

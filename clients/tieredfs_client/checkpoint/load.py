@@ -1,0 +1,276 @@
+"""Loading: the bytes that are needed, in coalesced ranges, straight into the memory of the targets, verified.
+
+What is wanted of each tensor is a box of it (all of it, or what a rank holds); the plan (`plan.copies`, `plan.reads`)
+says which ranges of which files go where. A target that is contiguous CPU memory is filled in place; another (strided, on an
+accelerator) is filled through a new tensor of its size, one per thread. Pieces of which only a part is wanted go through
+scratch memory of 4 MiB per thread, so that their checksum can be verified, too.
+
+The checksum verified here was computed over the writer's memory. A mismatch is a CorruptError that names the tensor;
+everything that was to be filled is then undefined.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from tieredfs.errors import CorruptError, StateMismatchError
+from tieredfs.host.isal import crc32c
+from tieredfs.volume.filesystem import Reading
+from tieredfs_client.checkpoint import memory
+from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs_client.checkpoint.documents import open_steady
+from tieredfs_client.checkpoint.layout import PIECE_BYTES, Blob, Manifest, StoredTensor
+from tieredfs_client.checkpoint.names import CheckpointName
+from tieredfs_client.checkpoint.plan import Box, Copy, Read, copies, covered, intersection, reads, volume
+from tieredfs_client.checkpoint.tree import Leaf, Node, fit, merge, restore, tensors_in
+
+THREADS: Final = max(4, min(8, os.cpu_count() or 4))
+PROBLEMS_SHOWN: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`skipped`: what did not fit and was left as it was (only with strict=False)."""
+
+    state: Any
+    step: int
+    metadata: dict[str, object]
+    metrics: dict[str, float]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Want:
+    """A box of a stored tensor that goes into `value`."""
+
+    tensor: StoredTensor
+    box: Box
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One read of one stored piece of a tensor, into `target`, the bytes of the wanted box."""
+
+    key: str
+    blob: Blob
+    read: Read
+    target: memoryview
+
+
+class Loader:
+    """Loads from one checkpoint. A context manager; one load at a time."""
+
+    def __init__(self, catalog: Catalog, name: CheckpointName, manifest: Manifest, *, verify: bool = True) -> None:
+        self._catalog = catalog
+        self._path = catalog.paths.checkpoint(name)
+        self._manifest = manifest
+        self._verify = verify
+        self._pool = ThreadPoolExecutor(THREADS, "tieredfs-ckpt-load")
+        self._open_files = contextlib.ExitStack()
+        self._readings: dict[int, Reading] = {}
+        self._lock = threading.Lock()
+        self._scratch = threading.local()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._open_files.close()
+
+    # ---- what to load -----------------------------------------------------------------------------------------------
+
+    def new(self, rank: int, only: Sequence[str] | None = None) -> Any:
+        """The tree of a rank, with new tensors, sharded ones whole. `only`: patterns of keys; what they leave out is None."""
+        node = self._manifest.tree_of(rank)
+        wanted = [number for number in sorted(tensors_in(node)) if _is_wanted(self._tensor(number).key, only)]
+        values = self._make(wanted)
+        return restore(node if only is None else _pruned(node, set(wanted)), values.__getitem__)
+
+    def into(
+        self, rank: int, target: Any, *, strict: bool, only: Sequence[str] | None = None
+    ) -> tuple[Any, tuple[str, ...]]:
+        """Fill `target` in place; it, and what did not fit. Raises StateMismatchError before anything is changed."""
+        node = self._manifest.tree_of(rank)
+        fitting = fit(node, target, lambda number: (self._tensor(number).dtype, self._tensor(number).shape))
+        problems = [text for text in fitting.problems if only is None or _is_wanted(text.partition(": ")[0], only)]
+        if strict and problems:
+            more = f"\n... and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
+            raise StateMismatchError("the checkpoint does not fit:\n" + "\n".join(problems[:PROBLEMS_SHOWN]) + more)
+        wants = [
+            _Want(self._tensor(number), (leaf.offsets, leaf.shape), leaf.value)
+            for number, leaves in fitting.targets.items()
+            for leaf in _distinct(leaves)
+            if _is_wanted(self._tensor(number).key, only)
+        ]
+        values = self._make(
+            [number for number in sorted(fitting.fresh) if _is_wanted(self._tensor(number).key, only)], wants
+        )
+        return merge(node, target, values.get), tuple(problems)
+
+    def fill_memory(self, targets: Mapping[int, memoryview]) -> None:
+        """Whole tensors, by their numbers, into memory of their size."""
+        wants = []
+        for number, view in targets.items():
+            tensor = self._tensor(number)
+            wants.append(_Want(tensor, ((0,) * len(tensor.shape), tensor.shape), memory.Staged(view)))
+        self._fill(wants)
+
+    def check(self) -> Iterator[str]:
+        """Read and verify every stored byte; yields what is wrong, for each damaged tensor."""
+        for number, tensor in enumerate(self._manifest.tensors):
+            for shard in tensor.shards:
+                try:
+                    self._check_blob(tensor.key, self._manifest.blobs[shard.blob])
+                except CorruptError as error:
+                    yield f"tensor {number} ({tensor.key}): {error}"
+
+    def _check_blob(self, key: str, blob: Blob) -> None:
+        run = Copy(0, 0, blob.size_bytes)
+        scratch = memoryview(bytearray(min(blob.size_bytes, 8 * PIECE_BYTES)))
+        for read in reads(iter([run]), blob.size_bytes, verified=True):
+            self._execute(_Job(key, blob, Read(read.offset, read.length, 0), scratch))
+
+    def _tensor(self, number: int) -> StoredTensor:
+        if not isinstance(number, int) or not 0 <= number < len(self._manifest.tensors):
+            raise CorruptError(f"a checkpoint's tree refers to tensor {number}, which it does not have")
+        return self._manifest.tensors[number]
+
+    def _make(self, numbers: Sequence[int], wants: Sequence[_Want] = ()) -> dict[int, Any]:
+        """New tensors for `numbers`, filled together with `wants`."""
+        values = {}
+        fresh = []
+        for number in numbers:
+            tensor = self._tensor(number)
+            values[number] = memory.make(tensor.origin, tensor.dtype, tensor.shape)
+            fresh.append(_Want(tensor, ((0,) * len(tensor.shape), tensor.shape), values[number]))
+        self._fill([*fresh, *wants])
+        return values
+
+    # ---- carrying it out --------------------------------------------------------------------------------------------
+
+    def _fill(self, wants: Sequence[_Want]) -> None:
+        """Every want, its reads spread over the threads in the order of the files."""
+        for want in wants:
+            self._check_covered(want)
+        direct: list[_Job] = []
+        indirect: list[_Want] = []
+        for want in wants:
+            view = memory.in_place(want.value)
+            if view is None:
+                indirect.append(want)
+            else:
+                direct += self._jobs(want, view)
+        direct.sort(key=lambda job: (job.blob.file, job.blob.offset + job.read.offset))
+        for job in direct:
+            self._reading(job.blob.file)
+        for _ in self._pool.map(self._execute, direct):
+            pass
+        for _ in self._pool.map(self._fill_indirect, indirect):
+            pass
+
+    def _fill_indirect(self, want: _Want) -> None:
+        """Through a contiguous tensor of the same size."""
+        between = memory.like(want.value)
+        view = memory.in_place(between)
+        assert view is not None, "a new tensor is contiguous"
+        for job in self._jobs(want, view):
+            self._execute(job)
+        memory.assign(want.value, between)
+
+    def _jobs(self, want: _Want, view: memoryview) -> list[_Job]:
+        jobs = []
+        for shard in want.tensor.shards:
+            blob = self._manifest.blobs[shard.blob]
+            runs = copies((shard.offsets, shard.shape), want.box, want.tensor.item_bytes)
+            jobs += [
+                _Job(want.tensor.key, blob, read, view) for read in reads(runs, blob.size_bytes, verified=self._verify)
+            ]
+        return jobs
+
+    def _check_covered(self, want: _Want) -> None:
+        """Every element of the box is stored somewhere: a missing shard is never zeros."""
+        pieces = (intersection((shard.offsets, shard.shape), want.box) for shard in want.tensor.shards)
+        missing = volume(want.box[1]) - covered([piece for piece in pieces if piece is not None])
+        if missing > 0:
+            raise CorruptError(f"{want.tensor.key}: {missing} elements of it are in no shard")
+
+    def _execute(self, job: _Job) -> None:
+        """Verified bytes are read and checked piece by piece, while the cache has them: 11.6 GB/s, not 10.0 at 32 MiB."""
+        read = job.read
+        if read.target is not None:
+            target = job.target[read.target : read.target + read.length]
+        else:
+            target = self._scratch_view()[: read.length]
+        step = PIECE_BYTES if self._verify else max(read.length, 1)
+        for at in range(0, read.length, step):
+            self._read_piece(job, read.offset + at, target[at : at + step])
+        if read.target is None:
+            for copy in read.scattered:
+                job.target[copy.target : copy.target + copy.length] = target[copy.source : copy.source + copy.length]
+
+    def _read_piece(self, job: _Job, offset: int, target: memoryview) -> None:
+        """`offset`: in the stored piece of the tensor."""
+        at = job.blob.offset + offset
+        if self._reading(job.blob.file).read_into(at, target) != len(target):
+            raise CorruptError(f"{job.key}: {self._file(job.blob.file)} is shorter than its manifest says")
+        if self._verify:
+            assert offset % PIECE_BYTES == 0, "verified reads begin at a piece"
+            if crc32c(target) != job.blob.crcs[offset // PIECE_BYTES]:
+                raise CorruptError(f"{job.key}: its checksum is wrong at byte {at} of {self._file(job.blob.file)}")
+
+    def _scratch_view(self) -> memoryview:
+        view: memoryview | None = getattr(self._scratch, "view", None)
+        if view is None:
+            view = self._scratch.view = memoryview(bytearray(PIECE_BYTES))
+        return view
+
+    def _reading(self, number: int) -> Reading:
+        with self._lock:
+            reading = self._readings.get(number)
+            if reading is None:
+                path = self._path + b"/" + self._manifest.files[number].name.encode()
+                reading = self._open_files.enter_context(
+                    open_steady(self._catalog.volume, self._catalog.host.clock, path)
+                )
+                self._readings[number] = reading
+            return reading
+
+    def _file(self, number: int) -> str:
+        return self._manifest.files[number].name
+
+
+def _is_wanted(key: str, only: Sequence[str] | None) -> bool:
+    return only is None or any(fnmatchcase(key, pattern) for pattern in only)
+
+
+def _distinct(leaves: Sequence[Leaf]) -> list[Leaf]:
+    """Tied targets are filled once."""
+    seen: set[tuple[object, ...]] = set()
+    found = []
+    for leaf in leaves:
+        place = memory.place_of(leaf.value)
+        if place is None or place not in seen:
+            found.append(leaf)
+        if place is not None:
+            seen.add(place)
+    return found
+
+
+def _pruned(node: Node, kept: set[int]) -> Node:
+    """The skeleton with `None` for tensors that are not kept."""
+    if not isinstance(node, list) or not node:
+        return node
+    if node[0] == "x":
+        return node if node[1] in kept else None
+    if node[0] in ("d", "o"):
+        return [node[0], *([key, _pruned(item, kept)] for key, item in node[1:])]
+    if node[0] in ("l", "t"):
+        return [node[0], *(_pruned(item, kept) for item in node[1:])]
+    return node

@@ -1,0 +1,220 @@
+"""The memory of tensors: the one module that touches torch and numpy, and only where a tree holds their values.
+
+A tensor's bytes are its elements in row-major order. Contiguous CPU tensors are seen in place, without a copy, through
+their address; others (strided, conjugated, on an accelerator) are copied, one at a time. Neither library is imported
+here: a value of theirs can only come from a program that has imported it. Only what is restored without a target imports one.
+Views keep their tensor alive. Safe from any thread as long as nobody changes the tensors meanwhile.
+"""
+
+import ctypes
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from tieredfs.errors import NotSupportedError, UnstorableError
+from tieredfs_client.checkpoint.dtypes import code_of_numpy, code_of_torch, numpy_of_code, torch_of_code
+
+Origin = Literal["torch", "numpy"]
+
+_NUMPY_KINDS: Final = "biufcSUMm"
+"""Kinds of numpy types whose bytes are all there is to them."""
+
+
+def _loaded(name: str) -> Any:
+    return sys.modules.get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the elements of a value are."""
+
+    origin: Origin
+    dtype: str
+    item_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A tensor's bytes at the moment of a call, in memory that is ours: stands in for the tensor."""
+
+    view: memoryview
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------------
+
+
+def is_tensor(value: object) -> bool:
+    """A torch tensor or numpy array of any sort, storable or not."""
+    torch, numpy = _loaded("torch"), _loaded("numpy")
+    return (torch is not None and isinstance(value, torch.Tensor)) or (
+        numpy is not None and isinstance(value, numpy.ndarray)
+    )
+
+
+def is_dtensor(value: object) -> bool:
+    module = _loaded("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def is_numpy_scalar(value: object) -> bool:
+    numpy = _loaded("numpy")
+    return numpy is not None and isinstance(value, numpy.generic)
+
+
+def kind_of(value: Any, where: str) -> Kind:
+    """Raises UnstorableError for tensors that are more, or less, than their bytes."""
+    numpy = _loaded("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return _numpy_kind(value, where)
+    torch = _loaded("torch")
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        raise UnstorableError(f"{where}: a {type(value).__name__} is a tensor of a kind that cannot be stored")
+    if value.layout is not torch.strided or value.is_quantized or value.device.type == "meta":
+        raise UnstorableError(f"{where}: a {value.layout} {value.dtype} tensor on {value.device} cannot be stored")
+    return Kind("torch", code_of_torch(str(value.dtype).removeprefix("torch.")), value.element_size())
+
+
+def _numpy_kind(value: Any, where: str) -> Kind:
+    if (
+        type(value) is not _loaded("numpy").ndarray
+        or value.dtype.kind not in _NUMPY_KINDS
+        or value.dtype.isbuiltin == 2
+    ):
+        raise UnstorableError(f"{where}: a {type(value).__name__} of {value.dtype} cannot be stored without pickle")
+    return Kind("numpy", code_of_numpy(value.dtype.str), value.dtype.itemsize)
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    return tuple(int(length) for length in value.shape)
+
+
+def place_of(value: Any) -> tuple[object, ...] | None:
+    """Equal for two values exactly when both are the same elements of the same memory; None: never shared."""
+    torch = _loaded("torch")
+    if torch is None or not isinstance(value, torch.Tensor) or value.numel() == 0:
+        return None
+    if value.is_conj() or value.is_neg():
+        return None
+    return (str(value.device), value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.dtype)
+
+
+def dtensor_piece(value: Any, where: str) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+    """The local tensor, the global shape, and the offsets of the one in the other."""
+    if any(placement.is_partial() for placement in value.placements):
+        raise UnstorableError(f"{where}: a DTensor with partial sums has no value yet; redistribute it first")
+    inner = importlib.import_module("torch.distributed.tensor._utils")
+    _, offsets = inner.compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
+    return value.to_local().detach(), tuple(value.shape), tuple(int(offset) for offset in offsets)
+
+
+# ---- bytes of a value ------------------------------------------------------------------------------------------------
+
+
+def _at(address: int, size: int, keeper: object) -> memoryview:
+    """`size` bytes of memory at `address`, writable; `keeper` lives as long as the view."""
+    array = (ctypes.c_char * size).from_address(address)
+    array.keeper = keeper  # type: ignore[attr-defined]
+    return memoryview(array).cast("B")
+
+
+def in_place(value: Any) -> memoryview | None:
+    """The bytes of a value where they are, writable; None where they are not in row-major order in this memory."""
+    if isinstance(value, Staged):
+        return value.view
+    torch = _loaded("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        if value.device.type != "cpu" or not value.is_contiguous() or value.is_conj() or value.is_neg():
+            return None
+        size = value.numel() * value.element_size()
+        return _at(value.data_ptr(), size, value) if size else memoryview(bytearray())
+    if not (value.flags.c_contiguous and value.flags.writeable):
+        return None
+    return _at(value.ctypes.data, value.nbytes, value) if value.nbytes else memoryview(bytearray())
+
+
+def bytes_of(value: Any) -> memoryview:
+    """The bytes of a value: in place where that is possible, else of a copy."""
+    view = in_place(value)
+    if view is not None:
+        return view
+    torch = _loaded("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        copied = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    else:
+        copied = value.copy(order="C")
+    view = in_place(copied)
+    assert view is not None, "a fresh contiguous copy"
+    return view
+
+
+def copy_into(value: Any, target: memoryview) -> None:
+    """The bytes of a value into memory of the same length, without the GIL for what is long."""
+    source = bytes_of(value)
+    assert len(source) == len(target)
+    if len(source):
+        ctypes.memmove(address_of(target), address_of(source), len(source))
+
+
+def address_of(view: memoryview) -> int:
+    """Of a writable view; the caller keeps it alive."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+# ---- making values ---------------------------------------------------------------------------------------------------
+
+
+def make(origin: Origin, dtype: str, shape: tuple[int, ...]) -> Any:
+    """A new tensor with unset elements. Raises NotSupportedError where the library is missing or lacks the type."""
+    try:
+        if origin == "torch":
+            torch = importlib.import_module("torch")
+            return torch.empty(shape, dtype=getattr(torch, torch_of_code(dtype) or ""))
+        numpy = importlib.import_module("numpy")
+        return numpy.empty(shape, dtype=numpy_of_code(dtype))
+    except (ImportError, AttributeError, TypeError) as error:
+        raise NotSupportedError(
+            f"a {dtype} tensor was saved from {origin}, which cannot make one here: {error}"
+        ) from error
+
+
+def like(value: Any) -> Any:
+    """A new contiguous tensor in this memory of the same shape and type, with unset elements."""
+    torch = _loaded("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return torch.empty(value.shape, dtype=value.dtype)
+    return _loaded("numpy").empty(value.shape, dtype=value.dtype)
+
+
+def assign(target: Any, source: Any) -> None:
+    """Copy elements, whatever the layout of the target."""
+    torch = _loaded("torch")
+    if torch is not None and isinstance(target, torch.Tensor):
+        with torch.no_grad():
+            target.copy_(source)
+    else:
+        target[...] = source
+
+
+# ---- scalars and shapes ----------------------------------------------------------------------------------------------
+
+
+def scalar_parts(value: Any, where: str) -> tuple[str, bytes]:
+    """A numpy scalar as its type and bytes."""
+    if value.dtype.kind not in _NUMPY_KINDS:
+        raise UnstorableError(f"{where}: a numpy scalar of {value.dtype} cannot be stored without pickle")
+    return value.dtype.str, value.tobytes()
+
+
+def make_scalar(dtype: str, data: bytes) -> object:
+    numpy = importlib.import_module("numpy")
+    return numpy.frombuffer(data, dtype=numpy.dtype(dtype))[0] if data else numpy.zeros((), numpy.dtype(dtype))[()]
+
+
+def is_torch_size(value: object) -> bool:
+    torch = _loaded("torch")
+    return torch is not None and type(value) is torch.Size
+
+
+def make_torch_size(lengths: tuple[int, ...]) -> object:
+    return importlib.import_module("torch").Size(lengths)

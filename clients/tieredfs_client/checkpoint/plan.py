@@ -1,0 +1,223 @@
+"""Who writes what, and what a load reads: pure planning, linear in what is planned.
+
+Saving: every rank reports its tensors; tensors that are the same (same key and content, or the same piece of a sharded
+one) are written by one rank, chosen so that bytes are spread evenly. Loading: a wanted box of a tensor, against the
+boxes that are stored, becomes copies of runs of bytes; copies become reads, of whole checksummed pieces when they are
+verified. Boxes are (offsets, shape), row-major, in elements.
+"""
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs_client.checkpoint.layout import PIECE_BYTES
+
+READ_BYTES_MAX: Final = 32 << 20
+"""Longest single read straight into a target: several of them keep an SSD busy from several threads."""
+
+
+# ---- saving ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One tensor that one rank holds: `identity` is equal for the same bytes of the same tensor on several ranks."""
+
+    identity: tuple[object, ...]
+    size_bytes: int
+
+
+def assign_writers(offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
+    """`offers[rank]` in the order of its tensors; the result is which of them (indexes) each rank writes.
+
+    Every identity is written exactly once, by a rank that has it. What one rank alone has is its own; what several have
+    goes, largest first, to the one of them that has least to write. O(n log ranks).
+    """
+    holders: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    sizes: dict[tuple[object, ...], int] = {}
+    for rank, own in enumerate(offers):
+        for index, offer in enumerate(own):
+            known = holders.setdefault(offer.identity, [])
+            if not known or known[-1][0] != rank:
+                known.append((rank, index))
+            sizes[offer.identity] = offer.size_bytes
+    loads = [0] * len(offers)
+    chosen: list[list[int]] = [[] for _ in offers]
+    shared: dict[tuple[int, ...], list[tuple[object, ...]]] = {}
+    for identity, held in holders.items():
+        if len(held) == 1:
+            ((rank, index),) = held
+            chosen[rank].append(index)
+            loads[rank] += sizes[identity]
+        else:
+            shared.setdefault(tuple(rank for rank, _ in held), []).append(identity)
+    for ranks, identities in shared.items():
+        heap = [(loads[rank], rank, position) for position, rank in enumerate(ranks)]
+        heapq.heapify(heap)
+        for identity in sorted(identities, key=lambda one: -sizes[one]):
+            load, rank, position = heap[0]
+            chosen[rank].append(holders[identity][position][1])
+            loads[rank] = load + sizes[identity]
+            heapq.heapreplace(heap, (loads[rank], rank, position))
+    for own_indexes in chosen:
+        own_indexes.sort()
+    return chosen
+
+
+# ---- loading: boxes to copies ----------------------------------------------------------------------------------------
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Offsets and shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """`length` bytes at `source` of a stored piece go to `target` of the memory that is filled."""
+
+    source: int
+    target: int
+    length: int
+
+
+def intersection(left: Box, right: Box) -> Box | None:
+    """What two boxes have in common; None: nothing."""
+    offsets, shape = [], []
+    for start, length, other_start, other_length in zip(*left, *right, strict=True):
+        low = max(start, other_start)
+        high = min(start + length, other_start + other_length)
+        if high <= low:
+            return None
+        offsets.append(low)
+        shape.append(high - low)
+    return tuple(offsets), tuple(shape)
+
+
+def covered(boxes: Sequence[Box]) -> int:
+    """Elements in the union of boxes. Linear for boxes that do not overlap (a grid of pieces), after sorting."""
+    if len(boxes) <= 1 or not boxes[0][0]:
+        return volume(boxes[0][1]) if boxes else 0
+    waiting = sorted((box for box in boxes if box[1][0]), key=lambda box: -box[0][0])
+    cuts = sorted({edge for start, shape in waiting for edge in (start[0], start[0] + shape[0])})
+    active: list[Box] = []
+    total = 0
+    for low, high in itertools.pairwise(cuts):
+        active = [box for box in active if box[0][0] + box[1][0] > low]
+        while waiting and waiting[-1][0][0] == low:
+            active.append(waiting.pop())
+        total += (high - low) * covered([(start[1:], shape[1:]) for start, shape in active])
+    return total
+
+
+def copies(stored: Box, wanted: Box, item_bytes: int) -> Iterator[Copy]:
+    """What of `stored` goes where in `wanted`, in order of the source; runs as long as both sides allow."""
+    common = intersection(stored, wanted)
+    if common is None:
+        return
+    source_strides, target_strides = _strides(stored[1], item_bytes), _strides(wanted[1], item_bytes)
+    source = sum((at - start) * step for at, start, step in zip(common[0], stored[0], source_strides, strict=True))
+    target = sum((at - start) * step for at, start, step in zip(common[0], wanted[0], target_strides, strict=True))
+    depth, run = len(common[1]), item_bytes
+    while depth > 0:  # the innermost dimensions in which one run goes on without a gap on either side
+        depth -= 1
+        run *= common[1][depth]
+        if not common[1][depth] == stored[1][depth] == wanted[1][depth]:
+            break
+    outer = common[1][:depth]
+    yield from _runs(outer, source_strides, target_strides, Copy(source, target, run))
+
+
+def _runs(
+    outer: tuple[int, ...], source_strides: Sequence[int], target_strides: Sequence[int], first: Copy
+) -> Iterator[Copy]:
+    source, target = first.source, first.target
+    counter = [0] * len(outer)
+    while True:
+        yield Copy(source, target, first.length)
+        for axis in reversed(range(len(outer))):
+            counter[axis] += 1
+            source += source_strides[axis]
+            target += target_strides[axis]
+            if counter[axis] < outer[axis]:
+                break
+            source -= source_strides[axis] * outer[axis]
+            target -= target_strides[axis] * outer[axis]
+            counter[axis] = 0
+        else:
+            return
+
+
+def _strides(shape: Sequence[int], item_bytes: int) -> list[int]:
+    strides = [item_bytes] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return strides
+
+
+def volume(shape: Sequence[int]) -> int:
+    """Elements."""
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+# ---- loading: copies to reads ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """`length` bytes at `offset` of a stored piece of a tensor, which begins at a checksummed piece when it is verified.
+
+    `target` not None: straight into the target's memory there. None: into scratch (at most `PIECE_BYTES`), and then
+    `scattered` (sources count from `offset`).
+    """
+
+    offset: int
+    length: int
+    target: int | None
+    scattered: tuple[Copy, ...] = ()
+
+
+def reads(runs: Iterator[Copy], size_bytes: int, *, verified: bool) -> Iterator[Read]:
+    """The reads that carry out `runs` (in order of the source) of a stored piece of `size_bytes`."""
+    pending: list[Copy] = []  # what goes through scratch, all of one checksummed piece
+    for run in runs:
+        at, end = run.source, run.source + run.length
+        while at < end:
+            piece_start = at - at % PIECE_BYTES
+            piece_end = min(piece_start + PIECE_BYTES, size_bytes)
+            whole = at == piece_start and end >= piece_end
+            if pending and pending[0].source // PIECE_BYTES != at // PIECE_BYTES:
+                yield _through_scratch(pending, size_bytes, verified=verified)
+                pending = []
+            if whole or (not verified and end - at >= _DIRECT_BYTES_MIN):
+                stop = _last_whole(at, end, size_bytes) if whole else min(piece_end, end)
+                yield Read(at, stop - at, run.target + at - run.source)
+            else:
+                stop = min(piece_end, end)
+                pending.append(Copy(at, run.target + at - run.source, stop - at))
+            at = stop
+    if pending:
+        yield _through_scratch(pending, size_bytes, verified=verified)
+
+
+_DIRECT_BYTES_MIN: Final = 256 << 10
+"""Unverified runs shorter than this are read together: a read of 256 KiB costs about what its copy would."""
+
+
+def _last_whole(at: int, end: int, size_bytes: int) -> int:
+    """The end of the longest read from `at` that is made of whole pieces."""
+    stop = min(end, at + READ_BYTES_MAX)
+    return stop if stop == size_bytes else stop - stop % PIECE_BYTES
+
+
+def _through_scratch(pending: Sequence[Copy], size_bytes: int, *, verified: bool) -> Read:
+    start = pending[0].source
+    end = max(one.source + one.length for one in pending)
+    if verified:
+        start -= start % PIECE_BYTES
+        end = min(start + PIECE_BYTES, size_bytes)
+    scattered = tuple(Copy(one.source - start, one.target, one.length) for one in pending)
+    return Read(start, end - start, None, scattered)

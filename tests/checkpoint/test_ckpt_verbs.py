@@ -1,0 +1,140 @@
+"""`tieredfs ckpt ...` against a real volume, through the command line's own `main`."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from tieredfs.cli import main
+from tieredfs.cli.outcomes import CONDITION, OK, PROBLEMS_FOUND, REQUEST
+from tieredfs.volume import FileSystem
+from tieredfs_client.checkpoint import CheckpointManager, Shard
+
+RUN = "runs/gpt"
+ENTRY = importlib.metadata.EntryPoint("ckpt", "tieredfs_client.checkpoint.cli:verbs", "tieredfs.cli")
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> object:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def ckpt(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [ENTRY] if group == "tieredfs.cli" else [])
+
+    def run(verb: str, *arguments: object) -> Ran:
+        code = main(["ckpt", verb, url, RUN, *map(str, arguments)])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def saved(url: str) -> dict[int, dict[str, torch.Tensor]]:
+    frozen = torch.rand(2 << 20)
+    states = {step: {"frozen": frozen, "moving": torch.full((7,), float(step))} for step in (1, 2, 3)}
+    with FileSystem.at(url, purpose="test") as volume, CheckpointManager(volume, RUN) as manager:
+        for step, state in states.items():
+            manager.save(step, state, metrics={"loss": step}, metadata={"by": "test"})
+    return states
+
+
+def test_the_group_is_declared_and_costs_nothing_to_list() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert f'[project.entry-points."{ENTRY.group}"]\n{ENTRY.name} = "{ENTRY.value}"' in text
+    source = "import sys, tieredfs_client.checkpoint.cli; print([m for m in ('sqlite3', 'torch', 'numpy') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "[]\n"
+
+
+@pytest.mark.usefixtures("saved")
+def test_list_and_show(ckpt: Callable[..., Ran]) -> None:
+    listed = ckpt("list", "--json").data
+    assert isinstance(listed, list)
+    assert [(one["step"], one["new_bytes"], one["size_bytes"]) for one in listed] == [
+        (1, (8 << 20) + 28, (8 << 20) + 28),
+        (2, 28, (8 << 20) + 28),
+        (3, 28, (8 << 20) + 28),
+    ]
+    table = ckpt("list")
+    assert table.code == OK
+    assert "100.0%" in table.out
+    shown = ckpt("show", 2, "--json").data
+    assert isinstance(shown, dict)
+    assert shown["metadata"] == {"by": "test"}
+    assert [tensor["key"] for tensor in shown["tensors"]] == ["frozen", "moving"]
+    assert "frozen" in ckpt("show").out
+
+
+@pytest.mark.usefixtures("saved")
+def test_verify_and_rot(ckpt: Callable[..., Ran], url: str) -> None:
+    assert ckpt("verify").code == OK
+    with FileSystem.at(url, purpose="test") as volume:
+        volume.remove(b"runs/gpt/step-000000000003/same-r00000.safetensors")
+    ran = ckpt("verify", "latest", "--json")
+    assert ran.code == PROBLEMS_FOUND
+    assert isinstance(ran.data, dict)
+    assert len(ran.data["problems"]) == 1
+
+
+@pytest.mark.usefixtures("saved")
+def test_diff_tag_rm_prune(ckpt: Callable[..., Ran]) -> None:
+    assert ckpt("diff", 1, 3, "--json").data == [{"key": "moving", "what": "content", "size_bytes": 28}]
+    assert "no tensor differs" in ckpt("diff", 3).out
+    assert ckpt("tag", "good", 1).code == OK
+    assert ckpt("rm", "good").code == REQUEST
+    assert ckpt("prune", "--keep-last", 1, "--json").data == {"deleted_steps": [2]}
+    assert ckpt("tag", "good", "--remove").code == OK
+    assert ckpt("rm", 1).code == OK
+    assert "--force" not in ckpt("rm", 3).out
+    assert ckpt("rm", 3).code == REQUEST
+    assert ckpt("verify").code == OK, "what the deleted ones had written is still there"
+    assert ckpt("prune").code == REQUEST
+    assert ckpt("show", 99).code == REQUEST
+
+
+def test_export_and_import(ckpt: Callable[..., Ran], saved: dict[int, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert ckpt("export", "latest", target).code == OK
+    read = safetensors.torch.load_file(target / "model.safetensors")
+    assert all(torch.equal(read[key], saved[3][key]) for key in saved[3])
+    assert json.loads((target / "checkpoint.json").read_text())["step"] == 3
+    assert ckpt("export", "latest", target).code == REQUEST, "never over what is there"
+    assert ckpt("import", 7, target).code == OK
+    assert "no tensor differs" in ckpt("diff", 3, 7).out
+    torch.save({"w": torch.ones(3), "n": 4}, tmp_path / "old.pt")
+    assert ckpt("import", 8, tmp_path / "old.pt").code == OK
+    assert [tensor["key"] for tensor in ckpt("show", 8, "--json").data["tensors"]] == ["w"]  # type: ignore[index]
+    (tmp_path / "x.txt").write_text("x")
+    assert ckpt("import", 9, tmp_path / "x.txt").code == REQUEST
+
+
+def test_export_joins_shards(ckpt: Callable[..., Ran], url: str, tmp_path: Path) -> None:
+    whole = torch.rand(6, 4)
+    with FileSystem.at(url, purpose="test") as volume, CheckpointManager(volume, RUN) as manager:
+        manager.save(1, [Shard(whole[:, :1], (6, 4), (0, 0)), {"k": torch.ones(2)}])
+    assert ckpt("export", 1, tmp_path / "out").code == 4, "half a tensor is not exported"
+    with FileSystem.at(url, purpose="test") as volume, CheckpointManager(volume, RUN) as manager:
+        manager.save(2, {"t": Shard(whole, (6, 4), (0, 0))})
+    assert ckpt("export", 2, tmp_path / "whole").code == OK
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "whole" / "model.safetensors")["t"], whole)
+
+
+def test_a_volume_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [ENTRY])
+    assert main(["ckpt", "list", f"sqlite://{tmp_path}/none.db", RUN]) in (REQUEST, CONDITION)

@@ -1,0 +1,185 @@
+"""Files at rest: plain safetensors, a manifest that is golden, and nothing damaged that is believed."""
+
+import json
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import google_crc32c
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tieredfs.errors import CorruptError, InvalidRequestError, NewerFormatError
+from tieredfs_client.checkpoint.layout import (
+    ALIGNMENT_BYTES,
+    Blob,
+    Item,
+    Manifest,
+    RankRecord,
+    StoredFile,
+    StoredShard,
+    StoredTensor,
+    decode_manifest,
+    encode_manifest,
+    lay_out,
+    split_into_files,
+)
+from tieredfs_client.checkpoint.names import CheckpointName, RunPaths, check_tag, parse_checkpoint
+
+GOLDEN = Path(__file__).parent / "golden" / "manifest-1.json"
+
+MANIFEST = Manifest(
+    step=1000,
+    attempt="000000001000-00112233445566ff-000001",
+    world_size=2,
+    created_ns=1_700_000_000_000_000_000,
+    seconds=1.5,
+    metadata={"epoch": 3, "note": "übung"},
+    metrics={"loss": 0.25},
+    trees=(["d", ["w", ["x", 0]], ["e", ["x", 1]], ["lr", ["f", "3f50624dd2f1a9fc"]]],),
+    tensors=(
+        StoredTensor(
+            "w", "torch", "BF16", 2, (4, 3), True, (StoredShard((0, 0), (2, 3), 0), StoredShard((2, 0), (2, 3), 1))
+        ),
+        StoredTensor("e/../\0", "numpy", "numpy:>f4", 4, (0,), False, (StoredShard((0,), (0,), 2),)),
+    ),
+    blobs=(
+        Blob(0, 128, 12, "00" * 16, 0xE3069283, (0xE3069283,)),
+        Blob(1, 128, 12, "ff" * 16, 1, (2,)),
+        Blob(0, 140, 0, "0f" * 16, 0, ()),
+    ),
+    files=(StoredFile("data-r00000-000.safetensors", 140, False), StoredFile("same-r00001.safetensors", 140, True)),
+    ranks=(RankRecord(0, 0, 12, 0, 1.25), RankRecord(1, 0, 0, 12, 1.5)),
+)
+
+
+def test_the_manifest_is_what_it_was() -> None:
+    data = encode_manifest(MANIFEST)
+    if os.environ.get("TIEREDFS_WRITE_GOLDEN"):
+        GOLDEN.write_bytes(data)
+    assert data == GOLDEN.read_bytes()
+    assert decode_manifest(GOLDEN.read_bytes(), "golden") == MANIFEST
+    assert json.loads(data)["body"]["step"] == 1000, "one JSON document, which any tool can read"
+
+
+def test_no_flipped_bit_is_believed() -> None:
+    data = GOLDEN.read_bytes()
+    for at in range(len(data)):
+        for bit in (0, 3, 7):
+            broken = bytearray(data)
+            broken[at] ^= 1 << bit
+            with pytest.raises((CorruptError, NewerFormatError)):
+                decode_manifest(bytes(broken), "broken")
+
+
+@given(st.integers(0, 10_000))
+def test_no_torn_manifest_is_believed(length: int) -> None:
+    data = GOLDEN.read_bytes()
+    with pytest.raises(CorruptError):
+        decode_manifest(data[: length % len(data)], "torn")
+
+
+def test_a_newer_manifest_is_told_as_such() -> None:
+    data = GOLDEN.read_bytes().replace(b'"version":1', b'"version":2', 1)
+    with pytest.raises(NewerFormatError, match="newer TieredFS"):
+        decode_manifest(data, "newer")
+
+
+def resealed(manifest: Manifest) -> bytes:
+    """With a right checksum over wrong contents."""
+    return encode_manifest(manifest)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(MANIFEST, files=(StoredFile("../../etc/passwd.safetensors", 140, False), MANIFEST.files[1])),
+        replace(MANIFEST, files=MANIFEST.files[:1]),
+        replace(MANIFEST, world_size=3),
+        replace(MANIFEST, trees=()),
+        replace(MANIFEST, blobs=(replace(MANIFEST.blobs[0], offset=136), *MANIFEST.blobs[1:])),
+        replace(MANIFEST, blobs=(replace(MANIFEST.blobs[0], crcs=()), *MANIFEST.blobs[1:])),
+        replace(MANIFEST, tensors=(replace(MANIFEST.tensors[0], shape=(3, 3)), MANIFEST.tensors[1])),
+        replace(MANIFEST, tensors=(replace(MANIFEST.tensors[0], item_bytes=4), MANIFEST.tensors[1])),
+    ],
+    ids=["path", "file", "world", "tree", "range", "sums", "shard", "item"],
+)
+def test_a_manifest_that_makes_no_sense_is_corrupt(wrong: Manifest) -> None:
+    with pytest.raises(CorruptError):
+        decode_manifest(resealed(wrong), "wrong")
+
+
+def test_a_body_of_another_shape_is_corrupt() -> None:
+    for body in (b"[]", b'{"step":1}', b"nonsense"):
+        crc = google_crc32c.value(body)
+        data = b'{"format":"tieredfs-checkpoint","version":1,"crc32c":"%08x","body":' % crc + body + b"}\n"
+        with pytest.raises(CorruptError):
+            decode_manifest(data, "odd")
+
+
+ITEMS = st.lists(
+    st.builds(
+        lambda name, size, code: Item(name, code[0], code[1], (size,), size * code[1]),
+        st.text(st.characters()),
+        st.integers(0, 100),
+        st.sampled_from([("F32", 4), ("U8", 1), ("BF16", 2), ("F64", 8), ("C128", 16), ("torch:float8_e8m0fnu", 1)]),
+    ),
+    max_size=12,
+)
+
+
+@given(ITEMS)
+def test_data_files_are_safetensors_whatever_the_names(items: list[Item]) -> None:
+    layout = lay_out(items)
+    contents = bytearray(layout.header) + bytes(layout.size_bytes - len(layout.header))
+    covered = 0
+    for number, (item, offset) in enumerate(zip(items, layout.offsets, strict=True)):
+        contents[offset : offset + item.size_bytes] = bytes([number + 1]) * item.size_bytes
+        covered += item.size_bytes
+        assert offset % (ALIGNMENT_BYTES if item.size_bytes % ALIGNMENT_BYTES == 0 else item.item_bytes) == 0
+    assert len(layout.header) % ALIGNMENT_BYTES == 0
+    assert covered == layout.size_bytes - len(layout.header)
+    read = safetensors.torch.load(bytes(contents))  # the official library refuses holes, overlaps and odd lengths
+    found = sorted(bytes(tensor.flatten().view(torch.uint8).numpy()) for tensor in read.values())
+    assert found == sorted(bytes([number + 1]) * item.size_bytes for number, item in enumerate(items))
+
+
+def test_the_reserved_name_is_not_taken() -> None:
+    (size,) = struct.unpack("<Q", (data := lay_out([Item("__metadata__", "U8", 1, (1,), 1)]).header)[:8])
+    assert set(json.loads(data[8 : 8 + size])) == {"__metadata__", "__metadata__#2"}
+
+
+@given(st.lists(st.integers(0, 50)), st.integers(1, 100), st.integers(1, 5))
+def test_files_are_filled_in_order_up_to_their_limits(sizes: list[int], limit: int, count: int) -> None:
+    groups = split_into_files(sizes, limit, count)
+    assert [index for group in groups for index in group] == list(range(len(sizes)))
+    assert all(len(group) == 1 or (len(group) <= count and sum(sizes[at] for at in group) <= limit) for group in groups)
+
+
+@given(st.integers(0, 10**12 - 1), st.integers(1, 999))
+def test_names_of_checkpoints_come_back(step: int, generation: int) -> None:
+    name = CheckpointName(step, generation)
+    assert parse_checkpoint(name.encode()) == name
+
+
+@pytest.mark.parametrize(
+    "name", [b"step-1", b"step-000000000001.g0", b"step-000000000001.g01", b"latest", b".attempts"]
+)
+def test_other_names_are_no_checkpoints(name: bytes) -> None:
+    assert parse_checkpoint(name) is None
+
+
+@pytest.mark.parametrize("run", ["", "/", "a/../b", "a/./b", "a\0b", "x" * 256])
+def test_runs_are_directories_of_the_volume(run: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        RunPaths.of(run)
+
+
+@pytest.mark.parametrize("tag", ["", "latest", "step-000000000001", "a/b", ".hidden", "ü", "x" * 101])
+def test_bad_tags(tag: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_tag(tag)

@@ -1,0 +1,226 @@
+"""Many ranks, as processes: all or nothing, whoever dies wherever."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.checkpoint.rank_process import ROWS, state_of
+from tieredfs.errors import UnavailableError
+from tieredfs.host import crash
+from tieredfs.volume import FileSystem
+from tieredfs_client.checkpoint import CheckpointManager, Shard
+from tieredfs_client.checkpoint.attempt import Attempt
+
+pytestmark = pytest.mark.timeout(180)
+
+ROOT = Path(__file__).parents[2]
+PATIENT_S = 60.0
+IMPATIENT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a rank ended, and what it said of each step."""
+
+    code: int
+    reports: list[dict[str, Any]]
+
+
+def start(
+    url: str, rank: int, world_size: int, steps: Sequence[int], *, job: str, **more: Any
+) -> subprocess.Popen[str]:
+    """`crash_at`: where it dies. The rest goes to the process."""
+    environment = dict(os.environ)
+    if more.get("crash_at"):
+        environment[crash.ENVIRONMENT] = more["crash_at"]
+    settings = {"url": url, "rank": rank, "world_size": world_size, "steps": list(steps), "job": job}
+    settings |= {"deadline_s": PATIENT_S, **more}
+    command = [sys.executable, "-m", "tests.checkpoint.rank_process", json.dumps(settings)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def end(process: subprocess.Popen[str]) -> Ended:
+    try:
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return Ended(process.returncode, [json.loads(line) for line in out.splitlines()])
+
+
+def run_ranks(url: str, world_size: int, steps: Sequence[int], *, job: str, **more: Any) -> list[Ended]:
+    processes = [start(url, rank, world_size, steps, job=job, **more) for rank in range(world_size)]
+    return [end(process) for process in processes]
+
+
+def check_state(state: dict[str, Any], step: int, rank: int, world_size: int) -> None:
+    """A loaded state, sharded tensors whole, against what was saved."""
+    expected = state_of(step, rank, world_size)
+    assert np.array_equal(state["model"]["weight"], expected["model"]["weight"])
+    assert np.array_equal(state["model"]["frozen"], expected["model"]["frozen"])
+    pieces = [state_of(step, each, world_size)["model"]["table"].tensor for each in range(world_size)]
+    assert np.array_equal(state["model"]["table"], np.concatenate(pieces))
+    assert np.array_equal(state["rng"], expected["rng"])
+    assert (state["step"], state["rank"]) == (step, rank)
+
+
+def names_in(volume: FileSystem, path: bytes) -> list[bytes]:
+    return [entry.name for entry, _ in volume.entries(path)]
+
+
+def test_four_ranks_save_and_any_number_loads(url: str) -> None:
+    ended = run_ranks(url, 4, [10, 20], job="one")
+    assert [one.code for one in ended] == [0] * 4
+    assert [report for one in ended for report in one.reports if "error" in report] == []
+    whole = sum(one.reports[0]["written"] for one in ended)
+    frozen, weight, table, rng = 8 << 20, 64 * 32 * 4, ROWS * 8 * 8, 4 * 100
+    assert whole == frozen + weight + table + rng, "what all have is written once"
+    assert sum(one.reports[1]["written"] for one in ended) == weight + table + rng, "what is unchanged is not"
+    assert sum(one.reports[1]["reused"] for one in ended) == frozen
+    with FileSystem.at(url, purpose="test") as volume:
+        for rank in range(4):
+            with CheckpointManager(volume, "runs/r", rank=rank, world_size=4, job="x") as manager:
+                check_state(manager.load(20), 20, rank, 4)
+                check_state(manager.load(10), 10, rank, 4)
+        for world_size, rank in ((3, 1), (7, 6), (1, 0)):
+            low, high = ROWS * rank // world_size, ROWS * (rank + 1) // world_size
+            with CheckpointManager(volume, "runs/r", rank=rank, world_size=world_size, job="y") as manager:
+                piece = np.zeros((high - low, 5))
+                manager.load(into={"model": {"table": Shard(piece, (ROWS, 8), (low, 2))}}, strict=False)
+                whole_table = manager.load(20)["model"]["table"]
+                assert np.array_equal(piece, whole_table[low:high, 2:7])
+        assert names_in(volume, b"runs/r/.attempts") == [names_in(volume, b"runs/r/.attempts")[0]]
+
+
+@dataclass(frozen=True)
+class Death:
+    """`rank` dies at `point` of the second save. `committed`: the checkpoint is there all the same."""
+
+    point: str
+    rank: int
+    committed: bool = False
+    named: str = "rank 0, which coordinates, is silent"
+
+
+DEATHS = [
+    Death("checkpoint.begun", 0),
+    Death("checkpoint.rank-arrived", 1, named="have not arrived after 3 s: 1"),
+    Death("checkpoint.gathered", 0),
+    Death("checkpoint.planned", 0),
+    Death("checkpoint.part-written", 0),
+    Death("checkpoint.part-written", 1, named="have not stored its part after 3 s: 1"),
+    Death("checkpoint.rank-stored", 1, committed=True),
+    Death("checkpoint.stored", 0),
+    Death("checkpoint.manifest-written", 0),
+    Death("checkpoint.committed", 0, committed=True),
+]
+
+
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: f"{death.point}-{death.rank}")
+def test_a_rank_dies(url: str, death: Death) -> None:
+    assert run_ranks(url, 1, [5], job="before")[0].code == 0
+    deadline_s = PATIENT_S if death.committed else IMPATIENT_S
+    processes = [
+        start(
+            url, rank, 3, [6], job="dying", deadline_s=deadline_s, crash_at=death.point if rank == death.rank else None
+        )
+        for rank in range(3)
+    ]
+    ended = [end(process) for process in processes]
+    assert ended[death.rank].code == -signal.SIGKILL, "it died"
+    for rank in {0, 1, 2} - {death.rank}:
+        (report,) = ended[rank].reports
+        assert ("error" not in report) == death.committed
+        if not death.committed:
+            assert report["error"] == "RankMissingError"
+            assert death.named in report["text"]
+    with FileSystem.at(url, purpose="test") as volume:
+        with CheckpointManager(volume, "runs/r", rank=2, world_size=3, job="look") as manager:
+            assert [one.step for one in manager.checkpoints()] == ([5, 6] if death.committed else [5])
+            assert manager.verify() == []
+            if death.committed:
+                check_state(manager.load(), 6, 2, 3)
+        with CheckpointManager(volume, "runs/r") as manager:
+            manager.save(7, {"x": np.arange(10)})
+            assert manager.load()["x"].sum() == 45
+        assert names_in(volume, b"runs/r/.attempts") == [], "nothing is left of the dead"
+        with volume.open(b"runs/r/latest") as reading:
+            name = bytearray(17)
+            assert reading.read_into(0, memoryview(name)) == 17
+        assert bytes(name) == b"step-000000000007"
+        volume.flush(60)
+        report = volume.volume.check(repair=False, progress=lambda done, total, unit: None)
+        assert report.findings == (), "and the volume is whole"
+
+
+def test_a_commit_that_cannot_be_told_is_seen(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 loses the disk between the commit and saying so."""
+    post = Attempt.post
+    refused = []
+
+    def refuse_outcomes(self: Attempt, kind: str, body: Any) -> None:
+        if kind == "outcome":
+            refused.append(body)
+            raise UnavailableError("the SSD fails")
+        post(self, kind, body)
+
+    other = start(url, 1, 2, [1], job="j")
+    monkeypatch.setattr(Attempt, "post", refuse_outcomes)
+    with CheckpointManager(url, "runs/r", rank=0, world_size=2, job="j", deadline_s=PATIENT_S) as manager:
+        manager.save(1, state_of(1, 0, 2))
+        assert "error" not in end(other).reports[0]
+        check_state(manager.load(), 1, 0, 2)
+    assert len(refused) == 1
+
+
+def test_a_deletion_dies(url: str) -> None:
+    process = start(url, 0, 1, [1, 2, 3], job="one", keep_last=1, crash_at="checkpoint.trashed")
+    assert end(process).code == -signal.SIGKILL
+    with FileSystem.at(url, purpose="test") as volume:
+        assert len(names_in(volume, b"runs/r/.trash")) == 1, "it died in the middle of deleting"
+        with CheckpointManager(volume, "runs/r", keep_last=1) as manager:
+            check_state(manager.load(), 2, 0, 1)
+            manager.save(4, {"x": 1})
+            assert [one.step for one in manager.checkpoints()] == [4]
+        assert names_in(volume, b"runs/r/.trash") == []
+
+
+def test_ranks_that_disagree_on_their_number_are_told(url: str) -> None:
+    processes = [start(url, rank, size, [1], job="j", deadline_s=30) for rank, size in ((0, 3), (1, 3), (2, 4))]
+    ended = [end(process) for process in processes]
+    texts = [one.reports[0]["text"] for one in ended]
+    assert "rank 2 believes that there are 4 ranks, rank 0 that there are 3" in texts[0]
+    assert "rank 2 believes that there are 4 ranks" in texts[1]
+    assert "believes that there are 3 ranks" in texts[2]
+
+
+def test_a_straggler_of_an_earlier_job_adds_nothing(url: str) -> None:
+    straggler = start(url, 1, 2, [1], job="old", deadline_s=IMPATIENT_S)
+    ended = run_ranks(url, 2, [1], job="new")
+    assert [one.code for one in ended] == [0, 0]
+    assert end(straggler).reports[0]["error"] == "RankMissingError"
+    with CheckpointManager(url, "runs/r", rank=1, world_size=2, job="look") as manager:
+        check_state(manager.load(), 1, 1, 2)
+
+
+def test_a_second_job_on_a_run_is_told_by_whom_it_is_held(url: str) -> None:
+    holder = start(url, 0, 1, [1], job="first", waits=True)
+    try:
+        assert holder.stdout is not None
+        assert "error" not in json.loads(holder.stdout.readline())
+        (second,) = run_ranks(url, 1, [2], job="second")
+        assert second.reports[0]["error"] == "BusyError"
+        assert f"process {holder.pid} on" in second.reports[0]["text"]
+    finally:
+        end(holder)
+    (third,) = run_ranks(url, 1, [2], job="third")
+    assert "error" not in third.reports[0]
