@@ -358,7 +358,8 @@ def test_drain_with_nothing_staged_asks_nobody(backend: FakeBackend, run: Run) -
 def test_every_verb_has_help_with_an_example(run: Run) -> None:
     from tieredfs.cli.app import app
 
-    verbs = [[command.name or getattr(command.callback, "__name__", "")] for command in app.registered_commands]
+    own = [command for command in app.registered_commands if command.callback.__module__.startswith("tieredfs.cli")]
+    verbs = [[command.name or getattr(command.callback, "__name__", "")] for command in own]
     verbs += [["disk", verb] for verb in ("list", "add", "drain", "rebuild")]
     assert len(verbs) == 17
     for verb in verbs:
