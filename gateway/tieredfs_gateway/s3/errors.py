@@ -117,6 +117,11 @@ CODE_OF: Final[dict[type[errors.TieredError], str]] = {
     errors.NewerFormatError: "InternalError",
     errors.NotAMountError: "InternalError",
     errors.MountPointError: "InternalError",
+    # Checkpoints are saved and loaded beside the endpoint, never through it: these cannot reach it.
+    errors.UnstorableError: "InternalError",
+    errors.StateMismatchError: "InternalError",
+    errors.RankMissingError: "InternalError",
+    errors.RankFailedError: "InternalError",
     errors.NoSpaceError: "ServiceUnavailable",
     errors.BusyError: "SlowDown",
     errors.ConflictError: "ConditionalRequestConflict",
