@@ -4,11 +4,10 @@ The protocol is what the tests of the command line fake. The real backend import
 needs them, so that `tieredfs --help` answers at once.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from tieredfs.model import Code, DiskId, Durability, VolumeConfig
 
@@ -153,29 +152,37 @@ class LocalBackend:
         name: str,
         force: bool,
     ) -> VolumeConfig:
-        made: VolumeConfig = _volume().format_volume(
+        from tieredfs import volume
+
+        return volume.format_volume(
             meta_url, data_urls, code=code, durability=durability, block_bytes=block_bytes, name=name, force=force
         )
-        return made
 
     def destroy_volume(self, meta_url: str, *, progress: Progress) -> None:
-        _volume().destroy_volume(meta_url, progress=progress)
+        from tieredfs import volume
+
+        volume.destroy_volume(meta_url, progress=progress)
 
     def open_volume(self, meta_url: str, *, purpose: str) -> AbstractContextManager[OpenVolume]:
-        opened: AbstractContextManager[OpenVolume] = _volume().Volume.open(meta_url, purpose=purpose)
-        return opened
+        from tieredfs import volume
+
+        return volume.Volume.open(meta_url, purpose=purpose)
 
     def drain_volume(self, meta_url: str, progress: Progress) -> None:
-        _volume().drain_volume(meta_url, progress)
+        from tieredfs import volume
+
+        volume.drain_volume(meta_url, progress)
 
     def mount_volume(self, request: MountRequest) -> Mounted:
-        mounting = importlib.import_module("tieredfs.fuse.mounting")
+        from tieredfs.fuse import mounting
+
         options = {field.name: getattr(request, field.name) for field in fields(request)}
-        mounted: Mounted = mounting.mount_volume(mounting.MountOptions(**options))
-        return mounted
+        return mounting.mount_volume(mounting.MountOptions(**options))
 
     def unmount(self, mountpoint: str, *, flush: bool, progress: Progress) -> None:
-        importlib.import_module("tieredfs.fuse.mounting").unmount(mountpoint, flush=flush, progress=progress)
+        from tieredfs.fuse import mounting
+
+        mounting.unmount(mountpoint, flush=flush, progress=progress)
 
     def mounts(self) -> Sequence[Place]:
         from tieredfs.fuse.mountinfo import our_mounts
@@ -191,7 +198,3 @@ class LocalBackend:
         from tieredfs.fuse.control import ControlClient
 
         return ControlClient(mount_id, connect_wait_s=DAEMON_WAIT_S).call(verb, arguments, progress)
-
-
-def _volume() -> Any:
-    return importlib.import_module("tieredfs.volume")
