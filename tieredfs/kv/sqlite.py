@@ -89,7 +89,8 @@ def _raise_domain_error(error: sqlite3.Error, path: str) -> NoReturn:
         raise error  # ours: a closed engine, a wrong statement
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR)
     kind = _DOMAIN_ERRORS.get(code & 0xFF, UnavailableError)
-    raise kind(f"metadata database {path}: {error}") from error
+    advice = "; restore it from a backup" if kind is CorruptError else ""  # no redundancy of ours covers this file
+    raise kind(f"metadata database {path}: {error}{advice}") from error
 
 
 class _Transaction:
