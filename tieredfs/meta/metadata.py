@@ -50,9 +50,9 @@ CODE_CACHED_S: Final = 1.0
 T = TypeVar("T")
 
 
-def format_volume(engine: Engine, config: VolumeConfig, disks: Sequence[Disk]) -> None:
-    """Write the volume record, the disks and the root directory. Raises VolumeExistsError."""
-    engine.write(lambda writer: volumes.format_volume(writer, config, disks))
+def format_volume(engine: Engine, config: VolumeConfig, disks: Sequence[Disk], uid: int = 0, gid: int = 0) -> None:
+    """Write the volume record, the disks and the root directory, which is `uid`'s. Raises VolumeExistsError."""
+    engine.write(lambda writer: volumes.format_volume(writer, config, disks, uid, gid))
 
 
 class Metadata:
