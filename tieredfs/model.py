@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NewType
+from typing import Final, NamedTuple, NewType
 
 InodeId = NewType("InodeId", int)
 """64 bits, never reused. `ROOT` is the root directory."""
@@ -69,13 +69,14 @@ class Code:
         return f"rs:{self.data_count}+{self.parity_count}"
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What `stat` shows of an inode, and where its content is.
 
     `version` counts contents: it rises when the file is opened for writing. `stored_version` is the version whose bytes
     the extents describe; `staged_in` is the cache that holds `version` when that is newer (`NO_CACHE`: nowhere, the
     extents are the content). `size_bytes` and the times belong to `version` as of its last flush.
+
+    A NamedTuple, as it is made for every look at a file: 0.5 us, where a frozen dataclass of 16 fields takes 3 us.
     """
 
     inode: InodeId

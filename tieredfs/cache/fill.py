@@ -17,6 +17,7 @@ from tieredfs.block.store import BlockStore
 from tieredfs.errors import DataLossError, DeadlineError, NoSpaceError, TieredError, UnavailableError
 from tieredfs.host import Files, crash
 from tieredfs.host.buffers import BufferPool
+from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import FILL_WAIT_S
 from tieredfs.model import Block, BlockId, Extent
 
@@ -82,6 +83,7 @@ class Fill:
         """Returns when the bytes are in the local file. Raises what the fill failed with, or DeadlineError."""
         if self.whole:
             return
+        about_to_wait()
         wanted = self._parts(offset, length)
         with self._changed:
             self._hasten(wanted)
@@ -95,6 +97,8 @@ class Fill:
 
     def wait_whole(self, timeout_s: float = FILL_WAIT_S) -> None:
         """Returns when the whole content is local, under its final name."""
+        if not self.whole:
+            about_to_wait()
         with self._changed:
             done = self._changed.wait_for(lambda: self.error is not None or self.whole, timeout_s)
             if self.error is not None:

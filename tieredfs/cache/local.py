@@ -2,11 +2,11 @@
 
 import itertools
 import os
-import threading
 from dataclasses import dataclass, field
 
 from tieredfs.cache.fill import Fill
 from tieredfs.core.file_life import DIRTY, FileEvent, FileState, next_state
+from tieredfs.host.waiting import AnnouncedRLock
 from tieredfs.model import InodeId
 
 _numbers = itertools.count(1)
@@ -70,7 +70,7 @@ class LocalFile:
     borrowed: bool = False
     """The descriptor is of a content that is staged in another cache of this host."""
     fill: Fill | None = None
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: AnnouncedRLock = field(default_factory=AnnouncedRLock)
     number: int = field(default_factory=lambda: next(_numbers))
     """Unique in this process: which opens share one local file."""
     users: int = 0

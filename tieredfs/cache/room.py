@@ -13,6 +13,7 @@ from tieredfs.cache.local import LocalFile
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NoSpaceError
 from tieredfs.host import Files
+from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_FREE_RESERVE_BYTES, CACHE_HIGH_WATERMARK, CACHE_LOW_WATERMARK
 from tieredfs.model import InodeId
 
@@ -90,6 +91,7 @@ class Room:
         """Returns when there is room to write. Raises NoSpaceError after `timeout_s`."""
         if not self._full:
             return
+        about_to_wait()
         self._hurry()
         with self._lock:
             self.waits += 1

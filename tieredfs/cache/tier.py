@@ -28,6 +28,7 @@ from tieredfs.core.file_life import FileEvent, FileState
 from tieredfs.errors import BusyError, UnavailableError
 from tieredfs.host import crash
 from tieredfs.host.files import is_open_for_writing
+from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import (
     BACKPRESSURE_WAIT_S,
     DRAIN_DEADLINE_S,
@@ -208,6 +209,7 @@ class Tier:
                 self.leave(file)
                 if self.part.host.clock.monotonic_s() > deadline_s:
                     raise
+                about_to_wait()
                 self.part.host.clock.sleep(0.05)
                 continue
             except BaseException:
@@ -346,6 +348,7 @@ class Tier:
         self.room.staged(file)
 
     def _begin_fill(self, file: LocalFile, attributes: Attributes) -> None:
+        about_to_wait()
         metadata, files = self.part.metadata, self.part.host.files
         extents = metadata.extents(file.inode)
         blocks = metadata.blocks({extent.block for extent in extents})

@@ -37,6 +37,8 @@ class FileState(enum.Enum):
     DISCARDED = "discarded"
     """The file was deleted; what is left here is unlinked with the last handle."""
 
+    __hash__ = object.__hash__  # members are unique; Enum's own is Python code, 0.3 us a look at a table
+
 
 class FileEvent(enum.Enum):
     """What happens to a content."""
@@ -54,6 +56,8 @@ class FileEvent(enum.Enum):
     READ_BEGUN = "read begun"
     EVICTED = "evicted"
     DELETED = "deleted"
+
+    __hash__ = object.__hash__
 
 
 _S, _E = FileState, FileEvent

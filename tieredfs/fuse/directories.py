@@ -8,7 +8,7 @@ began, and so finds the name that belongs to a cookie (seekdir) by listing one b
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from tieredfs.errors import InvalidRequestError, NotDirectoryError, NotFoundError, StaleError
@@ -55,7 +55,7 @@ class DirectoryHandles:
         with self._lock:
             for listing in self._listings.values():
                 if listing.attributes.inode == inode:
-                    return replace(listing.attributes, link_count=0)
+                    return listing.attributes._replace(link_count=0)
         raise StaleError(f"inode {inode} was deleted")
 
     def close(self, handle: int) -> None:

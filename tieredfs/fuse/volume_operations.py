@@ -11,8 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
@@ -47,8 +46,7 @@ _KIND_OF_FORMAT: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Handle:
+class _Handle(NamedTuple):
     file: LocalFile
     writer: bool
 
@@ -203,8 +201,7 @@ class VolumeOperations:
         live = self._tier.live(attributes.inode)
         if live is None:
             return attributes
-        return replace(
-            attributes,
+        return attributes._replace(
             size_bytes=live.size_bytes,
             allocated_bytes=live.allocated_bytes,
             mtime_ns=live.mtime_ns,
@@ -362,7 +359,7 @@ class VolumeOperations:
     def _live_item(self, item: DirectoryItem) -> DirectoryItem:
         if item.attributes is None or self._tier.live(item.attributes.inode) is None:
             return item
-        return replace(item, attributes=self._live(item.attributes))
+        return item._replace(attributes=self._live(item.attributes))
 
     def release_directory(self, handle: int) -> None:
         self._directories.close(handle)

@@ -6,7 +6,7 @@ serializable: the outcome is that of some order of all committed transactions. T
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
@@ -34,6 +34,16 @@ class Writer(Reader, Protocol):
 
     def delete(self, key: bytes) -> None:
         """No error when the key is absent."""
+        ...
+
+
+@runtime_checkable
+class Stamped(Protocol):
+    """An engine that can tell, in less than a microsecond, whether anybody committed."""
+
+    def stamp(self) -> bytes:
+        """Two calls that return the same bytes: between them no transaction of anybody became visible. After a commit
+        it is different from all that were before."""
         ...
 
 

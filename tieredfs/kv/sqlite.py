@@ -38,6 +38,8 @@ from tieredfs.errors import (
     VolumeNotFoundError,
 )
 from tieredfs.host import Host, local_host
+from tieredfs.host.waiting import about_to_wait
+from tieredfs.kv import wal_index
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import KEY_BYTES_MAX, LOCK_WAIT_S, MIB
 
@@ -210,6 +212,7 @@ class SharedSync:
 
     def wait(self) -> None:
         """Raises UnavailableError."""
+        about_to_wait()
         with self._changed:
             wanted = self._started + 1
             while self._finished < wanted and self._failure is None and self._started > self._finished:
@@ -287,6 +290,9 @@ class SqliteEngine:
         # Our writer keeps the WAL from being deleted, so this descriptor stays that of the one in use.
         self._wal = self._host.files.open(f"{self.path}-wal", os.O_RDONLY)
         self._host.files.sync_directory(os.path.dirname(self.path))
+        self._wal_index = wal_index.opened(f"{self.path}-shm")
+        self.stamp = self._wal_index.stamp
+        """`tieredfs.kv.engine.Stamped`."""
         self._shared_sync = SharedSync(lambda: self._host.files.sync(self._wal))
         self._process = os.getpid()
 
@@ -340,10 +346,7 @@ class SqliteEngine:
 
     def write(self, function: Callable[[Writer], T]) -> T:
         connections = self._own()
-        if connections.writers_stand_back.locked() and connections.writers_stand_back.acquire(timeout=LOCK_WAIT_S):
-            connections.writers_stand_back.release()
-        if not connections.writer_lock.acquire(timeout=LOCK_WAIT_S):
-            raise ConflictError(f"metadata database {self.path}: no turn to write within {LOCK_WAIT_S:.0f} s")
+        self._await_turn(connections)
         writer = connections.writer
         try:
             if connections.closed:
@@ -365,6 +368,17 @@ class SqliteEngine:
             self._start_checkpoint(connections)
         return result
 
+    def _await_turn(self, connections: _Connections) -> None:
+        """Take the lock of this process's writers. Raises ConflictError."""
+        stand_back, lock = connections.writers_stand_back, connections.writer_lock
+        if not stand_back.locked() and lock.acquire(blocking=False):
+            return
+        about_to_wait()
+        if stand_back.acquire(timeout=LOCK_WAIT_S):
+            stand_back.release()
+        if not lock.acquire(timeout=LOCK_WAIT_S):
+            raise ConflictError(f"metadata database {self.path}: no turn to write within {LOCK_WAIT_S:.0f} s")
+
     def _begin_immediate(self, writer: _Transaction) -> None:
         """Take the database's write lock, polling while another process has it; SQLITE_BUSY at the deadline."""
         pause_s = BUSY_PAUSE_FIRST_S
@@ -376,6 +390,7 @@ class SqliteEngine:
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise
+                about_to_wait()
                 if deadline_s is None:
                     deadline_s = clock.monotonic_s() + LOCK_WAIT_S
                 elif clock.monotonic_s() >= deadline_s:
@@ -390,6 +405,7 @@ class SqliteEngine:
 
     def _start_checkpoint(self, connections: _Connections) -> None:
         if connections.checkpointing.acquire(blocking=False):
+            about_to_wait()  # for a processor of its own: threads begin where their maker was
             connections.rows_at_checkpoint = connections.writer.connection.total_changes
             threading.Thread(target=self._checkpoint, args=(connections,), name="kv-checkpoint", daemon=True).start()
 
@@ -438,6 +454,7 @@ class SqliteEngine:
             connections.closed = True
             connections.writer.connection.close()
         connections.close_readers()
+        wal_index.closed(self._wal_index)
         self._host.files.close(self._wal)
 
 

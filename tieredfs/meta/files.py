@@ -78,9 +78,9 @@ def xattrs_of(reader: Reader, wanted: Sequence[InodeId], name: bytes) -> dict[In
 
 
 def get_xattr(reader: Reader, inode: InodeId, name: bytes) -> bytes:
-    value = reader.get(keys.xattr(inode, name))
+    bare = not inodes.read(reader, inode).hints & MAY_HAVE_XATTRS
+    value = None if bare else reader.get(keys.xattr(inode, name))
     if value is None:
-        inodes.read(reader, inode)
         raise NoAttributeError(f"inode {inode} has no attribute {name!r}")
     return records.decode_bytes(value)
 

@@ -9,15 +9,16 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
-from tieredfs.errors import NotFoundError, TieredError
+from tieredfs.errors import CorruptError, NotFoundError, TieredError
 from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
-from tieredfs.kv.engine import Engine, Reader, Writer
+from tieredfs.kv.engine import Engine, Reader, Stamped, Writer
 from tieredfs.meta import allocation, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
 from tieredfs.meta.changes import Creation, Placement, Receipt, Removed
+from tieredfs.meta.recent import Ahead, Recent
 from tieredfs.model import (
     NOBODY,
     AttributeChange,
@@ -49,9 +50,9 @@ CODE_CACHED_S: Final = 1.0
 T = TypeVar("T")
 
 
-def format_volume(engine: Engine, config: VolumeConfig, disks: Sequence[Disk]) -> None:
-    """Write the volume record, the disks and the root directory. Raises VolumeExistsError."""
-    engine.write(lambda writer: volumes.format_volume(writer, config, disks))
+def format_volume(engine: Engine, config: VolumeConfig, disks: Sequence[Disk], uid: int = 0, gid: int = 0) -> None:
+    """Write the volume record, the disks and the root directory, which is `uid`'s. Raises VolumeExistsError."""
+    engine.write(lambda writer: volumes.format_volume(writer, config, disks, uid, gid))
 
 
 class Metadata:
@@ -71,6 +72,9 @@ class Metadata:
         self._code: tuple[float, Code] | None = None
         self._deleted_lock = threading.Lock()
         self._deleted = 0
+        self._stamp = engine.stamp if isinstance(engine, Stamped) else None
+        self._recent = Recent()
+        self._ahead = Ahead()
 
     def config(self) -> VolumeConfig:
         """Raises VolumeNotFoundError, NewerFormatError."""
@@ -91,7 +95,23 @@ class Metadata:
     def lookup(self, parent: InodeId, name: bytes) -> Attributes:
         """Raises NotFoundError, NotDirectoryError."""
         names.check_name(name)
-        return self._engine.read(lambda reader: names.lookup(reader, parent, name)).attributes()
+        if self._stamp is None:
+            return self._engine.read(lambda reader: names.lookup(reader, parent, name)).attributes()
+        stamp = self._stamp()
+        known = self._recent.named(stamp, parent, name)
+        if known is not None:
+            return known
+        count = self._ahead.count(parent, name)
+        try:
+            records, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
+        except CorruptError:  # of a neighbour, perhaps, who is not what was asked for
+            count = 1
+            records, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
+        found = [(name, record.attributes()) for name, record in records]
+        self._ahead.note(parent, count, successor)
+        if stamp == self._stamp():
+            self._recent.remember_named(stamp, parent, found)
+        return found[0][1]
 
     def resolve(self, path: bytes) -> Attributes:
         """Walk `path` from the root, symlinks not followed. Raises NotFoundError, NotDirectoryError."""
@@ -255,7 +275,14 @@ class Metadata:
 
     def attributes(self, inode: InodeId) -> Attributes:
         """Orphans too. Raises NotFoundError."""
-        return self._engine.read(lambda reader: inodes.read(reader, inode)).attributes()
+        stamp = self._stamp() if self._stamp is not None else b""
+        known = self._recent.of(stamp, inode)
+        if known is not None:
+            return known
+        attributes = self._engine.read(lambda reader: inodes.read(reader, inode)).attributes()
+        if self._stamp is not None and stamp == self._stamp():
+            self._recent.remember(stamp, attributes)
+        return attributes
 
     def versions(self, wanted: Sequence[InodeId]) -> dict[InodeId, int]:
         """The version of each inode that exists, in one snapshot."""

@@ -8,6 +8,8 @@ Invariants, each kept inside one transaction:
 - Directories form a tree: `renames` refuses a move below itself.
 """
 
+from typing import NoReturn
+
 from tieredfs.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -52,9 +54,14 @@ def read_entry(reader: Reader, directory: InodeId, name: bytes) -> Entry:
     """Raises NotFoundError; NotDirectoryError when `directory` is none."""
     entry = find_entry(reader, directory, name)
     if entry is None:
-        inodes.read_directory(reader, directory)  # the better error, looked for only after a miss
-        raise NotFoundError(f"no entry {name!r} in directory {directory}")
+        raise_missing(reader, directory, name)
     return entry
+
+
+def raise_missing(reader: Reader, directory: InodeId, name: bytes) -> NoReturn:
+    """Raises NotDirectoryError or NotFoundError: the better error is looked for only after a miss."""
+    inodes.read_directory(reader, directory)
+    raise NotFoundError(f"no entry {name!r} in directory {directory}")
 
 
 def target_of(reader: Reader, directory: InodeId, entry: Entry) -> InodeRecord:
@@ -67,6 +74,26 @@ def target_of(reader: Reader, directory: InodeId, entry: Entry) -> InodeRecord:
 
 def lookup(reader: Reader, parent: InodeId, name: bytes) -> InodeRecord:
     return target_of(reader, parent, read_entry(reader, parent, name))
+
+
+def ahead(reader: Reader, parent: InodeId, name: bytes, count: int) -> tuple[list[tuple[bytes, InodeRecord]], bytes]:
+    """`lookup` of `name` and of the names after it, `count` at most in all, and the name after those (empty: none).
+
+    Raises NotFoundError, NotDirectoryError.
+    """
+    first, prefix = keys.name(parent, name), keys.names(parent)
+    rows = list(reader.scan(first, keys.end_of(prefix), limit=count + 1))
+    if not rows or rows[0][0] != first:
+        raise_missing(reader, parent, name)
+    successor = rows[count][0][len(prefix) :] if len(rows) > count else b""
+    entries = [records.decode_entry(key[len(prefix) :], value) for key, value in rows[:count]]
+    values = reader.get_many([keys.inode(entry.inode) for entry in entries])
+    found = []
+    for entry, value in zip(entries, values, strict=True):
+        if value is None:
+            raise CorruptError(f"entry {entry.name!r} of directory {parent} points to no inode ({entry.inode})")
+        found.append((entry.name, records.decode_inode(entry.inode, value)))
+    return found, successor
 
 
 def resolve(reader: Reader, path: bytes) -> InodeRecord:

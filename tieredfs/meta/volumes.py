@@ -33,7 +33,8 @@ DISK_TRANSITIONS: Final[dict[DiskState, frozenset[DiskState]]] = {
 """A lost disk may turn up again; a removed one never does. `REMOVED` asks that no block has a chunk on the disk."""
 
 
-def format_volume(writer: Writer, config: VolumeConfig, disks: Sequence[Disk]) -> None:
+def format_volume(writer: Writer, config: VolumeConfig, disks: Sequence[Disk], uid: int, gid: int) -> None:
+    """`uid`, `gid`: whose the root directory is."""
     if writer.get(keys.VOLUME) is not None:
         raise VolumeExistsError("there is a volume in this metadata database")
     assert len({disk.disk for disk in disks}) == len(disks)
@@ -43,16 +44,16 @@ def format_volume(writer: Writer, config: VolumeConfig, disks: Sequence[Disk]) -
     allocation.take(writer, Counter.DISK, max((disk.disk for disk in disks), default=0))
     number = allocation.take(writer, Counter.INODE)
     assert number == ROOT
-    inodes.save(writer, _root(config.created_ns))
+    inodes.save(writer, _root(config.created_ns, uid, gid))
 
 
-def _root(now_ns: int) -> InodeRecord:
+def _root(now_ns: int, uid: int, gid: int) -> InodeRecord:
     return InodeRecord(
         inode=ROOT,
         kind=FileKind.DIRECTORY,
         mode=0o755,
-        uid=0,
-        gid=0,
+        uid=uid,
+        gid=gid,
         link_count=2,
         size_bytes=0,
         atime_ns=now_ns,

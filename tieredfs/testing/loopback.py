@@ -22,7 +22,7 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from tieredfs import errors
@@ -553,7 +553,7 @@ class LoopbackOperations:
         with self._lock:
             self._listed[inode] = (directory, name)
         attributes = self._attributes(inode, pin, status)
-        return replace(attributes, parent=directory)
+        return attributes._replace(parent=directory)
 
     def release_directory(self, handle: int) -> None:
         with self._lock:

@@ -51,7 +51,8 @@ def format_volume(
     force: bool = False,
     host: Host | None = None,
 ) -> VolumeConfig:
-    """Make a volume over empty or missing directories, one disk each, every one a failure domain of its own.
+    """Make a volume over empty or missing directories, one disk each, every one a failure domain of its own. Its root directory is
+    the caller's.
 
     Raises VolumeExistsError, ForeignDataError, ConfigurationError; then nothing was changed but directories made.
     """
@@ -74,7 +75,7 @@ def format_volume(
     host.files.make_directory(os.path.dirname(location.path))
     engine = SqliteEngine(location.path, create=True)
     try:
-        meta.format_volume(engine, config, disks)
+        meta.format_volume(engine, config, disks, os.geteuid(), os.getegid())
         engine.sync()
     finally:
         engine.close()

@@ -1,7 +1,6 @@
 """The table of I/O modes against the real kernel: an open that it refused would fail with EIO."""
 
 import contextlib
-import dataclasses
 import errno
 import itertools
 import mmap
@@ -42,12 +41,12 @@ class Tier(LoopbackOperations):
         opened = super().open(inode, flags, caller)
         if self.replaced:
             self.of_other.add(opened.handle)
-            opened = dataclasses.replace(opened, descriptor=self.other, backing=-1 % (1 << 64))
-        return dataclasses.replace(opened, whole=self.whole, keep_cache=False)
+            opened = opened._replace(descriptor=self.other, backing=-1 % (1 << 64))
+        return opened._replace(whole=self.whole, keep_cache=False)
 
     def read(self, handle: int, offset: int, size: int) -> Span:
         span = super().read(handle, offset, size)
-        return dataclasses.replace(span, descriptor=self.other) if handle in self.of_other else span
+        return span._replace(descriptor=self.other) if handle in self.of_other else span
 
 
 @pytest.fixture

@@ -55,6 +55,8 @@ class ContentHandlers:
             if isinstance(before, OpenFile):
                 return _opened(self._handles.answer_again(before))
         flags, open_flags = wire.OPEN_IN.unpack_from(request.buffer, _BODY)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            request.step_aside()  # an older copy is made durable first
         if open_flags & wire.OPEN_KILL_SUIDGID:
             drop_privilege(self._operations, request.inode)
         opened = self._operations.open(request.inode, flags, request.caller())

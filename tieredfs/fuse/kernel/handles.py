@@ -14,8 +14,7 @@ import fcntl
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tieredfs.errors import NotFoundError
 from tieredfs.fuse.kernel import wire
@@ -33,16 +32,14 @@ _READ_ONLY_ACCESS: Final = 0
 _ACCESS_MASK: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
+class Live(NamedTuple):
     """An open file and where the ledger has it."""
 
     file: OpenFile
-    index: int
+    record_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What OPEN and CREATE tell the kernel."""
 
     handle: int
@@ -110,7 +107,7 @@ class Handles:
                 del self._modes[live.file.inode]
             else:
                 self._modes[live.file.inode] = modes
-            self._ledger.forget(live.index)
+            self._ledger.forget(live.record_index)
             if closing:
                 self._close_backing(closing)
         return True
@@ -184,7 +181,7 @@ class Handles:
         """Every handle still open and whether it is a directory's; they are forgotten. For when the mount is gone."""
         while self._files:
             handle, live = self._files.popitem()
-            self._ledger.forget(live.index)
+            self._ledger.forget(live.record_index)
             yield handle, False
         while self._directories:
             handle, index = self._directories.popitem()

@@ -12,9 +12,8 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from tieredfs.errors import CorruptError, UnavailableError
 from tieredfs.fuse.kernel.modes import Mode
@@ -37,8 +36,7 @@ _DIRECTORY: Final = 2
 _BYTES: Final = _HEADER_BYTES + RECORDS_MAX * _RECORD_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFile:
+class OpenFile(NamedTuple):
     """An open regular file. `unique` is the number of the request that opened it."""
 
     handle: int
@@ -50,8 +48,7 @@ class OpenFile:
     unique: int
 
 
-@dataclass(frozen=True, slots=True)
-class OpenDirectory:
+class OpenDirectory(NamedTuple):
     """An open directory."""
 
     handle: int

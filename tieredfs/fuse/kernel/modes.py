@@ -16,8 +16,7 @@ together.
 """
 
 import enum
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class Mode(enum.IntEnum):
@@ -37,6 +36,8 @@ class State(enum.Enum):
     PASSTHROUGH = "passthrough"
     DIRECT = "direct"
 
+    __hash__ = object.__hash__  # members are unique; Enum's own is Python code, 0.3 us a look at a table
+
 
 class Offered(enum.Enum):
     """A new open, seen from its inode: is its backing file the one that the inode's state is about, and is it whole?"""
@@ -45,6 +46,8 @@ class Offered(enum.Enum):
     SAME_PART = "same, not whole"
     OTHER_WHOLE = "other, whole"
     OTHER_PART = "other, not whole"
+
+    __hash__ = object.__hash__
 
 
 OPENING: Final[dict[tuple[State, Offered], tuple[Mode, State]]] = {
@@ -72,8 +75,7 @@ HOLDERS: Final[dict[State, frozenset[Mode]]] = {
 """Which opens keep an inode in its state."""
 
 
-@dataclass(frozen=True, slots=True)
-class InodeModes:
+class InodeModes(NamedTuple):
     """The opens of one inode. `backing` and `backing_id` count in CACHED and PASSTHROUGH, and in PASSTHROUGH."""
 
     state: State = State.CLOSED
@@ -105,12 +107,12 @@ def after_open(modes: InodeModes, mode: Mode, backing: int, backing_id: int) -> 
     """`modes` with one more open in `mode`, whether just decided or found in the hand-over table."""
     if mode is Mode.DIRECT:
         if modes.state in (State.CLOSED, State.DIRECT):
-            return replace(modes, state=State.DIRECT, holders=modes.holders + 1)
+            return modes._replace(state=State.DIRECT, holders=modes.holders + 1)
         assert modes.state is State.CACHED
-        return replace(modes, directs=modes.directs + 1)
+        return modes._replace(directs=modes.directs + 1)
     wanted = State.CACHED if mode is Mode.CACHED else State.PASSTHROUGH
     if modes.state is wanted:
-        return replace(modes, holders=modes.holders + 1)
+        return modes._replace(holders=modes.holders + 1)
     if modes.state is State.DIRECT:
         assert wanted is State.CACHED
         return InodeModes(wanted, backing, 0, 1, modes.holders)
@@ -122,10 +124,10 @@ def after_close(modes: InodeModes, mode: Mode) -> tuple[InodeModes, int]:
     """`modes` with one open in `mode` less, and the backing id to close now (0: none)."""
     if mode is Mode.DIRECT and modes.state is State.CACHED:
         assert modes.directs > 0
-        return replace(modes, directs=modes.directs - 1), 0
+        return modes._replace(directs=modes.directs - 1), 0
     assert mode in HOLDERS[modes.state], f"{mode.name} open of an inode that is {modes.state.value}"
     if modes.holders > 1:
-        return replace(modes, holders=modes.holders - 1), 0
+        return modes._replace(holders=modes.holders - 1), 0
     if modes.directs:
         return InodeModes(State.DIRECT, holders=modes.directs), 0
     return CLOSED, modes.backing_id

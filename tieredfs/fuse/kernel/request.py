@@ -51,6 +51,7 @@ class Request:
         "device",
         "gid",
         "inode",
+        "leading",
         "length",
         "opcode",
         "process",
@@ -59,6 +60,7 @@ class Request:
         "reply_view",
         "resent",
         "slot",
+        "step_aside",
         "uid",
         "unique",
         "view",
@@ -86,6 +88,10 @@ class Request:
         self.read_bytes = 0
         self.written_bytes = 0
         self.process = 0
+        self.leading = False
+        """This thread is the one that reads requests."""
+        self.step_aside: Callable[[], None] = _nothing
+        """Let another thread read on: what follows may wait. May be called again."""
 
     def send_file(self, span: Span) -> Reply:
         """Answer with the bytes of a local file, never joined with their header: one copy in, one out. Raises OSError.
@@ -132,6 +138,10 @@ class Request:
         if start + size > self.length:
             raise InvalidRequestError("a request is shorter than the data that it announces")
         return self.view[start : start + size]
+
+
+def _nothing() -> None:
+    pass
 
 
 Handler = Callable[[Request], Reply]

@@ -1,14 +1,7 @@
-"""A mount being served: reader threads on one /dev/fuse descriptor, from INIT (or a take-over) to the unmount.
+"""A mount being served, on one /dev/fuse descriptor, from INIT (or a take-over) to the unmount.
 
-**Threads.** Every reader thread reads requests from the same descriptor, carries them out and answers them. A request
-may wait for minutes (the bytes of a file that is being filled, room on the SSD), so there is always one more reader
-than requests being carried out, up to `THREADS_MAX`: a reader that takes a request and leaves nobody reading starts
-another. Readers beyond `FUSE_READER_THREADS` leave when they find enough others idle. `_idle` is a list used as a bag
-of tokens: `append` and `pop` are atomic, so that the hot path takes no lock.
-
-Measured on two cores, `stat` without caching, four threads on one descriptor: 12,000-18,000 a second, two requests
-each. A descriptor per thread (FUSE_DEV_IOC_CLONE) gave 10,000-17,000, other switch intervals 7,000-16,000: nothing to
-win, and a cloned descriptor that dies with its daemon fails its requests instead of keeping them for the next one.
+**Threads.** One thread reads and carries out what is quick (`readers.py`). What moves bytes or waits for a disk, the opcodes
+in `_PATIENT`, is carried out after another thread has begun to read; so is whatever finds out that it must wait.
 
 **Nothing kills the daemon.** A request that makes no sense gets EINVAL, one that we do not know ENOSYS, and whatever an
 operation raises becomes an errno in the one table (`errnos.py`); what is not one of our errors is logged, once per
@@ -21,8 +14,6 @@ releases what the ledger still has.
 import errno
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -37,6 +28,7 @@ from tieredfs.fuse.kernel.ledger import Ledger
 from tieredfs.fuse.kernel.modes import Mode
 from tieredfs.fuse.kernel.names import NameHandlers
 from tieredfs.fuse.kernel.negotiation import Agreement, agree, encode_agreement, parse_offer
+from tieredfs.fuse.kernel.readers import GONE, Readers
 from tieredfs.fuse.kernel.request import DONE, NO_REPLY, Handler, Reply, Request, Timeouts
 from tieredfs.fuse.kernel.wire import Op
 from tieredfs.fuse.operations import Operations
@@ -46,10 +38,10 @@ from tieredfs.model import InodeId
 
 _log = logging.getLogger(__name__)
 
-THREADS_MAX: Final = 64
-_GONE: Final = frozenset({errno.ENODEV, errno.EBADF, errno.ECONNABORTED})
-_AGAIN: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
-"""ENOENT from a read: the request was withdrawn between queue and read."""
+_PATIENT: Final = frozenset(
+    int(op) for op in (Op.READ, Op.WRITE, Op.FSYNC, Op.FSYNCDIR, Op.FALLOCATE, Op.SETATTR, Op.COPY_FILE_RANGE)
+)
+"""These move bytes or wait for a disk, so somebody else reads on first."""
 _OPENING: Final = frozenset({int(Op.OPEN), int(Op.CREATE)})
 _BY_INODE: Final = frozenset(
     int(op) for op in (Op.GETATTR, Op.SETATTR, Op.READLINK, Op.OPEN, Op.OPENDIR, Op.GETXATTR, Op.LISTXATTR, Op.SETXATTR)
@@ -122,13 +114,7 @@ class Session:
         self._content = ContentHandlers(operations, timeouts, self._handles)
         self._directories = DirectoryHandlers(operations, timeouts, self._handles)
         self._handlers = self._table()
-        self._lock = threading.Lock()
-        self._idle: list[int] = []
-        self._requests: list[Request] = []
-        """Of every slot that was ever used; a slot is reused when its thread has left."""
-        self._free_slots: list[int] = []
-        self._threads = 0
-        self._ended = threading.Event()
+        self._readers = Readers(device, self._options.reader_threads, self._dispatch)
         self._surprises: set[type[BaseException]] = set()
         self._on_ready: Callable[[], None] = _nothing
 
@@ -143,14 +129,11 @@ class Session:
         agreement = self._ledger.agreement()
         if agreement is not None:
             self._take_over(agreement)
-        for _ in range(self._options.reader_threads):
-            self._start_thread()
-        self._ended.wait()
-        self._join()
+        self._readers.run()
         self._release_all()
 
     def snapshot(self) -> SessionSnapshot:
-        requests = list(self._requests)
+        requests = list(self._readers.requests)
         totals = [sum(counts) for counts in zip(*(request.counts for request in requests), strict=True)]
         opened = self._handles.opened
         return SessionSnapshot(
@@ -161,7 +144,7 @@ class Session:
             bytes_read=sum(request.read_bytes for request in requests),
             bytes_written=sum(request.written_bytes for request in requests),
             open_handles=len(self._handles),
-            threads=self._threads,
+            threads=self._readers.threads,
             passthrough=self._handles.passthrough,
             passthrough_refused=self._handles.refused,
         )
@@ -207,61 +190,8 @@ class Session:
         except FileNotFoundError:
             pass  # the kernel knows nothing of it
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 raise
-
-    # ---- threads -----------------------------------------------------------------------------------------------------
-
-    def _start_thread(self) -> None:
-        with self._lock:
-            if self._threads >= THREADS_MAX or self._ended.is_set():
-                return
-            self._threads += 1
-            if self._free_slots:
-                request = self._requests[self._free_slots.pop()]
-            else:
-                request = Request(self._device, len(self._requests))
-                self._requests.append(request)
-        threading.Thread(target=self._serve, args=(request,), name=f"fuse-{request.slot}", daemon=True).start()
-
-    def _serve(self, request: Request) -> None:
-        try:
-            self._loop(request)
-        finally:
-            with self._lock:
-                self._threads -= 1
-                self._free_slots.append(request.slot)
-
-    def _loop(self, request: Request) -> None:
-        device, idle, dispatch, buffers = self._device, self._idle, self._dispatch, (request.buffer,)
-        readv, spare = os.readv, self._options.reader_threads
-        while True:
-            idle.append(0)
-            try:
-                request.length = readv(device, buffers)
-            except OSError as error:
-                idle.pop()
-                if error.errno in _AGAIN:
-                    continue
-                if error.errno not in _GONE:
-                    _log.error("reading from /dev/fuse failed, the mount is given up: %s", error.strerror)
-                self._ended.set()
-                return
-            idle.pop()
-            if not request.length:
-                self._ended.set()
-                return
-            if not idle:
-                self._start_thread()
-            dispatch(request)
-            if len(idle) >= spare:
-                return
-
-    def _join(self) -> None:
-        """Give the requests under way a moment; their answers have nowhere to go."""
-        deadline = time.monotonic() + 1.0
-        while self._threads and time.monotonic() < deadline:
-            time.sleep(0.005)
 
     # ---- one request -------------------------------------------------------------------------------------------------
 
@@ -277,6 +207,8 @@ class Session:
         try:
             if length != request.length or length < wire.IN_HEADER_BYTES + least:
                 raise OSError(errno.EINVAL, "a request of the wrong length")  # noqa: TRY301 - one place answers errors
+            if opcode in _PATIENT:
+                request.step_aside()
             reply = handler(request)
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes an errno, and none ends the daemon
             self._answer_error(request, error)
@@ -292,7 +224,7 @@ class Session:
             # ENOENT: whoever asked is gone.
             if error.errno == errno.ENOENT and request.opcode in _OPENING:
                 self._content.undo(body)
-            elif error.errno not in _GONE and error.errno != errno.ENOENT:
+            elif error.errno not in GONE and error.errno != errno.ENOENT:
                 _log.warning("an answer to %s was refused: %s", _name(request.opcode), error.strerror)
 
     def _answer_error(self, request: Request, error: Exception) -> None:
@@ -306,7 +238,7 @@ class Session:
         try:
             os.write(request.device, header)
         except OSError as failure:
-            if failure.errno not in _GONE and failure.errno != errno.ENOENT:
+            if failure.errno not in GONE and failure.errno != errno.ENOENT:
                 _log.warning("an answer to %s was refused: %s", _name(request.opcode), failure.strerror)
 
     def _table(self) -> dict[int, tuple[Handler, int]]:

@@ -1,0 +1,157 @@
+"""What is remembered of the metadata: exact under its stamp, gone with any commit of anybody, and bounded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.meta.conftest import Volume, make_volume
+from tieredfs.errors import NotDirectoryError, NotFoundError
+from tieredfs.meta.metadata import Creation, Metadata
+from tieredfs.meta.recent import AHEAD_FIRST, AHEAD_MAX, DIRECTORIES_MAX, RECENT_MAX, Ahead, Recent
+from tieredfs.model import NOBODY, ROOT, AttributeChange, Attributes, FileKind, InodeId
+
+FILE = Creation(FileKind.REGULAR, 0o644, 0, 0)
+DIRECTORY = Creation(FileKind.DIRECTORY, 0o755, 0, 0)
+
+
+def attributes_of(inode: int) -> Attributes:
+    return Attributes(InodeId(inode), FileKind.REGULAR, *([0] * 9), ROOT, 0, 0, 0, 0)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Volume:
+    return make_volume(str(tmp_path / "volume.db"))
+
+
+class Counted:
+    """Transactions that a `Metadata` begins to read, counted."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.metadata: Metadata = volume.metadata
+        self.reads = 0
+        read = volume.engine.read
+
+        def counting(function):  # type: ignore[no-untyped-def]
+            self.reads += 1
+            return read(function)
+
+        volume.engine.read = counting  # type: ignore[method-assign]
+
+
+def test_a_second_look_costs_no_transaction(made: Volume) -> None:
+    inode = made.metadata.create(ROOT, b"a", FILE).inode
+    counted = Counted(made)
+    first = made.metadata.lookup(ROOT, b"a")
+    assert counted.reads == 1
+    assert made.metadata.lookup(ROOT, b"a") == first
+    assert made.metadata.attributes(inode) == first
+    assert counted.reads == 1
+
+
+def test_our_own_commit_is_seen_at_once(made: Volume) -> None:
+    inode = made.metadata.create(ROOT, b"a", FILE).inode
+    assert made.metadata.lookup(ROOT, b"a").mode == 0o644
+    made.metadata.set_attributes(inode, AttributeChange(mode=0o600))
+    assert made.metadata.lookup(ROOT, b"a").mode == 0o600
+    assert made.metadata.attributes(inode).mode == 0o600
+    made.metadata.unlink(ROOT, b"a", NOBODY)
+    with pytest.raises(NotFoundError):
+        made.metadata.lookup(ROOT, b"a")
+    with pytest.raises(NotFoundError):
+        made.metadata.attributes(inode)
+
+
+def test_the_commit_of_another_process_is_seen_at_once(made: Volume) -> None:
+    before = made.metadata.lookup(ROOT, b"a") if made.metadata.create(ROOT, b"a", FILE) else None
+    change = (
+        "import sys\n"
+        "from tieredfs.host import SystemClock\n"
+        "from tieredfs.kv.sqlite import SqliteEngine\n"
+        "from tieredfs.meta.metadata import Metadata\n"
+        "from tieredfs.model import AttributeChange, InodeId\n"
+        "Metadata(SqliteEngine(sys.argv[1]), SystemClock()).set_attributes(InodeId(int(sys.argv[2])), AttributeChange(mode=0))\n"
+    )
+    assert before is not None
+    assert made.metadata.lookup(ROOT, b"a") == before
+    subprocess.run([sys.executable, "-c", change, made.path, str(before.inode)], check=True, timeout=30)
+    assert made.metadata.lookup(ROOT, b"a").mode == 0
+    assert made.metadata.attributes(before.inode).mode == 0
+
+
+def test_a_checkpoint_of_the_log_changes_no_answer(made: Volume) -> None:
+    made.metadata.create(ROOT, b"a", FILE)
+    before = made.metadata.lookup(ROOT, b"a")
+    made.engine._connections.writer.control("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    assert made.metadata.lookup(ROOT, b"a") == before
+    made.metadata.set_attributes(before.inode, AttributeChange(mode=0o111))
+    assert made.metadata.lookup(ROOT, b"a").mode == 0o111
+
+
+def test_who_walks_a_directory_in_order_is_read_ahead_for(made: Volume) -> None:
+    directory = made.metadata.create(ROOT, b"d", DIRECTORY).inode
+    names = [b"n-%04d" % number for number in range(400)]
+    inodes = [made.metadata.create(directory, name, FILE).inode for name in names]
+    counted = Counted(made)
+    assert [made.metadata.lookup(directory, name).inode for name in names] == inodes
+    # 1, 8, 16, 32, 64, 128, 128, and the rest.
+    assert counted.reads == 8
+
+
+def test_who_jumps_about_is_not_read_ahead_for(made: Volume) -> None:
+    directory = made.metadata.create(ROOT, b"d", DIRECTORY).inode
+    names = [b"n-%04d" % number for number in range(100)]
+    for name in names:
+        made.metadata.create(directory, name, FILE)
+    asked = names[::2]
+    for name in asked:
+        made.metadata.lookup(directory, name)
+    assert len(made.metadata._recent._snapshot.by_name) == len(asked), "nothing but what was asked for was read"
+
+
+def test_the_end_of_a_directory_is_not_the_next_one(made: Volume) -> None:
+    first, second = (made.metadata.create(ROOT, name, DIRECTORY).inode for name in (b"d1", b"d2"))
+    for directory in (first, second):
+        for name in (b"\xfe", b"\xff\xff"):
+            made.metadata.create(directory, name, FILE)
+    for _ in range(2):
+        assert made.metadata.lookup(first, b"\xfe").inode != made.metadata.lookup(first, b"\xff\xff").inode
+        with pytest.raises(NotFoundError):
+            made.metadata.lookup(first, b"\xff")
+    with pytest.raises(NotDirectoryError):
+        made.metadata.lookup(made.metadata.lookup(first, b"\xfe").inode, b"x")
+
+
+def test_memory_is_bounded() -> None:
+    recent, ahead = Recent(), Ahead()
+    for number in range(3 * RECENT_MAX):
+        recent.remember_named(b"s", ROOT, [(b"%d" % number, attributes_of(number))])
+        ahead.note(InodeId(number), 1, b"x")
+    assert len(recent._snapshot.by_name) <= RECENT_MAX
+    assert len(recent._snapshot.by_inode) <= RECENT_MAX
+    assert len(ahead._expected) <= DIRECTORIES_MAX
+
+
+def test_nothing_is_told_under_another_stamp() -> None:
+    recent = Recent()
+    recent.remember_named(b"one", ROOT, [(b"a", attributes_of(2))])
+    assert recent.named(b"one", ROOT, b"a") == attributes_of(2)
+    assert recent.named(b"two", ROOT, b"a") is None
+    recent.remember(b"two", attributes_of(3))
+    assert recent.of(b"one", InodeId(2)) is None
+    assert recent.of(b"two", InodeId(2)) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from((1, 2)), st.sampled_from((b"", b"a", b"b", b"c")))))
+def test_looking_ahead_is_only_for_the_expected_name(asked: list[tuple[int, bytes]]) -> None:
+    ahead = Ahead()
+    expected: dict[int, bytes] = {}
+    for directory, name in asked:
+        count = ahead.count(InodeId(directory), name)
+        assert 1 <= count <= AHEAD_MAX
+        assert (count >= AHEAD_FIRST) == (directory in expected and expected[directory] == name)
+        ahead.note(InodeId(directory), count, name + b"+" if name else b"a")
+        expected[directory] = name + b"+" if name else b"a"
