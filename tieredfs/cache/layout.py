@@ -20,10 +20,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tieredfs.errors import BusyError, CorruptError, ForeignDataError, NewerFormatError
 from tieredfs.host import Files
+from tieredfs.host.shared_sync import SharedSync
 from tieredfs.model import InodeId
 
 IDENTITY: Final = "tieredfs-cache.json"
@@ -52,6 +54,9 @@ class CacheDirectory:
         self.path = os.path.abspath(path)
         self._files = files
         files.make_directory(self.path)
+        self._name_syncs = [
+            SharedSync(partial(files.sync_directory, self._fan_out(byte)), "a name") for byte in range(256)
+        ]
         self._lock = self._take_lock()
         try:
             self.uuid = self._identify(volume_uuid)
@@ -76,6 +81,10 @@ class CacheDirectory:
 
     def content_directory(self, inode: InodeId) -> str:
         return self._fan_out(inode >> 8 & 0xFF)
+
+    def make_name_durable(self, inode: InodeId) -> None:
+        """The names in the directory of this inode's content survive a power cut. Shared by all who wait for that."""
+        self._name_syncs[inode >> 8 & 0xFF].wait()
 
     def filling(self, inode: InodeId, version: int) -> str:
         return f"{self._filling}/{inode:016x}.{version:x}"

@@ -439,6 +439,11 @@ class Tier:
                 file.metadata_durable = False
                 crash.here("flush.published")
 
+    def note_published(self, file: LocalFile, live: LiveSize) -> None:
+        """The metadata was just made with this size and time."""
+        with file.lock:
+            file.published = live.size_bytes, live.mtime_ns
+
     def release(self, file: LocalFile, *, writer: bool) -> None:
         """A handle is gone. The last writer seals; the last handle closes the local file."""
         sealed = False

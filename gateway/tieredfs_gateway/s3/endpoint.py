@@ -245,7 +245,7 @@ class Endpoint:
         views = ingest.take(pieces, lambda views, _: content.extend(views))
         ingest.take_md5(views)
         received = ingest.finish()
-        with self._volume.create() as writing:
+        with self._volume.create(brief=True) as writing:
             write_all(writing.descriptor, content, 0)
             return store(request, writing, received)
 

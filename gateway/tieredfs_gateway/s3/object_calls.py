@@ -105,7 +105,7 @@ class ObjectCalls:
         headers = [*object_headers(found), *extra]
         if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and now.checksum and span is None:
             headers += checksum_headers(now.checksum)
-        tags = self._store.get_tags(found)
+        tags = found.tags
         if tags:
             headers.append(("x-amz-tagging-count", str(len(parse_tags(tags.decode())))))
         headers = overridden(headers, request.query)
@@ -195,7 +195,7 @@ class ObjectCalls:
         if _directive(request, "x-amz-tagging-directive"):
             tags = header_tags(request)
         else:
-            tags = self._store.get_tags(source)
+            tags = source.tags
         with self._store.splice([Part(source.attributes.inode, 0, source.attributes.size_bytes)]) as writing:
             asked = conditions.of_write(request.headers)
             attributes = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags)
@@ -214,7 +214,7 @@ class ObjectCalls:
     # ---- tags -------------------------------------------------------------------------------------------------------
 
     def get_tags(self, request: Request) -> Response:
-        tags = self._store.get_tags(self._store.head(request.bucket, request.key)) or b""
+        tags = self._store.head(request.bucket, request.key).tags or b""
         pairs = [{"Key": name, "Value": value} for name, value in parse_tags(tags.decode()).items()]
         return xml_response("Tagging", {"TagSet": {"Tag": pairs}})
 
