@@ -144,6 +144,14 @@ class Tier:
                 return file.state
             return FileState.RESIDENT if inode in self._resident else FileState.ABSENT
 
+    def holds(self, inode: InodeId, version: int) -> bool:
+        """Whether that content is whole on this SSD now: opening it fetches nothing."""
+        with self._lock:
+            file = self._files.get(inode)
+            if file is None:
+                return self._resident.version_of(inode) == version
+            return file.version == version and file.descriptor >= 0 and file.whole
+
     # ---- opening ----------------------------------------------------------------------------------------------------
 
     def create(self, inode: InodeId, version: int) -> LocalFile:
@@ -438,11 +446,6 @@ class Tier:
                 file.published = current
                 file.metadata_durable = False
                 crash.here("flush.published")
-
-    def note_published(self, file: LocalFile, live: LiveSize) -> None:
-        """The metadata was just made with this size and time."""
-        with file.lock:
-            file.published = live.size_bytes, live.mtime_ns
 
     def release(self, file: LocalFile, *, writer: bool) -> None:
         """A handle is gone. The last writer seals; the last handle closes the local file."""

@@ -159,8 +159,22 @@ class FileSystemContract(Protocol):
         """`open` of a regular file that was just looked at."""
         ...
 
-    def create(self, *, brief: bool = False) -> Writing:
-        """A file to write. `brief`: it is written and committed in a moment, so nothing is recorded of it before its commit."""
+    def open_here(self, attributes: Attributes) -> Reading | None:
+        """`open_seen` without waiting: None when its bytes would have to be fetched."""
+        ...
+
+    def create(self) -> Writing: ...
+    def has_room(self) -> bool:
+        """Whether `create` would not wait now."""
+        ...
+
+    def create_grouped(self) -> Writing:
+        """A small file that is written and committed in a moment, beside others: nothing is recorded of it before its commit,
+        it is not written to after `make_durable`, and its name is durable when `sync_names` returns."""
+        ...
+
+    def sync_names(self) -> None:
+        """What was committed before survives a power cut when this returns."""
         ...
 
     def splice(self, parts: Sequence[Part]) -> Writing:
@@ -369,20 +383,37 @@ class FileSystem(UnnamedOwner):
         """`open` of a regular file that was just looked at. Raises NotFoundError, and what a fill raises."""
         return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
 
-    def create(self, *, brief: bool = False) -> Unnamed:
-        """A file to write, without a name until `commit`. Waits, bounded, for room on the SSD (NoSpaceError).
+    def open_here(self, attributes: Attributes) -> TierReading | None:
+        """See `FileSystemContract`. What is staged in another cache of this host is here too."""
+        is_ours = attributes.staged_in in {NO_CACHE, self._tier.cache}
+        if is_ours and not self._tier.holds(attributes.inode, attributes.version):
+            return None
+        return self.open_seen(attributes)
 
-        `brief`: written and committed in a moment; one transaction instead of four. Where the volume's durability is `store`,
-        all files are recorded first: storing them needs it.
-        """
+    def create(self) -> Unnamed:
+        """A file to write, without a name until `commit`. Waits, bounded, for room on the SSD (NoSpaceError)."""
         self._tier.room.wait_for_room()
-        if brief and self.volume.config.durability is Durability.SSD:
-            inode = self._metadata.new_inode_id()
-            file = self._tier.create(inode, FIRST_VERSION)
-            file.metadata_durable = True  # nothing in the metadata has to be
-            return Unnamed(inode, file, self, recorded=False)
         attributes = self._metadata.create_unnamed(self._creation(), self.volume.session)
         return Unnamed(attributes.inode, self._tier.create(attributes.inode, attributes.version), self)
+
+    def has_room(self) -> bool:
+        """Whether `create` would not wait now."""
+        return not self._tier.room.is_full
+
+    def create_grouped(self) -> Unnamed:
+        """See `FileSystemContract`. One transaction instead of four, one sync for the group. Where the volume's durability is
+        `store`, it is `create`: to be stored, a file must be recorded."""
+        if self.volume.config.durability is not Durability.SSD:
+            return self.create()
+        self._tier.room.wait_for_room()
+        inode = self._metadata.new_inode_id()
+        file = self._tier.create(inode, FIRST_VERSION)
+        file.metadata_durable = True  # nothing in the metadata has to be
+        return Unnamed(inode, file, self, recorded=False)
+
+    def sync_names(self) -> None:
+        """See `FileSystemContract`."""
+        self._metadata.sync()
 
     def _creation(self) -> Creation:
         return Creation(FileKind.REGULAR, 0o644, *caller_ids(), staged_in=self._tier.cache)
@@ -439,6 +470,7 @@ class FileSystem(UnnamedOwner):
             self._ssd.drainer.store_now(unnamed.file)
         else:
             make_durable(self._tier.part, unnamed.file)
+            unnamed.durable = True
 
     def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
         """See `Writing.commit`: bytes first, then the name, then the log that has it."""
@@ -449,7 +481,8 @@ class FileSystem(UnnamedOwner):
         else:
             attributes, removed = self._create_placed(unnamed, placement, naming.condition)
         crash.here("place.committed")
-        self._metadata.sync()
+        if not unnamed.grouped:
+            self._metadata.sync()
         if unnamed.file is not None:
             self._tier.release(unnamed.file, writer=True)
         if removed is not None:
@@ -468,13 +501,15 @@ class FileSystem(UnnamedOwner):
         self, unnamed: Unnamed, placement: Placement, condition: Condition | None
     ) -> tuple[Attributes, Removed | None]:
         assert unnamed.file is not None
-        make_durable(self._tier.part, unnamed.file)
+        if not unnamed.durable:
+            self.make_durable(unnamed, Durability.SSD)
         live = self._tier.live(unnamed.inode)
         assert live is not None, "the file is open for writing"
         content = Content(live.size_bytes, live.mtime_ns, live.allocated_bytes)
         placed = self._metadata.create_placed(placement, self._creation(), content, self.volume.session, condition)
         unnamed.recorded = True
-        self._tier.note_published(unnamed.file, live)
+        with unnamed.file.lock:
+            unnamed.file.published = live.size_bytes, live.mtime_ns
         return placed
 
     def discard(self, unnamed: Unnamed) -> None:

@@ -69,12 +69,15 @@ class TierReading:
 
 class Unnamed:
     """A file without a name: staged and being written (`file`), or made by reference (no `file`). `recorded`: the metadata
-    knows of it."""
+    knows of it. `grouped`: others are committed beside it, and one sync is for them all. `durable`: its bytes are.
+    """
 
     def __init__(self, inode: InodeId, file: LocalFile | None, owner: "UnnamedOwner", *, recorded: bool = True) -> None:
         self.inode = inode
         self.file = file
         self.recorded = recorded
+        self.grouped = not recorded
+        self.durable = False
         self._owner = owner
         self._open = True
 

@@ -132,3 +132,4 @@ async def _serve(asked: Serving, volume: FileSystem) -> None:
         scheme = "https" if asked.cert else "http"
         _log.info("serving %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
         await server.serve()
+        endpoint.close()

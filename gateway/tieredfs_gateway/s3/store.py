@@ -21,6 +21,7 @@ from tieredfs.errors import (
     NotDirectoryError,
     NotFoundError,
     StaleError,
+    UnavailableError,
 )
 from tieredfs.model import Attributes, FileKind
 from tieredfs.volume.filesystem import FileSystemContract, Part, Reading, Seen, Writing
@@ -138,8 +139,26 @@ class Store:
         for _ in range(_RACES_MAX):
             found = self.head(bucket, key)
             with contextlib.suppress(NotFoundError):  # deleted since the look
-                return self.volume.open_seen(found.attributes), found
+                return self._open_seen(found), found
         raise no_such_key(key)
+
+    def _open_seen(self, found: Object) -> Reading:
+        """Raises NotFoundError when it was replaced or deleted since: another process may have removed its staged bytes."""
+        try:
+            return self.volume.open_seen(found.attributes)
+        except UnavailableError:
+            shown = self.volume.look([found.path])[0]
+            if shown is None or shown[0].inode != found.attributes.inode:
+                raise NotFoundError("the object was replaced while it was being opened") from None
+            raise
+
+    def open_here(self, bucket: bytes, key: bytes) -> tuple[Reading | None, Object]:
+        """`open` without waiting; no reading when the bytes would have to be fetched."""
+        found = self.head(bucket, key)
+        try:
+            return self.volume.open_here(found.attributes), found
+        except (NotFoundError, UnavailableError):
+            return None, found
 
     def record_of(self, attributes: Attributes) -> Record:
         return self.records_of([attributes])[0]
