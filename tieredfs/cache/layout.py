@@ -3,6 +3,7 @@
     tieredfs-cache.json      whose it is: volume, cache id and uuid, format version
     lock                     flock'ed by the process that uses the directory; one at a time
     boot                     the boot id of the machine when the directory was last recovered
+    bell                     a FIFO: who needs what is staged here rings, and the drain does not wait any longer
     pins                     inodes that eviction leaves alone, one per line
     content/XX/INODE.VERSION the bytes of one content, whole
     filling/INODE.VERSION    a content that is being fetched; worthless after a crash
@@ -36,6 +37,11 @@ _BOOT_ID_PATH: Final = "/proc/sys/kernel/random/boot_id"
 def content_path(root: str, inode: InodeId, version: int) -> str:
     """Where the cache directory `root` has a content."""
     return f"{root}/content/{inode >> 8 & 0xFF:02x}/{inode:016x}.{version:x}"
+
+
+def bell_path(root: str) -> str:
+    """Of the cache directory `root`."""
+    return f"{root}/bell"
 
 
 @dataclass(frozen=True, slots=True)

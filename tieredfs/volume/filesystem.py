@@ -446,7 +446,7 @@ class FileSystem(UnnamedOwner):
         clock = self.volume.host.clock
         deadline_s = clock.monotonic_s() + BACKPRESSURE_WAIT_S
         while (attributes := self._metadata.attributes(inode)).staged_in != NO_CACHE:
-            self._ssd.drainer.hurry()
+            self._ssd.hurry(attributes.staged_in)
             if clock.monotonic_s() > deadline_s:
                 raise DeadlineError(f"inode {inode} was not stored within {BACKPRESSURE_WAIT_S:.0f} s")
             clock.sleep(_POLL_S)

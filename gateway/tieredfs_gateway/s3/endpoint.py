@@ -62,7 +62,9 @@ class Endpoint:
         executor: Executor,
         metrics: Metrics,
         domains: Sequence[str],
+        share: int = 1,
     ) -> None:
+        """`share`: of how many processes this is one."""
         store = Store(volume)
         self.uploads = Uploads(store)
         self._volume = volume
@@ -74,7 +76,7 @@ class Endpoint:
         self._buckets = BucketCalls(store, self.uploads)
         self._objects = ObjectCalls(store, self.uploads, clock)
         self._small_puts = SmallPuts(volume, executor)
-        self._transfers = asyncio.Semaphore(TRANSFERS_MAX)
+        self._transfers = asyncio.Semaphore(max(1, TRANSFERS_MAX // share))
         self._plain = self._plain_calls()
         self._with_body: dict[str, Callable[[Request, bytes], Response]] = {
             "CreateBucket": self._buckets.create,
