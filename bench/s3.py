@@ -40,7 +40,8 @@ READY_S: Final = 30.0
 BUCKET: Final = "bench"
 SERVE: Final = """
 import json, sys
-from tieredfs_gateway.s3.server import Serving, serve
+from tieredfs_gateway.s3.server import serve
+from tieredfs_gateway.s3.serving import Serving
 url, port = json.loads(sys.argv[1])
 serve(Serving(url, "127.0.0.1", port, [], None, None, False, 1 << 36, 1 << 29))
 """

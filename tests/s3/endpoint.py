@@ -74,6 +74,7 @@ class Endpoint:
     key: AccessKey
     process: "subprocess.Popen[bytes] | None" = None
     environment: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
     @property
     def meta_url(self) -> str:
@@ -83,8 +84,8 @@ class Endpoint:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, *options: str) -> None:
-        arguments = ["s3", self.meta_url, "--listen", f"127.0.0.1:{self.port}", *options]
+    def start(self) -> None:
+        arguments = ["s3", self.meta_url, "--listen", f"127.0.0.1:{self.port}", *self.options]
         line, environment = command(self.root / "entry-points", *arguments)
         with open(self.root / "log", "ab") as log:
             self.process = subprocess.Popen(line, env=environment | self.environment, stdout=log, stderr=log)
@@ -190,7 +191,7 @@ class Endpoint:
 def endpoint(*options: str) -> Iterator[Endpoint]:
     root = Path(tempfile.mkdtemp(prefix="tieredfs-s3-"))
     announce_verbs(root / "entry-points")
-    made = Endpoint(root, free_port(), make_key(Scope(), 0))
+    made = Endpoint(root, free_port(), make_key(Scope(), 0), options=options)
     format_volume(
         made.meta_url,
         [f"disk://{root}/d{{0..2}}"],
@@ -201,7 +202,7 @@ def endpoint(*options: str) -> Iterator[Endpoint]:
     )
     made.key = made.add_key(Scope())
     try:
-        made.start(*options)
+        made.start()
         yield made
     finally:
         if made.process is not None and made.process.poll() is None:

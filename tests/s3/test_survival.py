@@ -17,7 +17,7 @@ NEW = b"n" * (7 * MIB + 1)
 
 @pytest.fixture
 def mortal() -> Iterator[Endpoint]:
-    with endpoint() as made:
+    with endpoint("--workers", "1") as made:  # the process that is killed is the one that serves
         yield made
 
 

@@ -24,7 +24,7 @@ def make_durable(part: TierPart, file: LocalFile) -> None:
         files.close(descriptor)
     crash.here("sync.data-durable")
     if not name_durable:
-        files.sync_directory(part.directory.content_directory(file.inode))
+        part.directory.make_name_durable(file.inode)
     if not metadata_durable:
         part.metadata.sync()
     with file.lock:

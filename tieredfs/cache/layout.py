@@ -3,6 +3,7 @@
     tieredfs-cache.json      whose it is: volume, cache id and uuid, format version
     lock                     flock'ed by the process that uses the directory; one at a time
     boot                     the boot id of the machine when the directory was last recovered
+    bell                     a FIFO: who needs what is staged here rings, and the drain does not wait any longer
     pins                     inodes that eviction leaves alone, one per line
     content/XX/INODE.VERSION the bytes of one content, whole
     filling/INODE.VERSION    a content that is being fetched; worthless after a crash
@@ -20,10 +21,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tieredfs.errors import BusyError, CorruptError, ForeignDataError, NewerFormatError
 from tieredfs.host import Files
+from tieredfs.host.shared_sync import SharedSync
 from tieredfs.model import InodeId
 
 IDENTITY: Final = "tieredfs-cache.json"
@@ -34,6 +37,11 @@ _BOOT_ID_PATH: Final = "/proc/sys/kernel/random/boot_id"
 def content_path(root: str, inode: InodeId, version: int) -> str:
     """Where the cache directory `root` has a content."""
     return f"{root}/content/{inode >> 8 & 0xFF:02x}/{inode:016x}.{version:x}"
+
+
+def bell_path(root: str) -> str:
+    """Of the cache directory `root`."""
+    return f"{root}/bell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,9 @@ class CacheDirectory:
         self.path = os.path.abspath(path)
         self._files = files
         files.make_directory(self.path)
+        self._name_syncs = [
+            SharedSync(partial(files.sync_directory, self._fan_out(byte)), "a name") for byte in range(256)
+        ]
         self._lock = self._take_lock()
         try:
             self.uuid = self._identify(volume_uuid)
@@ -76,6 +87,10 @@ class CacheDirectory:
 
     def content_directory(self, inode: InodeId) -> str:
         return self._fan_out(inode >> 8 & 0xFF)
+
+    def make_name_durable(self, inode: InodeId) -> None:
+        """The names in the directory of this inode's content survive a power cut. Shared by all who wait for that."""
+        self._name_syncs[inode >> 8 & 0xFF].wait()
 
     def filling(self, inode: InodeId, version: int) -> str:
         return f"{self._filling}/{inode:016x}.{version:x}"

@@ -87,6 +87,11 @@ class Room:
                 self._lock.notify_all()
         return full
 
+    @property
+    def is_full(self) -> bool:
+        """Writers must wait, as of the last look."""
+        return self._full
+
     def wait_for_room(self, timeout_s: float = BACKPRESSURE_WAIT_S) -> None:
         """Returns when there is room to write. Raises NoSpaceError after `timeout_s`."""
         if not self._full:

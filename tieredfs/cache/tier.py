@@ -145,6 +145,14 @@ class Tier:
                 return file.state
             return FileState.RESIDENT if inode in self._resident else FileState.ABSENT
 
+    def holds(self, inode: InodeId, version: int) -> bool:
+        """Whether that content is whole on this SSD now: opening it fetches nothing."""
+        with self._lock:
+            file = self._files.get(inode)
+            if file is None:
+                return self._resident.version_of(inode) == version
+            return file.version == version and file.descriptor >= 0 and file.whole
+
     # ---- opening ----------------------------------------------------------------------------------------------------
 
     def create(self, inode: InodeId, version: int) -> LocalFile:

@@ -55,6 +55,11 @@ class ResidentIndex:
     def __contains__(self, inode: InodeId) -> bool:
         return inode in self._small or inode in self._main
 
+    def version_of(self, inode: InodeId) -> int | None:
+        """Of the copy that is here."""
+        resident = self._small.get(inode) or self._main.get(inode)
+        return None if resident is None else resident.version
+
     def admit(self, inode: InodeId, version: int, size_bytes: int, *, uses: int = 0) -> None:
         """A file became clean and idle. `uses`: how often it was used since it came."""
         self.take(inode)

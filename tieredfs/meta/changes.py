@@ -43,7 +43,9 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an unnamed file goes, and what it gets with its name. `replace`: over another file."""
+    """Where an unnamed file goes, and what it gets with its name. `replace`: over another file. `absent`: a path that must
+    show no file at that moment.
+    """
 
     inode: InodeId
     parent: InodeId
@@ -51,3 +53,13 @@ class Placement:
     mode: int
     replace: bool = True
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    absent: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a new file has on the SSD."""
+
+    size_bytes: int
+    mtime_ns: int
+    allocated_bytes: int

@@ -17,7 +17,7 @@ from tieredfs.kv.engine import Engine, Reader, Stamped, Writer
 from tieredfs.meta import allocation, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
-from tieredfs.meta.changes import Creation, Placement, Receipt, Removed
+from tieredfs.meta.changes import Content, Creation, Placement, Receipt, Removed
 from tieredfs.meta.recent import Ahead, Recent
 from tieredfs.model import (
     NOBODY,
@@ -43,7 +43,7 @@ from tieredfs.model import (
     VolumeConfig,
 )
 
-__all__ = ["Creation", "Metadata", "Placement", "Receipt", "Removed", "format_volume"]
+__all__ = ["Content", "Creation", "Metadata", "Placement", "Receipt", "Removed", "format_volume"]
 
 CODE_CACHED_S: Final = 1.0
 
@@ -117,6 +117,12 @@ class Metadata:
         """Walk `path` from the root, symlinks not followed. Raises NotFoundError, NotDirectoryError."""
         return self._engine.read(lambda reader: names.resolve(reader, path)).attributes()
 
+    def look(
+        self, paths: Sequence[bytes], xattrs: Sequence[bytes] = ()
+    ) -> list[tuple[Attributes, tuple[bytes | None, ...]] | None]:
+        """What each path shows, with its value of each of `xattrs`, in one snapshot. None: nothing."""
+        return self._engine.read(lambda reader: [names.look(reader, path, xattrs) for path in paths])
+
     def list_directory(self, directory: InodeId, after: bytes, limit: int) -> list[Entry]:
         """Entries with a name greater than `after` in byte order, without `.` and `..`."""
         return self._engine.read(lambda reader: names.listed(reader, directory, after, limit))
@@ -170,11 +176,34 @@ class Metadata:
         last name. `condition` is called in the transaction with what the name shows (None: nothing), and raises to
         leave everything as it is; it may be called more than once.
 
-        Raises AlreadyExistsError (`replace` False), IsDirectoryError, NotFoundError (not an unnamed file of `holder`).
+        Raises AlreadyExistsError (`replace` False), IsDirectoryError, ConflictError (`absent` is there), NotFoundError (not an
+        unnamed file of `holder`).
         """
         names.check_name(placement.name)
         now_ns = self._clock.wall_ns()
         record, removed = self._engine.write(lambda writer: placing.place(writer, placement, holder, condition, now_ns))
+        return record.attributes(), removed
+
+    def new_inode_id(self) -> InodeId:
+        """For `create_placed`; never given again."""
+        return InodeId(self._inode_ids.take())
+
+    def create_placed(
+        self,
+        placement: Placement,
+        creation: Creation,
+        content: Content,
+        holder: SessionId,
+        condition: placing.Condition | None = None,
+    ) -> tuple[Attributes, Removed | None]:
+        """`create_unnamed`, `publish` and `place` in one: for a content that is already whole in the cache `staged_in`, under
+        version 1 of an inode of `new_inode_id`. Raises what `place` raises."""
+        names.check_name(placement.name)
+        self._check_cache(creation.staged_in)
+        now_ns = self._clock.wall_ns()
+        record, removed = self._engine.write(
+            lambda writer: placing.create_placed(writer, placement, creation, content, holder, condition, now_ns)
+        )
         return record.attributes(), removed
 
     def link(self, inode: InodeId, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Attributes:

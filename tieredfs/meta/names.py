@@ -8,6 +8,7 @@ Invariants, each kept inside one transaction:
 - Directories form a tree: `renames` refuses a move below itself.
 """
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 from tieredfs.errors import (
@@ -107,6 +108,18 @@ def resolve(reader: Reader, path: bytes) -> InodeRecord:
         check_name(part)
         record = lookup(reader, InodeId(record.inode), part)
     return record
+
+
+def look(reader: Reader, path: bytes, xattrs: Sequence[bytes]) -> tuple[Attributes, tuple[bytes | None, ...]] | None:
+    """What `path` shows, with the values of its `xattrs`; None: nothing."""
+    try:
+        record = resolve(reader, path)
+    except (NotFoundError, NotDirectoryError):
+        return None
+    if not record.hints & records.MAY_HAVE_XATTRS:
+        return record.attributes(), (None,) * len(xattrs)
+    raw = [reader.get(keys.xattr(InodeId(record.inode), name)) for name in xattrs]
+    return record.attributes(), tuple(None if value is None else records.decode_bytes(value) for value in raw)
 
 
 def listed(reader: Reader, directory: InodeId, after: bytes, limit: int) -> list[Entry]:

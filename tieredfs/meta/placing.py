@@ -2,17 +2,20 @@
 
 An unnamed inode is an orphan of the session that makes it: if that dies, the file goes with it. Placing it takes the
 orphan record away and makes the entry, with whatever the name showed before replaced, in one transaction.
+
+A file that was written whole in a moment needs no record before that: `create_placed` makes inode and name together. If
+its process dies before, the local file is one that no metadata names, and recovery deletes it.
 """
 
 from collections.abc import Callable, Sequence
 
-from tieredfs.errors import AlreadyExistsError, IsDirectoryError, NotFoundError
+from tieredfs.errors import AlreadyExistsError, ConflictError, IsDirectoryError, NotDirectoryError, NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import files, inodes, names
-from tieredfs.meta.changes import Creation, Placement, Removed
-from tieredfs.model import ROOT, Attributes, Extent, InodeId, SessionId
+from tieredfs.meta.changes import Content, Creation, Placement, Removed
+from tieredfs.model import ROOT, Attributes, Extent, FileKind, InodeId, SessionId
 
 Condition = Callable[[Attributes | None], None]
 
@@ -51,6 +54,38 @@ def place(
 ) -> tuple[InodeRecord, Removed | None]:
     """Give an unnamed inode of `holder` its name. `Metadata.place` explains the rest."""
     directory = inodes.read_directory(writer, placement.parent)
+    removed = _clear(writer, placement, holder, condition, now_ns)
+    orphan = keys.orphan(holder, placement.inode)
+    if writer.get(orphan) is None:
+        raise NotFoundError(f"inode {placement.inode} is not an unnamed file of session {holder}")
+    writer.delete(orphan)
+    return _name(writer, placement, directory, inodes.read(writer, placement.inode), now_ns), removed
+
+
+def create_placed(
+    writer: Writer,
+    placement: Placement,
+    creation: Creation,
+    content: Content,
+    holder: SessionId,
+    condition: Condition | None,
+    now_ns: int,
+) -> tuple[InodeRecord, Removed | None]:
+    """A file whose content is staged and whole, with its name. `Metadata.create_placed` explains the rest."""
+    directory = inodes.read_directory(writer, placement.parent)
+    removed = _clear(writer, placement, holder, condition, now_ns)
+    record = names.new_inode(placement.inode, inodes.read(writer, ROOT), creation, now_ns)
+    record = record._replace(
+        size_bytes=content.size_bytes, mtime_ns=content.mtime_ns, allocated_bytes=content.allocated_bytes
+    )
+    writer.put(keys.staged(creation.staged_in, placement.inode), records.encode_staged(record.version, now_ns))
+    return _name(writer, placement, directory, record, now_ns), removed
+
+
+def _clear(
+    writer: Writer, placement: Placement, holder: SessionId, condition: Condition | None, now_ns: int
+) -> Removed | None:
+    """Ask the condition, and take the name from what has it. Raises AlreadyExistsError, IsDirectoryError, ConflictError."""
     entry = names.find_entry(writer, placement.parent, placement.name)
     before = None if entry is None else names.target_of(writer, placement.parent, entry)
     if condition is not None:
@@ -59,14 +94,24 @@ def place(
         raise AlreadyExistsError(f"directory {placement.parent} has an entry {placement.name!r}")
     if entry is not None and names.is_directory(entry):
         raise IsDirectoryError(f"{placement.name!r} is a directory")
-    orphan = keys.orphan(holder, placement.inode)
-    if writer.get(orphan) is None:
-        raise NotFoundError(f"inode {placement.inode} is not an unnamed file of session {holder}")
-    writer.delete(orphan)
-    removed = None
-    if entry is not None and before is not None:
-        removed = Removed(entry.inode, entry.kind, inodes.drop_link(writer, before, holder, now_ns))
-    record = inodes.read(writer, placement.inode)
+    if placement.absent and _is_file(writer, placement.absent):
+        raise ConflictError(f"{placement.absent!r} is there meanwhile")
+    if entry is None or before is None:
+        return None
+    return Removed(entry.inode, entry.kind, inodes.drop_link(writer, before, holder, now_ns))
+
+
+def _is_file(writer: Writer, path: bytes) -> bool:
+    try:
+        return names.resolve(writer, path).kind is not FileKind.DIRECTORY
+    except (NotFoundError, NotDirectoryError):
+        return False
+
+
+def _name(
+    writer: Writer, placement: Placement, directory: InodeRecord, record: InodeRecord, now_ns: int
+) -> InodeRecord:
+    """The entry, and what comes with it."""
     for name, value in placement.xattrs:
         files.check_xattr_name(name)
         files.check_xattr_value(value)
@@ -81,4 +126,4 @@ def place(
     names.put_entry(writer, placement.parent, placement.name, placement.inode, record.kind)
     inodes.save(writer, record)
     inodes.save_changed_directory(writer, directory, now_ns)
-    return record, removed
+    return record

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
+from tieredfs.cache.burials import Burials
 from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
 from tieredfs.config import parse_meta_url
@@ -28,7 +29,7 @@ from tieredfs.errors import (
 )
 from tieredfs.host import Host, crash
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
-from tieredfs.meta.metadata import Creation, Placement, Removed
+from tieredfs.meta.metadata import Content, Creation, Placement, Removed
 from tieredfs.model import NO_CACHE, ROOT, Attributes, Durability, Entry, Extent, FileKind, InodeId
 from tieredfs.volume.open_files import Condition, Naming, TierReading, Unnamed, UnnamedOwner, caller_ids
 from tieredfs.volume.ssd import SsdTier
@@ -40,6 +41,12 @@ _LIST_BATCH: Final = 1024
 _RACES_MAX: Final = 10
 _SLOTS_MAX: Final = 65_536
 _POLL_S: Final = 0.02
+FIRST_VERSION: Final = 1
+"""Of a content that is written as its inode is made."""
+
+
+Seen = tuple[Attributes, tuple[bytes | None, ...]]
+"""What a path shows, and the values of the attributes that were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +103,13 @@ class Writing(Protocol):
         durability: Durability | None = None,
         xattrs: Mapping[bytes, bytes] | None = None,
         mode: int = 0o644,
+        absent: bytes = b"",
     ) -> Attributes:
-        """Give the file its name (parents are made), with its attributes, in one transaction, durable on return.
+        """Give the file its name (parents are made), with its attributes, in one transaction, durable on return. `absent`:
+        another path that must show no file at that moment.
 
-        Raises AlreadyExistsError (`replace` False), IsDirectoryError, what `condition` raises; then nothing has changed and the
-        file can be committed elsewhere.
+        Raises AlreadyExistsError (`replace` False), IsDirectoryError, ConflictError (`absent` is there), what `condition`
+        raises; then nothing has changed and the file can be committed elsewhere.
         """
         ...
 
@@ -113,6 +122,10 @@ class FileSystemContract(Protocol):
     """The methods of `FileSystem`. Safe from any thread."""
 
     def stat(self, path: bytes) -> Attributes: ...
+    def look(self, paths: Sequence[bytes], xattrs: Sequence[bytes] = ()) -> list[Seen | None]:
+        """What each path shows, with its value of each of `xattrs`, in one snapshot. None: nothing."""
+        ...
+
     def entries(self, path: bytes, after: bytes = b"", limit: int = 1000) -> list[tuple[Entry, Attributes]]:
         """Entries with names greater than `after`, in byte order."""
         ...
@@ -142,7 +155,28 @@ class FileSystemContract(Protocol):
         ...
 
     def open(self, path: bytes) -> Reading: ...
+    def open_seen(self, attributes: Attributes) -> Reading:
+        """`open` of a regular file that was just looked at."""
+        ...
+
+    def open_here(self, attributes: Attributes) -> Reading | None:
+        """`open_seen` without waiting: None when its bytes would have to be fetched."""
+        ...
+
     def create(self) -> Writing: ...
+    def has_room(self) -> bool:
+        """Whether `create` would not wait now."""
+        ...
+
+    def create_grouped(self) -> Writing:
+        """A small file that is written and committed in a moment, beside others: nothing is recorded of it before its commit,
+        it is not written to after `make_durable`, and its name is durable when `sync_names` returns."""
+        ...
+
+    def sync_names(self) -> None:
+        """What was committed before survives a power cut when this returns."""
+        ...
+
     def splice(self, parts: Sequence[Part]) -> Writing:
         """A new file, without a name, whose content is those parts one after another: no bytes are moved. Sources that are
         only staged are stored first. Its `descriptor` cannot be used."""
@@ -171,6 +205,7 @@ class FileSystem(UnnamedOwner):
         self._ssd = ssd
         self._tier = ssd.tier
         self._metadata = volume.metadata
+        self._burials = Burials(volume.metadata, ssd.tier, volume.session)
 
     @classmethod
     def at(
@@ -195,6 +230,7 @@ class FileSystem(UnnamedOwner):
 
     def close(self) -> None:
         """What is staged stays staged: safe on the SSD, and stored by whoever comes next."""
+        self._burials.close()
         self._ssd.close()
         self.volume.close()
 
@@ -209,6 +245,10 @@ class FileSystem(UnnamedOwner):
     def stat(self, path: bytes) -> Attributes:
         """Symlinks are not followed. Raises NotFoundError, NotDirectoryError."""
         return self._metadata.resolve(_checked(path))
+
+    def look(self, paths: Sequence[bytes], xattrs: Sequence[bytes] = ()) -> list[Seen | None]:
+        """What each path shows, with its value of each of `xattrs`, in one snapshot. None: nothing."""
+        return self._metadata.look([_checked(path) for path in paths], xattrs)
 
     def entries(self, path: bytes, after: bytes = b"", limit: int = 1000) -> list[tuple[Entry, Attributes]]:
         """Entries with names greater than `after`, in byte order. Raises NotDirectoryError."""
@@ -318,7 +358,14 @@ class FileSystem(UnnamedOwner):
         if not parts:
             raise InvalidRequestError("the root of the volume has no name")
         parent = b"/".join(parts[:-1])
-        directory = self.make_directories(parent) if make else self.stat(parent)
+        try:
+            directory = self.stat(parent)
+        except NotFoundError:
+            if not make:
+                raise
+            directory = self.make_directories(parent)
+        if make and directory.kind is not FileKind.DIRECTORY:
+            raise NotDirectoryError(f"{parent!r} is not a directory")
         return directory.inode, parts[-1]
 
     # ---- contents ---------------------------------------------------------------------------------------------------
@@ -330,15 +377,46 @@ class FileSystem(UnnamedOwner):
             raise IsDirectoryError(f"{path!r} is a directory")
         if attributes.kind is not FileKind.REGULAR:
             raise InvalidRequestError(f"{path!r} is not a regular file")
+        return self.open_seen(attributes)
+
+    def open_seen(self, attributes: Attributes) -> TierReading:
+        """`open` of a regular file that was just looked at. Raises NotFoundError, and what a fill raises."""
         return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
+
+    def open_here(self, attributes: Attributes) -> TierReading | None:
+        """See `FileSystemContract`. What is staged in another cache of this host is here too."""
+        is_ours = attributes.staged_in in {NO_CACHE, self._tier.cache}
+        if is_ours and not self._tier.holds(attributes.inode, attributes.version):
+            return None
+        return self.open_seen(attributes)
 
     def create(self) -> Unnamed:
         """A file to write, without a name until `commit`. Waits, bounded, for room on the SSD (NoSpaceError)."""
         self._tier.room.wait_for_room()
-        uid, gid = caller_ids()
-        creation = Creation(FileKind.REGULAR, 0o644, uid, gid, staged_in=self._tier.cache)
-        attributes = self._metadata.create_unnamed(creation, self.volume.session)
+        attributes = self._metadata.create_unnamed(self._creation(), self.volume.session)
         return Unnamed(attributes.inode, self._tier.create(attributes.inode, attributes.version), self)
+
+    def has_room(self) -> bool:
+        """Whether `create` would not wait now."""
+        return not self._tier.room.is_full
+
+    def create_grouped(self) -> Unnamed:
+        """See `FileSystemContract`. One transaction instead of four, one sync for the group. Where the volume's durability is
+        `store`, it is `create`: to be stored, a file must be recorded."""
+        if self.volume.config.durability is not Durability.SSD:
+            return self.create()
+        self._tier.room.wait_for_room()
+        inode = self._metadata.new_inode_id()
+        file = self._tier.create(inode, FIRST_VERSION)
+        file.metadata_durable = True  # nothing in the metadata has to be
+        return Unnamed(inode, file, self, recorded=False)
+
+    def sync_names(self) -> None:
+        """See `FileSystemContract`."""
+        self._metadata.sync()
+
+    def _creation(self) -> Creation:
+        return Creation(FileKind.REGULAR, 0o644, *caller_ids(), staged_in=self._tier.cache)
 
     def splice(self, parts: Sequence[Part]) -> Unnamed:
         """A new file by reference to stored ones. Raises InvalidRequestError (beyond an end), DeadlineError."""
@@ -368,7 +446,7 @@ class FileSystem(UnnamedOwner):
         clock = self.volume.host.clock
         deadline_s = clock.monotonic_s() + BACKPRESSURE_WAIT_S
         while (attributes := self._metadata.attributes(inode)).staged_in != NO_CACHE:
-            self._ssd.drainer.hurry()
+            self._ssd.hurry(attributes.staged_in)
             if clock.monotonic_s() > deadline_s:
                 raise DeadlineError(f"inode {inode} was not stored within {BACKPRESSURE_WAIT_S:.0f} s")
             clock.sleep(_POLL_S)
@@ -392,35 +470,63 @@ class FileSystem(UnnamedOwner):
             self._ssd.drainer.store_now(unnamed.file)
         else:
             make_durable(self._tier.part, unnamed.file)
+            unnamed.durable = True
 
     def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
         """See `Writing.commit`: bytes first, then the name, then the log that has it."""
         parent, name = self._parent_of(naming.path, make=True)
-        if unnamed.file is not None:
-            self._tier.publish(unnamed.file)
-        self.make_durable(unnamed, durability)
-        placement = Placement(unnamed.inode, parent, name, naming.mode, naming.replace, naming.xattrs)
-        attributes, removed = self._metadata.place(placement, self.volume.session, naming.condition)
+        placement = Placement(unnamed.inode, parent, name, naming.mode, naming.replace, naming.xattrs, naming.absent)
+        if unnamed.recorded:
+            attributes, removed = self._place(unnamed, placement, naming.condition, durability)
+        else:
+            attributes, removed = self._create_placed(unnamed, placement, naming.condition)
         crash.here("place.committed")
-        self._metadata.sync()
+        if not unnamed.grouped:
+            self._metadata.sync()
         if unnamed.file is not None:
             self._tier.release(unnamed.file, writer=True)
         if removed is not None:
             self._bury(removed)
         return attributes
 
+    def _place(
+        self, unnamed: Unnamed, placement: Placement, condition: Condition | None, durability: Durability | None
+    ) -> tuple[Attributes, Removed | None]:
+        if unnamed.file is not None:
+            self._tier.publish(unnamed.file)
+        self.make_durable(unnamed, durability)
+        return self._metadata.place(placement, self.volume.session, condition)
+
+    def _create_placed(
+        self, unnamed: Unnamed, placement: Placement, condition: Condition | None
+    ) -> tuple[Attributes, Removed | None]:
+        assert unnamed.file is not None
+        if not unnamed.durable:
+            self.make_durable(unnamed, Durability.SSD)
+        live = self._tier.live(unnamed.inode)
+        assert live is not None, "the file is open for writing"
+        content = Content(live.size_bytes, live.mtime_ns, live.allocated_bytes)
+        placed = self._metadata.create_placed(placement, self._creation(), content, self.volume.session, condition)
+        unnamed.recorded = True
+        with unnamed.file.lock:
+            unnamed.file.published = live.size_bytes, live.mtime_ns
+        return placed
+
     def discard(self, unnamed: Unnamed) -> None:
         if unnamed.file is not None:
             self._tier.mark_deleted(unnamed.inode)
             self._tier.release(unnamed.file, writer=True)
-        self._dispose(unnamed.inode)
+        if unnamed.recorded:
+            self._dispose(unnamed.inode)
+        else:
+            self._tier.discard(unnamed.inode)
 
     def _bury(self, removed: Removed) -> None:
         """A name is gone. With the last one the inode is an orphan of this session, until nobody here has it open."""
         if removed.gone and removed.kind is not FileKind.DIRECTORY:
             self._tier.mark_deleted(removed.inode)
             if not self._tier.is_open(removed.inode):
-                self._dispose(removed.inode)
+                self._burials.bury((removed.inode,))
 
     def _close_reading(self, file: LocalFile) -> None:
         self._tier.release(file, writer=False)

@@ -25,6 +25,7 @@ class Naming:
     condition: Condition | None
     xattrs: tuple[tuple[bytes, bytes], ...]
     mode: int
+    absent: bytes
 
 
 class TierReading:
@@ -67,11 +68,16 @@ class TierReading:
 
 
 class Unnamed:
-    """A file without a name: staged and being written (`file`), or made by reference (no `file`)."""
+    """A file without a name: staged and being written (`file`), or made by reference (no `file`). `recorded`: the metadata
+    knows of it. `grouped`: others are committed beside it, and one sync is for them all. `durable`: its bytes are.
+    """
 
-    def __init__(self, inode: InodeId, file: LocalFile | None, owner: "UnnamedOwner") -> None:
+    def __init__(self, inode: InodeId, file: LocalFile | None, owner: "UnnamedOwner", *, recorded: bool = True) -> None:
         self.inode = inode
         self.file = file
+        self.recorded = recorded
+        self.grouped = not recorded
+        self.durable = False
         self._owner = owner
         self._open = True
 
@@ -97,10 +103,11 @@ class Unnamed:
         durability: Durability | None = None,
         xattrs: Mapping[bytes, bytes] | None = None,
         mode: int = 0o644,
+        absent: bytes = b"",
     ) -> Attributes:
         """See `tieredfs.volume.filesystem.Writing`."""
         self._check_open()
-        naming = Naming(path, replace, condition, tuple((xattrs or {}).items()), mode)
+        naming = Naming(path, replace, condition, tuple((xattrs or {}).items()), mode, absent)
         attributes = self._owner.commit(self, naming, durability)
         self._open = False
         return attributes

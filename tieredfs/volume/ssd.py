@@ -5,13 +5,14 @@ import os
 from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
-from tieredfs.cache.layout import CacheDirectory
+from tieredfs.cache.layout import CacheDirectory, bell_path
 from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
 from tieredfs.cache.tier import Tier
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import BusyError, DeadlineError
+from tieredfs.host.bell import Bell, ring
 from tieredfs.limits import CACHE_BYTES_DEFAULT
 from tieredfs.model import NO_CACHE, CacheId, Progress
 from tieredfs.volume.volume import Volume
@@ -34,6 +35,7 @@ class SsdTier:
             self.evictor = Evictor(self.tier, self.drainer)
             self.room.on_pressure(self.evictor.wake)
             self.recovered: Recovered = recover(self.tier)
+            self._bell = Bell(bell_path(self.directory.path), self.drainer.hurry)
         except BaseException:
             self.directory.close()
             raise
@@ -41,6 +43,16 @@ class SsdTier:
     def start(self) -> None:
         self.drainer.start()
         self.evictor.start()
+
+    def hurry(self, cache: CacheId) -> None:
+        """Somebody waits for what is staged in `cache`: this one, or another process's of this host."""
+        if cache == self.tier.cache:
+            self.drainer.hurry()
+            return
+        part = self.tier.part
+        for record in part.metadata.caches():
+            if record.cache == cache and record.host == part.host.name:
+                ring(bell_path(record.path))
 
     def flush(self, timeout_s: float) -> None:
         """Returns when nothing is staged here, and that is durable. Raises DeadlineError."""
@@ -59,6 +71,7 @@ class SsdTier:
 
     def close(self) -> None:
         """Stop; what is staged stays staged, for the next mount."""
+        self._bell.close()
         self.evictor.close()
         self.drainer.close()
         self.filler.close()

@@ -1,7 +1,9 @@
 """One request, from its head to its last byte: authenticate, route, authorize, carry out in a thread, answer.
 
-The event loop only parses, waits and passes bytes on; whatever may block runs in a pool of threads. Small bodies and small
-objects take one hop to a thread; large ones go in pieces of a mebibyte, the next one under way while one is worked on.
+The event loop parses, waits and passes bytes on; whatever may block runs in threads. A look at an object is the exception: two
+short reads of the metadata and, for a small object that is in the page cache, one of its file, are done here, because
+handing them to a thread costs several times what they do. Small uploads go to the disk in groups (`small_puts`); large
+bodies go in pieces of a mebibyte, the next one under way while one is worked on.
 """
 
 import asyncio
@@ -29,6 +31,7 @@ from tieredfs_gateway.s3.keystore import AccessKey, Keystore
 from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
 from tieredfs_gateway.s3.routes import Body, Operation, authorize, route
+from tieredfs_gateway.s3.small_puts import SmallPut, SmallPuts
 from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.uploads import Uploads
 
@@ -59,7 +62,9 @@ class Endpoint:
         executor: Executor,
         metrics: Metrics,
         domains: Sequence[str],
+        share: int = 1,
     ) -> None:
+        """`share`: of how many processes this is one."""
         store = Store(volume)
         self.uploads = Uploads(store)
         self._volume = volume
@@ -70,7 +75,8 @@ class Endpoint:
         self._keystore = Keystore(volume, clock)
         self._buckets = BucketCalls(store, self.uploads)
         self._objects = ObjectCalls(store, self.uploads, clock)
-        self._transfers = asyncio.Semaphore(TRANSFERS_MAX)
+        self._small_puts = SmallPuts(volume, executor)
+        self._transfers = asyncio.Semaphore(max(1, TRANSFERS_MAX // share))
         self._plain = self._plain_calls()
         self._with_body: dict[str, Callable[[Request, bytes], Response]] = {
             "CreateBucket": self._buckets.create,
@@ -101,7 +107,6 @@ class Endpoint:
             "GetObjectAcl": objects.acl,
             "GetObjectTagging": objects.get_tags,
             "ListParts": objects.list_parts,
-            "HeadObject": objects.head,
             "CreateMultipartUpload": objects.begin_upload,
             "DeleteObject": objects.delete,
             "DeleteObjectTagging": objects.delete_tags,
@@ -149,6 +154,10 @@ class Endpoint:
             return await self._receive_content(exchange, operation, request, caller)
         if operation.body is Body.SMALL:
             return await self._receive_document(exchange, operation, request, caller)
+        if operation.name == "HeadObject":
+            return self._objects.head(request)
+        if operation.name == "GetObject" and (response := self._objects.get_now(request)) is not None:
+            return response
         if operation.name in ("CopyObject", "UploadPartCopy", "ListBuckets"):
             call = {
                 "CopyObject": self._objects.copy,
@@ -205,6 +214,10 @@ class Endpoint:
             return self._buckets.delete_many(request, bytes(content), caller)
         return self._with_body[operation.name](request, bytes(content))
 
+    def close(self) -> None:
+        """When no request is under way any more."""
+        self._small_puts.close()
+
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, functools.partial(function, *arguments))
 
@@ -216,10 +229,15 @@ class Endpoint:
         is_part = operation.name == "UploadPart"
         expect = self._objects.expect_part if is_part else self._objects.expect
         store = self._objects.put_part if is_part else self._objects.put
-        size = request.headers.get("content-length", "")
-        if size.isdigit() and len(size) < 19 and int(size) <= SMALL_BODY_BYTES and "expect" not in request.headers:
-            pieces = await exchange.body.all(SMALL_BODY_BYTES)
-            return await self._run(self._store_small, expect, store, request, caller, pieces)
+        if _is_small(request) and self._volume.has_room():
+            check = expect if is_part else self._objects.expect_small
+            put = SmallPut(
+                await exchange.body.all(SMALL_BODY_BYTES),
+                functools.partial(check, request, caller),
+                functools.partial(decoder_of, request, caller),
+                functools.partial(store, request),
+            )
+            return await self._small_puts.store(put)
         expected = await self._run(expect, request, caller)
         async with self._transfer():
             writing = await self._run(self._volume.create)
@@ -231,23 +249,6 @@ class Endpoint:
             finally:
                 if not handed_over:
                     await asyncio.shield(self._run(writing.discard))
-
-    def _store_small(
-        self,
-        expect: Callable[[Request, Caller], Expected],
-        store: Callable[[Request, Writing, Received], Response],
-        request: Request,
-        caller: Caller,
-        pieces: Sequence[bytes],
-    ) -> Response:
-        ingest = Ingest(expect(request, caller), decoder_of(request, caller))
-        content: list[memoryview] = []
-        views = ingest.take(pieces, lambda views, _: content.extend(views))
-        ingest.take_md5(views)
-        received = ingest.finish()
-        with self._volume.create() as writing:
-            write_all(writing.descriptor, content, 0)
-            return store(request, writing, received)
 
     async def _receive_into(
         self, exchange: "_Exchange", writing: Writing, expected: Expected, decoder: Decoder | None
@@ -405,6 +406,11 @@ class _Slot(contextlib.AbstractAsyncContextManager[None]):
 
     async def __aexit__(self, *_: object) -> None:
         self._semaphore.release()
+
+
+def _is_small(request: Request) -> bool:
+    size = request.headers.get("content-length", "")
+    return size.isdigit() and len(size) < 19 and int(size) <= SMALL_BODY_BYTES and "expect" not in request.headers
 
 
 def _store_and_close(

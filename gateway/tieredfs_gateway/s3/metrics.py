@@ -1,8 +1,10 @@
-"""What the endpoint counts, for Prometheus."""
+"""What the endpoint counts, for Prometheus. Where several processes serve, each can tell of all: they count in files that
+the environment's PROMETHEUS_MULTIPROC_DIR names (the client library's own way)."""
 
+import os
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -17,10 +19,19 @@ class Metrics:
         self.requests = Counter("tieredfs_s3_requests", "Requests answered.", labels, registry=self._registry)
         self.received = Counter("tieredfs_s3_received_bytes", "Bytes of bodies received.", registry=self._registry)
         self.sent = Counter("tieredfs_s3_sent_bytes", "Bytes of bodies sent.", registry=self._registry)
-        self.running = Gauge("tieredfs_s3_requests_running", "Requests under way.", registry=self._registry)
+        self.running = Gauge(
+            "tieredfs_s3_requests_running",
+            "Requests under way.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self.duration = Histogram(
             "tieredfs_s3_request_duration_seconds", "From head to end.", ["operation"], registry=self._registry
         )
 
     def text(self) -> bytes:
-        return generate_latest(self._registry)
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        everybody = CollectorRegistry()
+        multiprocess.MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
+        return generate_latest(everybody)

@@ -5,7 +5,7 @@ read, and `put`/`put_part` take the file once the body was found right.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qsl, unquote_to_bytes, urlencode
 
@@ -24,6 +24,8 @@ from tieredfs_gateway.s3.uploads import Upload, Uploads, new_upload_id
 
 INLINE_BYTES: Final = 256 * 1024
 """Read at once with the look-up: one hop between threads."""
+PROBED_BYTES: Final = 16 * 1024
+"""More than this is not copied twice to learn whether it is in memory."""
 TAGS_MAX: Final = 10
 _REFUSED: Final = (
     "x-amz-server-side-encryption",
@@ -52,16 +54,19 @@ class OpenContent:
         return bytes(target[:count])
 
     def read_now(self, offset: int, length: int) -> bytes | None:
-        """None when its first or last byte is not in memory; else it is as good as certain that nothing has to be waited for."""
+        """None when it is not in memory. Of a large piece the first and last bytes are asked for: it is as good as certain then."""
         descriptor = self._reading.descriptor
         if descriptor is None:
             return None
+        target = bytearray(min(length, PROBED_BYTES))
         try:
-            for byte in (offset, offset + length - 1):
-                os.preadv(descriptor, [bytearray(1)], byte, os.RWF_NOWAIT)
+            count = os.preadv(descriptor, [target], offset, os.RWF_NOWAIT)
+            if length > len(target):
+                os.preadv(descriptor, [bytearray(1)], offset + length - 1, os.RWF_NOWAIT)
+                return os.pread(descriptor, length, offset)
         except OSError:  # not there now, or not on this file system: `read` waits, and says what is wrong
             return None
-        return os.pread(descriptor, length, offset)
+        return bytes(target) if count == length else None
 
     def close(self) -> None:
         self._reading.close()
@@ -81,11 +86,28 @@ class ObjectCalls:
         check_version(request)
         reading, found = self._store.open(request.bucket, request.key)
         content = OpenContent(reading)
+        return self._content(request, content, found, content.read)
+
+    def get_now(self, request: Request) -> Response | None:
+        """`get` where nothing has to be waited for but the metadata; None: ask `get`."""
+        check_version(request)
+        reading, found = self._store.open_here(request.bucket, request.key)
+        if reading is None:
+            return None
+        content = OpenContent(reading)
+        return self._content(request, content, found, content.read_now)
+
+    def _content(
+        self, request: Request, content: OpenContent, found: Object, read: Callable[[int, int], bytes | None]
+    ) -> Response:
+        """A small one is read at once, if `read` can."""
         try:
             response = self._head(request, found)
-            if response.length > INLINE_BYTES:
+            body = b""
+            if 0 < response.length <= INLINE_BYTES:
+                body = read(response.offset, response.length) or b""
+            if len(body) < response.length:
                 return Response(response.status, response.headers, b"", content, response.offset, response.length)
-            body = content.read(response.offset, response.length) if response.length else b""
         except BaseException:
             content.close()
             raise
@@ -105,7 +127,7 @@ class ObjectCalls:
         headers = [*object_headers(found), *extra]
         if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and now.checksum and span is None:
             headers += checksum_headers(now.checksum)
-        tags = self._store.get_tags(found)
+        tags = found.tags
         if tags:
             headers.append(("x-amz-tagging-count", str(len(parse_tags(tags.decode())))))
         headers = overridden(headers, request.query)
@@ -157,12 +179,17 @@ class ObjectCalls:
 
     def expect(self, request: Request, caller: Caller) -> Expected:
         """Of the body of a PUT. Raises S3Error for what can be refused before it is read."""
+        expected = self.expect_small(request, caller)
+        self._store.check_bucket(request.bucket)
+        return expected
+
+    def expect_small(self, request: Request, caller: Caller) -> Expected:
+        """`expect` of a body that is here already: whether its bucket is there is seen at the commit."""
         check_supported(request)
         check_acl(request)
         described(request.headers)
         conditions.of_write(request.headers)
         header_tags(request)
-        self._store.check_bucket(request.bucket)
         return expected_body(request, caller)
 
     def put(self, request: Request, writing: Writing, received: Received) -> Response:
@@ -195,7 +222,7 @@ class ObjectCalls:
         if _directive(request, "x-amz-tagging-directive"):
             tags = header_tags(request)
         else:
-            tags = self._store.get_tags(source)
+            tags = source.tags
         with self._store.splice([Part(source.attributes.inode, 0, source.attributes.size_bytes)]) as writing:
             asked = conditions.of_write(request.headers)
             attributes = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags)
@@ -214,7 +241,7 @@ class ObjectCalls:
     # ---- tags -------------------------------------------------------------------------------------------------------
 
     def get_tags(self, request: Request) -> Response:
-        tags = self._store.get_tags(self._store.head(request.bucket, request.key)) or b""
+        tags = self._store.head(request.bucket, request.key).tags or b""
         pairs = [{"Key": name, "Value": value} for name, value in parse_tags(tags.decode()).items()]
         return xml_response("Tagging", {"TagSet": {"Tag": pairs}})
 

@@ -1,15 +1,14 @@
-"""The process behind `tieredfs s3`: a volume, the endpoint, FastAPI around it, Granian below it."""
+"""The process behind `tieredfs s3` (or each of several): a volume, the endpoint, FastAPI around it, Granian below it."""
 
 import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
+import uvloop
 from fastapi import FastAPI, Response
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -18,10 +17,12 @@ from granian.server.embed import Server
 
 from tieredfs.errors import BusyError, ConfigurationError
 from tieredfs.host import memory
-from tieredfs.volume import FileSystem
+from tieredfs.volume import FileSystem, Volume
 from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
+from tieredfs_gateway.s3.serving import Serving
+from tieredfs_gateway.s3.workers import Supervisor
 
 THREADS: Final = 32
 HEAD_WAIT_MS: Final = 30_000
@@ -30,21 +31,6 @@ REQUESTS_MAX: Final = 1024
 """Under way at one time; Granian lets the others wait in its queue."""
 PROBES: Final = ("/healthz", "/metrics")
 _log: Final = logging.getLogger("tieredfs_gateway.s3")
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What `tieredfs s3` was asked for."""
-
-    meta_url: str
-    host: str
-    port: int
-    domains: Sequence[str]
-    cert: Path | None
-    key: Path | None
-    access_log: bool
-    cache_bytes: int
-    memory_bytes: int
 
 
 class S3App(FastAPI):
@@ -80,15 +66,30 @@ def _is_probe(scope: Mapping[str, Any]) -> bool:
 
 
 def serve(asked: Serving) -> None:
-    """Until SIGTERM or SIGINT. Raises what opening the volume raises."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("tieredfs_gateway.s3.access").setLevel(logging.INFO if asked.access_log else logging.WARNING)
+    """Until SIGTERM or SIGINT. Raises what opening the volume raises, BusyError, ConfigurationError."""
+    _begin_logging(asked)
     check_free(asked.host, asked.port)
+    if asked.workers == 1:
+        serve_alone(asked)
+        return
+    with Volume.open(asked.meta_url, purpose="s3"):  # what is wrong with it is said once, and here
+        pass
+    asyncio.run(Supervisor(asked).run())
+
+
+def serve_alone(asked: Serving, orphaned: int | None = None) -> None:
+    """In this process. `orphaned`: a descriptor that becomes readable when it has to end."""
+    _begin_logging(asked)
     memory.keep_freed_memory_low()
     with FileSystem.at(
         asked.meta_url, purpose="s3", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
     ) as volume:
-        asyncio.run(_serve(asked, volume))
+        uvloop.run(_serve(asked, volume, orphaned))
+
+
+def _begin_logging(asked: Serving) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("tieredfs_gateway.s3.access").setLevel(logging.INFO if asked.access_log else logging.WARNING)
 
 
 def check_free(host: str, port: int) -> None:
@@ -107,10 +108,10 @@ def check_free(host: str, port: int) -> None:
             ) from error
 
 
-async def _serve(asked: Serving, volume: FileSystem) -> None:
+async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> None:
     metrics = counting.Metrics()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as executor:
-        endpoint = Endpoint(volume, volume.volume.host.clock, executor, metrics, asked.domains)
+        endpoint = Endpoint(volume, volume.volume.host.clock, executor, metrics, asked.domains, asked.share)
         await asyncio.get_running_loop().run_in_executor(executor, endpoint.uploads.sweep)
         server = Server(
             S3App(endpoint, metrics),
@@ -129,6 +130,9 @@ async def _serve(asked: Serving, volume: FileSystem) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
+        if orphaned is not None:
+            loop.add_reader(orphaned, server.stop)
         scheme = "https" if asked.cert else "http"
         _log.info("serving %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
         await server.serve()
+        endpoint.close()

@@ -1,7 +1,8 @@
 """Buckets and objects, carried out on a `FileSystem`. Blocking; safe from any thread.
 
 An object is at one of its two places (`keys.places`). Commits and moves of one key are one at a time in this process, so
-that a writer never sees the moment between looking and placing; between processes the volume's transaction decides.
+that writers of one key do not repeat their work; what decides is the volume's transaction, between processes too: it is
+refused when the name shows something else than was seen, and when the object is at its other place meanwhile.
 Conditions are judged on what was seen, and hold because the commit is refused when the name shows something else.
 """
 
@@ -17,21 +18,23 @@ from tieredfs.errors import (
     DirectoryNotEmptyError,
     InvalidRequestError,
     IsDirectoryError,
-    NoAttributeError,
     NotDirectoryError,
     NotFoundError,
     StaleError,
+    UnavailableError,
 )
 from tieredfs.model import Attributes, FileKind
-from tieredfs.volume.filesystem import FileSystemContract, Part, Reading, Writing
+from tieredfs.volume.filesystem import FileSystemContract, Part, Reading, Seen, Writing
 from tieredfs_gateway.s3 import conditions, keys, listing, record
 from tieredfs_gateway.s3.conditions import Conditions
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.record import Record
 
 _RACES_MAX: Final = 20
-_LOCKS: Final = 256
+_LOCKS: Final = 4096
+"""A lock is held while the disk syncs, so two keys should rarely share one."""
 _LIST_BATCH: Final = 1000
+_ATTRIBUTES: Final = (record.ATTRIBUTE, record.TAGS_ATTRIBUTE)
 HIDDEN: Final = b".tieredfs/s3"
 """Keys, uploads: no bucket has such a name."""
 
@@ -43,6 +46,7 @@ class Object:
     path: bytes
     attributes: Attributes
     record: Record
+    tags: bytes | None = None
 
 
 class Store:
@@ -73,7 +77,7 @@ class Store:
             raise invalid_bucket_name(bucket)
         kind = self._kind(bucket)
         if kind is not FileKind.DIRECTORY:
-            raise S3Error("NoSuchBucket", fields={"BucketName": bucket.decode()})
+            raise no_such_bucket(bucket)
 
     def create_bucket(self, bucket: bytes) -> None:
         """Raises S3Error BucketAlreadyOwnedByYou, BucketAlreadyExists (a file of that name), InvalidBucketName."""
@@ -109,15 +113,19 @@ class Store:
 
     def find(self, bucket: bytes, key: bytes) -> Object | None:
         """Raises S3Error NoSuchBucket."""
-        for path in _places(bucket, key):
-            try:
-                attributes = self.volume.stat(path)
-            except (NotFoundError, NotDirectoryError):
-                continue
-            if attributes.kind is FileKind.REGULAR:
-                return Object(path, attributes, self.record_of(attributes))
-        self.check_bucket(bucket)
-        return None
+        return self._look(bucket, key)[0]
+
+    def _look(self, bucket: bytes, key: bytes) -> tuple[Object | None, list[Seen | None]]:
+        """The object, and what its two places show, all at one moment. Raises S3Error NoSuchBucket."""
+        places = _places(bucket, key)
+        *shown, found_bucket = self.volume.look([*places, bucket], _ATTRIBUTES)
+        for path, seen in zip(places, shown, strict=True):
+            if seen is not None and seen[0].kind is FileKind.REGULAR:
+                attributes, (raw, tags) = seen
+                return Object(path, attributes, record.describe(attributes, raw), tags), shown
+        if found_bucket is None or found_bucket[0].kind is not FileKind.DIRECTORY:
+            raise no_such_bucket(bucket)
+        return None, shown
 
     def head(self, bucket: bytes, key: bytes) -> Object:
         """Raises S3Error NoSuchKey, NoSuchBucket."""
@@ -128,17 +136,29 @@ class Store:
 
     def open(self, bucket: bytes, key: bytes) -> tuple[Reading, Object]:
         """Raises S3Error NoSuchKey, NoSuchBucket."""
-        for path in _places(bucket, key):
-            with contextlib.suppress(NotFoundError, NotDirectoryError, IsDirectoryError, InvalidRequestError):
-                reading = self.volume.open(path)
-                try:
-                    found = Object(path, reading.attributes, self.record_of(reading.attributes))
-                except BaseException:
-                    reading.close()
-                    raise
-                return reading, found
-        self.check_bucket(bucket)
+        for _ in range(_RACES_MAX):
+            found = self.head(bucket, key)
+            with contextlib.suppress(NotFoundError):  # deleted since the look
+                return self._open_seen(found), found
         raise no_such_key(key)
+
+    def _open_seen(self, found: Object) -> Reading:
+        """Raises NotFoundError when it was replaced or deleted since: another process may have removed its staged bytes."""
+        try:
+            return self.volume.open_seen(found.attributes)
+        except UnavailableError:
+            shown = self.volume.look([found.path])[0]
+            if shown is None or shown[0].inode != found.attributes.inode:
+                raise NotFoundError("the object was replaced while it was being opened") from None
+            raise
+
+    def open_here(self, bucket: bytes, key: bytes) -> tuple[Reading | None, Object]:
+        """`open` without waiting; no reading when the bytes would have to be fetched."""
+        found = self.head(bucket, key)
+        try:
+            return self.volume.open_here(found.attributes), found
+        except (NotFoundError, UnavailableError):
+            return None, found
 
     def record_of(self, attributes: Attributes) -> Record:
         return self.records_of([attributes])[0]
@@ -176,11 +196,13 @@ class Store:
     def _commit_here(
         self, bucket: bytes, key: bytes, writing: Writing, xattrs: Mapping[bytes, bytes], asked: Conditions
     ) -> Attributes:
-        seen = self.find(bucket, key)
+        seen, shown = self._look(bucket, key)
         conditions.check_write(asked, seen.record.etag if seen else None)
         guard = _Unchanged(seen.attributes if seen else None, strict=asked.any())
-        path = seen.path if seen else self._free_place(bucket, key)
-        return writing.commit(path, condition=guard, xattrs=xattrs)
+        own, beside = _places(bucket, key)
+        is_free = shown[0] is None or shown[0][0].kind is not FileKind.DIRECTORY
+        path = seen.path if seen else own if is_free else beside
+        return writing.commit(path, condition=guard, xattrs=xattrs, absent=beside if path == own else own)
 
     def delete(self, bucket: bytes, key: bytes, asked: Conditions = conditions.NONE) -> None:
         """What is not there is deleted already. Directories that were made for the key go when they are empty."""
@@ -203,12 +225,6 @@ class Store:
         """By reference; nothing at all is an empty file."""
         return self.volume.splice([part for part in parts if part.length])
 
-    def get_tags(self, found: Object) -> bytes | None:
-        try:
-            return self.volume.get_xattr(found.path, record.TAGS_ATTRIBUTE)
-        except (NoAttributeError, NotFoundError):
-            return None
-
     def set_tags(self, found: Object, tags: bytes) -> None:
         self.volume.set_xattr(found.path, record.TAGS_ATTRIBUTE, tags)
 
@@ -221,10 +237,6 @@ class Store:
 
     def _lock_of(self, path: bytes) -> threading.Lock:
         return self._locks[hash(path) % _LOCKS]
-
-    def _free_place(self, bucket: bytes, key: bytes) -> bytes:
-        own, beside = _places(bucket, key)
-        return beside if self._kind(own) is FileKind.DIRECTORY else own
 
     def _make_way(self, path: bytes) -> None:
         """Objects whose names are needed as directories move aside; both of their names show the same key."""
@@ -313,6 +325,10 @@ def _aside(bucket: bytes, names: Sequence[bytes]) -> bytes:
             raise S3Error("InvalidRequest", "A file that no key can name is in the way.")
         key += shown[0] + (shown[1] if at < len(names) - 1 else b"")
     return _places(bucket, key)[1]
+
+
+def no_such_bucket(bucket: bytes) -> S3Error:
+    return S3Error("NoSuchBucket", fields={"BucketName": bucket.decode()})
 
 
 def no_such_key(key: bytes) -> S3Error:

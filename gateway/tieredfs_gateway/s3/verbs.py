@@ -1,5 +1,6 @@
 """`tieredfs s3` and `tieredfs s3-key`: what the command line gets from here, by its entry point. Light to import."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from tieredfs.errors import ConfigurationError
 
 FLUSH_WAIT_S = 60.0
 PURPOSE = "s3-key"
+WORKERS_DEFAULT_MAX = 8
 
 key_verbs = new_verbs("Access keys of the S3 endpoint.")
 
@@ -34,21 +36,26 @@ def s3(
     cert: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.", exists=True)] = None,
     key: Annotated[Path | None, typer.Option(help="TLS key, PEM.", exists=True)] = None,
     access_log: Annotated[bool, typer.Option(help="A line per request on standard error.")] = True,
-    cache_size: Annotated[str, typer.Option(help="How much of the SSD may be used.")] = "100GiB",
-    memory: Annotated[str, typer.Option(help="Ceiling of the volume's buffers.")] = "512MiB",
+    workers: Annotated[
+        int, typer.Option(help="Processes that serve; 0: one for each core, 8 at most.", min=0, max=64)
+    ] = 0,
+    cache_size: Annotated[str, typer.Option(help="How much of the SSD may be used, by all processes.")] = "100GiB",
+    memory: Annotated[str, typer.Option(help="Ceiling of the volume's buffers, in each process.")] = "512MiB",
 ) -> None:
     """Serve the volume as S3: buckets are its top-level directories, keys are paths below them.
 
     Example: tieredfs s3 sqlite:///data/volume.db --listen 127.0.0.1:9000
     """
-    from tieredfs_gateway.s3.server import Serving, serve
+    from tieredfs_gateway.s3.server import serve
+    from tieredfs_gateway.s3.serving import Serving
 
     host, port = parse_listen(listen)
     if (cert is None) != (key is None):
         raise ConfigurationError("--cert and --key belong together")
     url = str(parse_meta_url(meta_url))
     sizes = parse_positive_size(cache_size), parse_positive_size(memory)
-    serve(Serving(url, host, port, tuple(domain or ["localhost"]), cert, key, access_log, *sizes))
+    count = workers or min(len(os.sched_getaffinity(0)), WORKERS_DEFAULT_MAX)
+    serve(Serving(url, host, port, tuple(domain or ["localhost"]), cert, key, access_log, *sizes, workers=count))
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -1,0 +1,130 @@
+"""Several processes behind one port: the interpreter of each serves its own connections.
+
+The kernel deals connections out among the workers (SO_REUSEPORT). Each has the volume open for itself, with an SSD directory of
+its own; what they agree on is the volume's metadata, so whatever holds between processes of one volume holds here. A
+worker that dies takes its connections with it and nothing else: another is started, and takes its directory over.
+
+A worker's standard input says what to serve, and its end says that the supervisor is gone: then the worker ends too.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+from tieredfs.errors import UnavailableError
+from tieredfs_gateway.s3.serving import Serving
+
+STOP_WAIT_S: Final = 60.0
+SHORT_LIFE_S: Final = 5.0
+SHORT_LIVES_MAX: Final = 5
+_METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+_log: Final = logging.getLogger("tieredfs_gateway.s3")
+
+
+def share_of(asked: Serving) -> Serving:
+    """What one of the workers is to do: the SSD is divided among them, the memory is for each. Pure."""
+    return replace(asked, workers=1, share=asked.workers, cache_bytes=asked.cache_bytes // asked.workers)
+
+
+def encode(asked: Serving) -> bytes:
+    return json.dumps(asdict(asked), default=str).encode() + b"\n"
+
+
+def decode(line: bytes) -> Serving:
+    fields: dict[str, Any] = json.loads(line)
+    files = {name: Path(fields[name]) if fields[name] else None for name in ("cert", "key")}
+    return Serving(**(fields | files))
+
+
+class Supervisor:
+    """Keeps `asked.workers` processes going until it is told to stop."""
+
+    def __init__(self, asked: Serving) -> None:
+        self._asked = asked
+        self._line = encode(share_of(asked))
+        self._stopping = asyncio.Event()
+        self._metrics = tempfile.mkdtemp(prefix="tieredfs-s3-metrics-")
+        self._failure = ""
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT, and until every worker has ended. Raises UnavailableError when workers keep dying."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(self._asked.workers):
+                    tasks.create_task(self._keep())
+        finally:
+            shutil.rmtree(self._metrics, ignore_errors=True)
+        if self._failure:
+            raise UnavailableError(self._failure)
+
+    async def _keep(self) -> None:
+        """One worker after another."""
+        short_lives = 0
+        while not self._stopping.is_set():
+            started_s = time.monotonic()
+            process = await self._start()
+            ended = asyncio.create_task(process.wait())
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.is_set():
+                await self._end(process, ended)
+                return
+            stopping.cancel()
+            short_lives = short_lives + 1 if time.monotonic() - started_s < SHORT_LIFE_S else 0
+            _log.warning("worker %d ended with status %d; another is started", process.pid, process.returncode)
+            self._forget(process.pid)
+            if short_lives >= SHORT_LIVES_MAX:
+                self._failure = f"{short_lives} workers in a row ended within {SHORT_LIFE_S:.0f} s of their start"
+                self._stopping.set()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            __spec__.name,
+            stdin=asyncio.subprocess.PIPE,
+            env=os.environ | {_METRICS_FOLDER: self._metrics},
+        )
+        assert process.stdin is not None
+        process.stdin.write(self._line)
+        return process
+
+    async def _end(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> None:
+        if process.returncode is None:
+            process.terminate()
+        try:
+            async with asyncio.timeout(STOP_WAIT_S):
+                await asyncio.shield(ended)
+        except TimeoutError:
+            _log.warning("worker %d did not end within %.0f s and is killed", process.pid, STOP_WAIT_S)
+            process.kill()
+            await ended
+
+    def _forget(self, pid: int) -> None:
+        """What it counted stays; what it had under way does not."""
+        for path in Path(self._metrics).glob(f"gauge_live*_{pid}.db"):
+            path.unlink(missing_ok=True)
+
+
+def work() -> None:
+    """The main program of a worker."""
+    asked = decode(sys.stdin.buffer.readline())
+    from tieredfs_gateway.s3.server import serve_alone
+
+    serve_alone(asked, orphaned=sys.stdin.fileno())
+
+
+if __name__ == "__main__":
+    work()
