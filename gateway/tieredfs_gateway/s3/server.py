@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tieredfs.volume import FileSystem
 from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
+from tieredfs_gateway.s3.sweep import Sweep
 
 THREADS: Final = 32
 HEAD_WAIT_MS: Final = 30_000
@@ -131,4 +133,11 @@ async def _serve(asked: Serving, volume: FileSystem) -> None:
             loop.add_signal_handler(number, server.stop)
         scheme = "https" if asked.cert else "http"
         _log.info("serving %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
-        await server.serve()
+        sweep = Sweep(endpoint.store, endpoint.uploads, volume.volume.host.clock)
+        sweeping = threading.Thread(target=sweep.run, name="s3-lifecycle")
+        sweeping.start()
+        try:
+            await server.serve()
+        finally:
+            sweep.stop()
+            await loop.run_in_executor(executor, sweeping.join)

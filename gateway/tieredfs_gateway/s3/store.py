@@ -3,15 +3,21 @@
 An object is at one of its two places (`keys.places`). Commits and moves of one key are one at a time in this process, so
 that a writer never sees the moment between looking and placing; between processes the volume's transaction decides.
 Conditions are judged on what was seen, and hold because the commit is refused when the name shows something else.
+
+In a bucket with versions (`versions`) what was current goes onto its shelf before anything else is done, so a crash
+between any two steps leaves the old state or the new one. What has two steps, and when it has taken place:
+putting (shelve, place): placed. Deleting (shelve, make the marker, remove): removed; until then the marker is not in force.
+Deleting the current version: in the one step that removes it, or that renames the one before it into its place.
 """
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tieredfs.errors import (
+    AlreadyExistsError,
     BusyError,
     ConflictError,
     DirectoryNotEmptyError,
@@ -22,34 +28,51 @@ from tieredfs.errors import (
     NotFoundError,
     StaleError,
 )
-from tieredfs.model import Attributes, FileKind
+from tieredfs.host import Clock
+from tieredfs.model import Attributes, FileKind, InodeId
 from tieredfs.volume.filesystem import FileSystemContract, Part, Reading, Writing
 from tieredfs_gateway.s3 import conditions, keys, listing, record
+from tieredfs_gateway.s3.archive import Archive
 from tieredfs_gateway.s3.conditions import Conditions
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.record import Record
+from tieredfs_gateway.s3.settings import Settings
+from tieredfs_gateway.s3.versions import NULL, Object, Versioning
 
 _RACES_MAX: Final = 20
 _LOCKS: Final = 256
 _LIST_BATCH: Final = 1000
+_Check = Callable[[Object | None], None]
+"""Looks at what would be deleted, and raises to leave it."""
+_RACED: Final = (ConflictError, IsDirectoryError, NotFoundError, StaleError, AlreadyExistsError)
+"""Somebody else was faster: look again."""
 HIDDEN: Final = b".tieredfs/s3"
 """Keys, uploads: no bucket has such a name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Object:
-    """What is at a key now."""
+class Committed:
+    """`version_id` None: the bucket has no versions."""
 
-    path: bytes
     attributes: Attributes
-    record: Record
+    version_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """`marker`: a delete marker was made, or is what was deleted."""
+
+    version_id: str | None = None
+    marker: bool = False
 
 
 class Store:
     """The objects of one volume."""
 
-    def __init__(self, volume: FileSystemContract) -> None:
+    def __init__(self, volume: FileSystemContract, clock: Clock) -> None:
         self.volume = volume
+        self.settings = Settings(volume, clock)
+        self.archive = Archive(volume, clock)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     # ---- buckets ----------------------------------------------------------------------------------------------------
@@ -89,7 +112,7 @@ class Store:
     def delete_bucket(self, bucket: bytes) -> None:
         """Directories without an object go with it. Raises S3Error BucketNotEmpty."""
         self.check_bucket(bucket)
-        if next(iter(listing.Walk(self.source(bucket))), None) is not None:
+        if next(iter(listing.Walk(self.source(bucket))), None) is not None or not self.archive.is_empty(bucket):
             raise S3Error("BucketNotEmpty")
         directories = [path for path, found in self.volume.walk(bucket) if found.kind is FileKind.DIRECTORY]
         for path in [*reversed(directories), bucket]:
@@ -108,44 +131,93 @@ class Store:
     # ---- looking ----------------------------------------------------------------------------------------------------
 
     def find(self, bucket: bytes, key: bytes) -> Object | None:
-        """Raises S3Error NoSuchBucket."""
+        """What is current. Raises S3Error NoSuchBucket."""
         for path in _places(bucket, key):
-            try:
-                attributes = self.volume.stat(path)
-            except (NotFoundError, NotDirectoryError):
-                continue
-            if attributes.kind is FileKind.REGULAR:
-                return Object(path, attributes, self.record_of(attributes))
+            found = self._look(path)
+            if found is not None:
+                return found
         self.check_bucket(bucket)
         return None
 
-    def head(self, bucket: bytes, key: bytes) -> Object:
-        """Raises S3Error NoSuchKey, NoSuchBucket."""
+    def _look(self, path: bytes) -> Object | None:
+        """The object at a place. A file that goes between two looks takes its record with it: then it is looked again."""
+        for _ in range(_RACES_MAX):
+            try:
+                attributes = self.volume.stat(path)
+            except (NotFoundError, NotDirectoryError):
+                return None
+            if attributes.kind is not FileKind.REGULAR:
+                return None
+            found = Object(path, attributes, self.record_of(attributes))
+            if found.record.kept or self._still_shows(found):
+                return found
+        raise S3Error("SlowDown")
+
+    def _still_shows(self, found: Object) -> bool:
+        with contextlib.suppress(NotFoundError, NotDirectoryError):
+            return self.volume.stat(found.path).inode == found.attributes.inode
+        return False
+
+    def head(self, bucket: bytes, key: bytes, version_id: str | None = None) -> Object:
+        """Raises S3Error NoSuchKey, NoSuchVersion, NoSuchBucket, MethodNotAllowed (a delete marker)."""
+        if version_id is not None:
+            return self._version(bucket, key, version_id)
         found = self.find(bucket, key)
         if found is None:
-            raise no_such_key(key)
+            raise self._no_such_key(bucket, key)
         return found
 
-    def open(self, bucket: bytes, key: bytes) -> tuple[Reading, Object]:
-        """Raises S3Error NoSuchKey, NoSuchBucket."""
-        for path in _places(bucket, key):
-            with contextlib.suppress(NotFoundError, NotDirectoryError, IsDirectoryError, InvalidRequestError):
-                reading = self.volume.open(path)
-                try:
-                    found = Object(path, reading.attributes, self.record_of(reading.attributes))
-                except BaseException:
-                    reading.close()
-                    raise
-                return reading, found
-        self.check_bucket(bucket)
-        raise no_such_key(key)
+    def _version(self, bucket: bytes, key: bytes, version_id: str) -> Object:
+        for _ in range(2):  # what is not on the shelf after all may have come back from there meanwhile
+            current = self.find(bucket, key)
+            if current is not None and current.version_id == version_id:
+                return current
+            found = self.archive.get(bucket, key, version_id)
+            if found is not None and found.record.marker:
+                raise marked(found, "MethodNotAllowed")
+            if found is not None:
+                return found
+        raise no_such_version(key, version_id)
+
+    def _no_such_key(self, bucket: bytes, key: bytes) -> S3Error:
+        newest = self.archive.newest(bucket, key, None)
+        if newest is not None and newest.record.marker:
+            return marked(newest, "NoSuchKey", key)
+        return no_such_key(key)
+
+    def open(self, bucket: bytes, key: bytes, version_id: str | None = None) -> tuple[Reading, Object]:
+        """Raises as `head` does. An object that is replaced between the look and the opening is looked for again."""
+        for _ in range(_RACES_MAX):
+            paths = _places(bucket, key) if version_id is None else [self.head(bucket, key, version_id).path]
+            for path in paths:
+                opened = self._open(path)
+                if opened is not None and (version_id is None or opened[1].version_id == version_id):
+                    return opened
+                if opened is not None:
+                    opened[0].close()
+            self.head(bucket, key, version_id)
+        raise S3Error("SlowDown")
+
+    def _open(self, path: bytes) -> tuple[Reading, Object] | None:
+        with contextlib.suppress(
+            NotFoundError, NotDirectoryError, IsDirectoryError, InvalidRequestError, StaleError, ConflictError
+        ):
+            reading = self.volume.open(path)
+            try:
+                found = Object(path, reading.attributes, self.record_of(reading.attributes))
+                if found.record.kept or self._still_shows(found):
+                    return reading, found
+            except BaseException:
+                reading.close()
+                raise
+            reading.close()
+        return None
 
     def record_of(self, attributes: Attributes) -> Record:
         return self.records_of([attributes])[0]
 
     def records_of(self, several: Sequence[Attributes]) -> list[Record]:
-        found = self.volume.xattrs_of([attributes.inode for attributes in several], record.ATTRIBUTE)
-        return [record.describe(attributes, found.get(attributes.inode)) for attributes in several]
+        return self.archive.records_of(several)
 
     # ---- changing ---------------------------------------------------------------------------------------------------
 
@@ -158,46 +230,150 @@ class Store:
         *,
         asked: Conditions = conditions.NONE,
         tags: bytes | None = None,
-    ) -> Attributes:
+        acl: bytes | None = None,
+    ) -> Committed:
         """Give the file its key, whole and durable, or raise and change nothing. Raises S3Error PreconditionFailed."""
-        xattrs = {record.ATTRIBUTE: record.encode(described)}
-        if tags is not None:
-            xattrs[record.TAGS_ATTRIBUTE] = tags
+        extra = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl}
+        xattrs = {name: value for name, value in extra.items() if value is not None}
         for _ in range(_RACES_MAX):
             try:
                 with self._locked(bucket, key):
-                    return self._commit_here(bucket, key, writing, xattrs, asked)
+                    return self._commit_here(bucket, key, writing, described, xattrs, asked)
             except NotDirectoryError:
                 self._make_way(_places(bucket, key)[0])
-            except (ConflictError, IsDirectoryError, NotFoundError, StaleError):
+            except _RACED:
                 continue
         raise S3Error("ConditionalRequestConflict")
 
     def _commit_here(
-        self, bucket: bytes, key: bytes, writing: Writing, xattrs: Mapping[bytes, bytes], asked: Conditions
-    ) -> Attributes:
+        self,
+        bucket: bytes,
+        key: bytes,
+        writing: Writing,
+        described: Record,
+        xattrs: Mapping[bytes, bytes],
+        asked: Conditions,
+    ) -> Committed:
         seen = self.find(bucket, key)
         conditions.check_write(asked, seen.record.etag if seen else None)
-        guard = _Unchanged(seen.attributes if seen else None, strict=asked.any())
+        state = self.settings.versioning(bucket)
+        if state is Versioning.ENABLED:
+            described = replace(described, version_id=self.archive.new_id(bucket, key, seen))
+        self._shelve(bucket, key, seen, state)
+        guard = _Unchanged(seen.attributes if seen else None)
         path = seen.path if seen else self._free_place(bucket, key)
-        return writing.commit(path, condition=guard, xattrs=xattrs)
+        xattrs = {record.ATTRIBUTE: record.encode(described), **xattrs}
+        attributes = writing.commit(path, condition=guard, xattrs=xattrs)
+        if state is Versioning.SUSPENDED:
+            with contextlib.suppress(*_RACED):  # it is not in force any more, whether it goes or not
+                self.archive.drop(bucket, key, NULL)
+        return Committed(attributes, None if state is Versioning.NEVER else described.version_id or NULL)
 
-    def delete(self, bucket: bytes, key: bytes, asked: Conditions = conditions.NONE) -> None:
-        """What is not there is deleted already. Directories that were made for the key go when they are empty."""
-        with self._locked(bucket, key):
-            for _ in range(_RACES_MAX):
-                seen = self.find(bucket, key)
-                if seen is None:
-                    conditions.check_write(asked, None)
-                    return
-                conditions.check_write(asked, seen.record.etag)
-                try:
-                    self.volume.remove(seen.path, _Unchanged(seen.attributes, strict=True))
-                except (ConflictError, NotFoundError, StaleError):
-                    continue
-                self._prune(seen.path)
-                return
+    def _shelve(self, bucket: bytes, key: bytes, current: Object | None, state: Versioning) -> None:
+        """Before something else becomes current. While versioning is suspended, one `null` replaces the other."""
+        if current is None or state is Versioning.NEVER:
+            return
+        if state is Versioning.ENABLED or current.version_id != NULL:
+            self.archive.keep(bucket, key, current)
+
+    def delete(
+        self, bucket: bytes, key: bytes, asked: Conditions = conditions.NONE, version_id: str | None = None
+    ) -> Deleted:
+        """What is not there is deleted already. Directories that were made for the key go when they are empty.
+
+        Raises S3Error PreconditionFailed."""
+
+        def check(seen: Object | None) -> None:
+            conditions.check_write(asked, None if seen is None else seen.record.etag)
+
+        return self._delete(bucket, key, check, version_id)
+
+    def expire(self, bucket: bytes, key: bytes, found: Object) -> bool:
+        """Delete what is current, if that is still `found`."""
+
+        def check(seen: Object | None) -> None:
+            now = None if seen is None else (seen.attributes.inode, seen.attributes.version)
+            if now != (found.attributes.inode, found.attributes.version):
+                raise S3Error("PreconditionFailed")
+
+        try:
+            self._delete(bucket, key, check, None)
+        except S3Error as error:
+            if error.code != "PreconditionFailed":
+                raise
+            return False
+        return True
+
+    def _delete(self, bucket: bytes, key: bytes, check: _Check, version_id: str | None) -> Deleted:
+        for _ in range(_RACES_MAX):
+            try:
+                with self._locked(bucket, key):
+                    if version_id is not None:
+                        return self._delete_version(bucket, key, version_id, check)
+                    state = self.settings.versioning(bucket)
+                    if state is Versioning.NEVER:
+                        return self._delete_file(bucket, key, check)
+                    return self._mark_deleted(bucket, key, check, state)
+            except NotDirectoryError:
+                self._make_way(_places(bucket, key)[0])
+            except _RACED:
+                continue
         raise S3Error("ConditionalRequestConflict")
+
+    def _delete_file(self, bucket: bytes, key: bytes, check: _Check) -> Deleted:
+        seen = self.find(bucket, key)
+        check(seen)
+        if seen is not None:
+            self._remove(seen)
+        return Deleted()
+
+    def _remove(self, seen: Object) -> None:
+        self.volume.remove(seen.path, _Unchanged(seen.attributes))
+        self._prune(seen.path)
+
+    def _mark_deleted(self, bucket: bytes, key: bytes, check: _Check, state: Versioning) -> Deleted:
+        seen = self.find(bucket, key)
+        check(seen)
+        marker_id = self.archive.new_id(bucket, key, seen) if state is Versioning.ENABLED else NULL
+        self._shelve(bucket, key, seen, state)
+        self.archive.put_marker(bucket, key, marker_id, seen.attributes.inode if seen else None)
+        if seen is not None:
+            try:
+                self._remove(seen)
+            except _RACED:
+                self.archive.drop(bucket, key, marker_id)
+                raise
+        return Deleted(marker_id, marker=True)
+
+    def _delete_version(self, bucket: bytes, key: bytes, version_id: str, check: _Check) -> Deleted:
+        current = self.find(bucket, key)
+        if current is not None and current.version_id == version_id:
+            check(current)
+            self.archive.drop(bucket, key, version_id)
+            before = next(self.archive.shelved(bucket, key), None)
+            if before is None or before.record.marker:
+                self._remove(current)
+            else:
+                self.volume.rename(before.path, current.path, expected_target=current.attributes.inode)
+                self.archive.tidy(bucket, key)
+            return Deleted(version_id)
+        found = self.archive.get(bucket, key, version_id)
+        check(found)
+        if found is None:
+            return Deleted(version_id)
+        if found.record.marker and current is None:
+            self._restore_below(bucket, key, found)
+        self.archive.drop(bucket, key, version_id)
+        return Deleted(version_id, found.record.marker)
+
+    def _restore_below(self, bucket: bytes, key: bytes, marker: Object) -> None:
+        """The marker in force is about to go: what it hides becomes current."""
+        shelved = self.archive.shelved(bucket, key)
+        if (newest := next(shelved, None)) is None or newest.version_id != marker.version_id:
+            return
+        below = next(shelved, None)
+        if below is not None and not below.record.marker:
+            self.volume.rename(below.path, self._free_place(bucket, key), expected_target=InodeId(0))
 
     def splice(self, parts: Sequence[Part]) -> Writing:
         """By reference; nothing at all is an empty file."""
@@ -211,6 +387,15 @@ class Store:
 
     def set_tags(self, found: Object, tags: bytes) -> None:
         self.volume.set_xattr(found.path, record.TAGS_ATTRIBUTE, tags)
+
+    def get_acl(self, found: Object) -> str:
+        """`public-read`, or empty for private."""
+        with contextlib.suppress(NoAttributeError, NotFoundError):
+            return self.volume.get_xattr(found.path, record.ACL_ATTRIBUTE).decode("ascii", "replace")
+        return ""
+
+    def set_acl(self, found: Object, acl: str) -> None:
+        self.volume.set_xattr(found.path, record.ACL_ATTRIBUTE, acl.encode())
 
     # ---- places -----------------------------------------------------------------------------------------------------
 
@@ -258,17 +443,15 @@ class Store:
 
 
 class _Unchanged:
-    """A condition of the volume: the name shows what was seen. Not `strict`: anything but a directory will do."""
+    """A condition of the volume: the name shows what was seen."""
 
-    def __init__(self, seen: Attributes | None, *, strict: bool) -> None:
+    def __init__(self, seen: Attributes | None) -> None:
         self._seen = None if seen is None else (seen.inode, seen.version)
-        self._strict = strict
 
     def __call__(self, found: Attributes | None) -> None:
         if found is not None and found.kind is FileKind.DIRECTORY:
             raise IsDirectoryError("a directory is in the way")
-        now = None if found is None else (found.inode, found.version)
-        if self._strict and now != self._seen:
+        if (None if found is None else (found.inode, found.version)) != self._seen:
             raise ConflictError("the object changed meanwhile")
 
 
@@ -317,6 +500,19 @@ def _aside(bucket: bytes, names: Sequence[bytes]) -> bytes:
 
 def no_such_key(key: bytes) -> S3Error:
     return S3Error("NoSuchKey", fields={"Key": key.decode("utf-8", "replace")})
+
+
+def no_such_version(key: bytes, version_id: str) -> S3Error:
+    return S3Error("NoSuchVersion", fields={"Key": key.decode("utf-8", "replace"), "VersionId": version_id})
+
+
+def marked(marker: Object, code: str, key: bytes | None = None) -> S3Error:
+    """A delete marker is there: asked for by its id, or in force."""
+    headers = {"x-amz-delete-marker": "true", "x-amz-version-id": marker.version_id}
+    if code == "MethodNotAllowed":
+        headers |= {"allow": "DELETE", "last-modified": conditions.http_date(marker.attributes.mtime_ns)}
+    fields = {} if key is None else {"Key": key.decode("utf-8", "replace")}
+    return S3Error(code, fields=fields, headers=headers)
 
 
 def invalid_bucket_name(bucket: bytes) -> S3Error:
