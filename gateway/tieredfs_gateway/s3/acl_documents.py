@@ -5,21 +5,21 @@ from typing import Final
 from tieredfs_gateway.s3 import xml
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import Request, Response, xml_response
-from tieredfs_gateway.s3.public_access import ALL_USERS, PUBLIC_READ, Blocks, canned_acl, checked_acl, parse_acl
+from tieredfs_gateway.s3.public_access import ALL_USERS, PUBLIC_READ, canned_acl, parse_acl
 
 OWNER: Final = {"ID": "tieredfs", "DisplayName": "tieredfs"}
 _XSI: Final = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
 
 
-def asked_acl(request: Request, body: bytes, blocks: Blocks) -> str:
+def asked_acl(request: Request, body: bytes) -> str:
     """Of a call that sets one, in a header or as a document. Raises S3Error."""
     if body.strip():
         if "x-amz-acl" in request.headers:
             raise S3Error("UnexpectedContent")
-        return checked_acl(parse_acl(xml.parse(body, "AccessControlPolicy"), OWNER["ID"]), blocks)
+        return parse_acl(xml.parse(body, "AccessControlPolicy"), OWNER["ID"])
     if "x-amz-acl" not in request.headers and not any(name.startswith("x-amz-grant-") for name in request.headers):
         raise S3Error("MissingSecurityHeader")
-    return canned_acl(request.headers, blocks)
+    return canned_acl(request.headers)
 
 
 def acl_response(acl: str) -> Response:

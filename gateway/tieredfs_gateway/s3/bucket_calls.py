@@ -9,7 +9,7 @@ from tieredfs_gateway.s3 import access, conditions, keys, listing, version_listi
 from tieredfs_gateway.s3.acl_documents import OWNER
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import Caller, Request, Response, xml_response
-from tieredfs_gateway.s3.public_access import NO_BLOCKS, canned_acl
+from tieredfs_gateway.s3.public_access import canned_acl
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.settings import ACL
 from tieredfs_gateway.s3.store import Deleted, Store
@@ -39,7 +39,7 @@ class BucketCalls:
         return xml_response("ListAllMyBucketsResult", {"Owner": OWNER, "Buckets": {"Bucket": buckets}})
 
     def create(self, request: Request, body: bytes) -> Response:
-        acl = canned_acl(request.headers, NO_BLOCKS)
+        acl = canned_acl(request.headers)
         if body.strip():
             constraint = xml.parse(body, "CreateBucketConfiguration").get("LocationConstraint")
             if constraint and len(constraint) > 64:

@@ -14,7 +14,7 @@ from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import Request, Response, xml_response
 from tieredfs_gateway.s3.lifecycle import parse_lifecycle, with_ids
 from tieredfs_gateway.s3.policy import parse_policy
-from tieredfs_gateway.s3.public_access import BLOCK_NAMES, parse_blocks
+from tieredfs_gateway.s3.public_access import BLOCK_NAMES, check_acl, parse_blocks
 from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.tagging import BUCKET_TAGS_MAX, parse_tagging, tags_tree
 from tieredfs_gateway.s3.versions import Versioning
@@ -159,7 +159,8 @@ class ConfigCalls:
         return acl_response((self._settings.get(request.bucket, settings.ACL) or b"").decode("ascii", "replace"))
 
     def put_acl(self, request: Request, body: bytes) -> Response:
-        acl = asked_acl(request, body, self._settings.now(request.bucket).blocks)
+        believed = self._settings.now(request.bucket)
+        acl = check_acl(asked_acl(request, body), believed.blocks, owner_enforced=believed.owner_enforced)
         return self._keep(request, settings.ACL, acl.encode())
 
     def get_policy(self, request: Request) -> Response:

@@ -20,6 +20,7 @@ class Answer:
 
 
 CODES: Final[dict[str, Answer]] = {
+    "AccessControlListNotSupported": Answer(400, "The bucket does not allow ACLs."),
     "AccessDenied": Answer(403, "Access Denied"),
     "AccessForbidden": Answer(403, "CORSResponse: This CORS request is not allowed."),
     "AuthorizationHeaderMalformed": Answer(400, "The authorization header is malformed."),

@@ -22,7 +22,7 @@ FIELDS_BYTES_MAX: Final = 64 * 1024
 """All fields but the file; a policy alone may have 20 KiB."""
 _HEAD_BYTES_MAX: Final = 16 * 1024
 _BOUNDARY: Final = re.compile(
-    r'multipart/form-data\s*;(?:.*;)?\s*boundary=(?:"([^"]{1,70})"|([^;,\s"]{1,70}))', re.I | re.S
+    r'multipart/form-data\s*;(?:.*;)?\s*boundary=(?:"([^"]{1,70})"|([^;,\s"]{1,70})(?=[;,\s]|$))', re.I | re.S
 )
 _DISPOSITION: Final = re.compile(rb"content-disposition:\s*form-data\s*;(.*)", re.I | re.S)
 _PARAMETER: Final = re.compile(r';?\s*([a-zA-Z*]+)="((?:[^"\\]|\\.)*)"')

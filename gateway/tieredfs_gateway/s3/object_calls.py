@@ -17,7 +17,7 @@ from tieredfs_gateway.s3.bucket_calls import iso_date
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Described, Request, Response, described, xml_response
 from tieredfs_gateway.s3.ingest import Expected, Received
-from tieredfs_gateway.s3.public_access import PUBLIC_READ, canned_acl
+from tieredfs_gateway.s3.public_access import PUBLIC_READ, canned_acl, check_acl
 from tieredfs_gateway.s3.ranges import Span
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.sigv4 import STREAMING, UNSIGNED
@@ -174,8 +174,7 @@ class ObjectCalls:
 
     def put_acl(self, request: Request, body: bytes) -> Response:
         found = self._store.head(request.bucket, request.key, version_of(request))
-        blocks = self._store.settings.now(request.bucket).blocks
-        self._store.set_acl(found, asked_acl(request, body, blocks))
+        self._store.set_acl(found, self._allowed(request.bucket, asked_acl(request, body)))
         return Response(200)
 
     def check_public(self, request: Request) -> None:
@@ -222,7 +221,11 @@ class ObjectCalls:
         """Raises S3Error NotImplemented, AccessDenied."""
         if "x-amz-acl" not in request.headers and not any(name.startswith("x-amz-grant-") for name in request.headers):
             return None
-        return canned_acl(request.headers, self._store.settings.now(request.bucket).blocks).encode() or None
+        return self._allowed(request.bucket, canned_acl(request.headers)).encode() or None
+
+    def _allowed(self, bucket: bytes, acl: str) -> str:
+        believed = self._store.settings.now(bucket)
+        return check_acl(acl, believed.blocks, owner_enforced=believed.owner_enforced)
 
     def delete(self, request: Request) -> Response:
         self._store.check_bucket(request.bucket)

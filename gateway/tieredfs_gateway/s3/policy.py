@@ -80,6 +80,8 @@ class Policy:
 
 
 NO_POLICY: Final = Policy()
+DENY_ALL: Final = Policy((Statement(False, (ANYBODY,), ("s3:*",), ("*",)),))
+"""Of a policy that cannot be read any more."""
 
 
 # ---- evaluating ------------------------------------------------------------------------------------------------------

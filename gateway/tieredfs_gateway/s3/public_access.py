@@ -34,6 +34,7 @@ class Blocks:
 
 
 NO_BLOCKS: Final = Blocks()
+ALL_BLOCKS: Final = Blocks(True, True, True, True)
 
 
 def parse_blocks(document: Element) -> Blocks:
@@ -47,17 +48,20 @@ def parse_blocks(document: Element) -> Blocks:
     return Blocks(*values)
 
 
-def canned_acl(headers: Mapping[str, str], blocks: Blocks) -> str:
-    """`public-read`, or empty for private. Raises S3Error NotImplemented, AccessDenied (blocked)."""
+def canned_acl(headers: Mapping[str, str]) -> str:
+    """`public-read`, or empty for private. Raises S3Error NotImplemented."""
     name = headers.get("x-amz-acl", "private")
     if name not in CANNED:
         raise S3Error("NotImplemented", f"The ACLs here are {', '.join(CANNED)}.")
     if any(header.startswith("x-amz-grant-") for header in headers):
         raise S3Error("NotImplemented", "Grants are not implemented; x-amz-acl is.")
-    return checked_acl(CANNED[name], blocks)
+    return CANNED[name]
 
 
-def checked_acl(acl: str, blocks: Blocks) -> str:
+def check_acl(acl: str, blocks: Blocks, *, owner_enforced: bool) -> str:
+    """Raises S3Error AccessDenied, AccessControlListNotSupported."""
+    if acl and owner_enforced:
+        raise S3Error("AccessControlListNotSupported")
     if acl and blocks.block_acls:
         raise S3Error("AccessDenied", "Public ACLs are blocked by the public access block of the bucket.")
     return acl

@@ -17,8 +17,8 @@ from tieredfs_gateway.s3 import xml
 from tieredfs_gateway.s3.cors import CorsRules, parse_cors
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.lifecycle import Rule, parse_lifecycle
-from tieredfs_gateway.s3.policy import NO_POLICY, Policy, parse_policy
-from tieredfs_gateway.s3.public_access import NO_BLOCKS, Blocks, parse_blocks
+from tieredfs_gateway.s3.policy import DENY_ALL, NO_POLICY, Policy, parse_policy
+from tieredfs_gateway.s3.public_access import ALL_BLOCKS, NO_BLOCKS, Blocks, parse_blocks
 from tieredfs_gateway.s3.versions import Versioning
 
 VERSIONING: Final = b"user.s3.versioning"
@@ -44,6 +44,8 @@ class Believed:
     blocks: Blocks = NO_BLOCKS
     versioning: Versioning = Versioning.NEVER
     lifecycle: tuple[Rule, ...] = ()
+    owner_enforced: bool = False
+    """No ACLs but the owner's."""
 
 
 class Settings:
@@ -76,8 +78,7 @@ class Settings:
             self._forget(bucket)
 
     def versioning(self, bucket: bytes) -> Versioning:
-        value = self.get(bucket, VERSIONING)
-        return Versioning(value.decode()) if value else Versioning.NEVER
+        return parse_state(self.get(bucket, VERSIONING))
 
     def _forget(self, bucket: bytes) -> None:
         with self._lock:
@@ -112,16 +113,26 @@ class Settings:
         except (NotFoundError, NotDirectoryError):
             return Believed()
         raw = {
-            name: self.get(bucket, name) for name in (POLICY, CORS, ACL, BLOCKS, VERSIONING, LIFECYCLE) if name in names
+            name: self.get(bucket, name)
+            for name in (POLICY, CORS, ACL, BLOCKS, VERSIONING, LIFECYCLE, OWNERSHIP)
+            if name in names
         }
+        policy, cors, blocks, rules = (raw.get(name) for name in (POLICY, CORS, BLOCKS, LIFECYCLE))
         return Believed(
-            parsed(lambda text: parse_policy(text, bucket.decode()), raw.get(POLICY), NO_POLICY),
-            parsed(lambda text: parse_cors(xml.parse(text, "CORSConfiguration")), raw.get(CORS), ()),
+            parsed(lambda text: parse_policy(text, bucket.decode()), policy, NO_POLICY, DENY_ALL),
+            parsed(lambda text: parse_cors(xml.parse(text, "CORSConfiguration")), cors, (), ()),
             (raw.get(ACL) or b"").decode("ascii", "replace"),
-            parsed(parse_blocks_document, raw.get(BLOCKS), NO_BLOCKS),
-            Versioning((raw.get(VERSIONING) or b"").decode()),
-            parsed(parse_rules, raw.get(LIFECYCLE), ()),
+            parsed(parse_blocks_document, blocks, NO_BLOCKS, ALL_BLOCKS),
+            parse_state(raw.get(VERSIONING)),
+            parsed(parse_rules, rules, (), ()),
+            b"BucketOwnerEnforced" in (raw.get(OWNERSHIP) or b""),
         )
+
+
+def parse_state(raw: bytes | None) -> Versioning:
+    """What is no state keeps everything."""
+    known = {state.value.encode(): state for state in Versioning}
+    return known.get(raw or b"", Versioning.ENABLED)
 
 
 def parse_rules(text: bytes) -> tuple[Rule, ...]:
@@ -132,11 +143,11 @@ def parse_blocks_document(text: bytes) -> Blocks:
     return parse_blocks(xml.parse(text, "PublicAccessBlockConfiguration"))
 
 
-def parsed(parse: Callable[[bytes], T], raw: bytes | None, default: T) -> T:
-    """What somebody wrote over it through the mount, and is none, is an error: never a wider permission."""
+def parsed(parse: Callable[[bytes], T], raw: bytes | None, default: T, broken: T) -> T:
+    """What somebody wrote over it through the mount, and cannot be read, must not allow or delete anything: `broken`."""
     if raw is None:
         return default
     try:
         return parse(raw)
-    except S3Error as error:
-        raise S3Error("InternalError", f"A configuration of the bucket cannot be read: {error.message}") from error
+    except S3Error:
+        return broken

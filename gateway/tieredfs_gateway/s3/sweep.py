@@ -14,10 +14,9 @@ from typing import Final
 
 from tieredfs.errors import TieredError
 from tieredfs.host import Clock
-from tieredfs_gateway.s3 import lifecycle, settings, version_listing
+from tieredfs_gateway.s3 import lifecycle, version_listing
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.lifecycle import Rule
-from tieredfs_gateway.s3.settings import parse_rules
 from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.tagging import parse_tags
 from tieredfs_gateway.s3.uploads import Uploads
@@ -70,9 +69,9 @@ class Sweep:
         """One pass over all buckets. Raises S3Error, TieredError; the next pass begins anew."""
         swept = Swept()
         for bucket, _ in self._store.buckets():
-            raw = self._store.settings.get(bucket, settings.LIFECYCLE)
-            if raw is not None and not self._stopped.is_set():
-                self._sweep_bucket(bucket, parse_rules(raw), swept)
+            rules = self._store.settings.believed(bucket).lifecycle
+            if rules and not self._stopped.is_set():
+                self._sweep_bucket(bucket, rules, swept)
         return swept
 
     def _sweep_bucket(self, bucket: bytes, rules: tuple[Rule, ...], swept: Swept) -> None:
