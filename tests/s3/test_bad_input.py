@@ -251,9 +251,12 @@ def test_what_is_no_http_is_no_harm(served: Endpoint, head: bytes) -> None:
         ("GET", "/{b}?max-keys=-1", 400),
         ("GET", "/{b}?list-type=2&encoding-type=rot13", 400),
         ("GET", "/{b}?prefix=%FF", 400),
-        ("GET", "/{b}/k?versionId=other", 404),
-        ("PUT", "/{b}?versioning=", 501),
-        ("PUT", "/{b}?lifecycle=", 501),
+        ("GET", "/{b}/k?versionId=other", 400),
+        ("PUT", "/{b}?versioning=", 400),
+        ("PUT", "/{b}?lifecycle=", 400),
+        ("PUT", "/{b}?encryption=", 501),
+        ("PUT", "/{b}?object-lock=", 501),
+        ("PUT", "/{b}?replication=", 501),
         ("POST", "/{b}", 501),
         ("PATCH", "/{b}/k", 405),
         ("PUT", "/{b}/k?partNumber=0&uploadId=x", 400),
@@ -271,7 +274,8 @@ def test_requests_that_make_no_sense(served: Endpoint, bucket: str, method: str,
 def test_what_would_be_ignored_is_refused(served: Endpoint, s3: Any, bucket: str) -> None:
     for name, value in (
         ("x-amz-server-side-encryption", "AES256"),
-        ("x-amz-acl", "public-read"),
+        ("x-amz-acl", "public-read-write"),
+        ("x-amz-grant-read", "id=x"),
         ("x-amz-object-lock-mode", "GOVERNANCE"),
     ):
         assert code_of(served.send("PUT", f"/{bucket}/k", b"", {name: value})) == "NotImplemented"

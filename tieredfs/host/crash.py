@@ -27,6 +27,8 @@ POINTS: Final = (
     "sync.data-durable",
     "seal.done",
     "place.committed",
+    "link.committed",
+    "remove.committed",
     "drain.begun",
     "drain.block-written",
     "drain.committed",

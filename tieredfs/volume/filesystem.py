@@ -143,12 +143,19 @@ class FileSystemContract(Protocol):
         """Everything below `path` and itself; the number of files removed. Not atomic."""
         ...
 
-    def rename(self, source: bytes, target: bytes, *, replace: bool = True) -> None:
-        """Atomic; parents of the target are made."""
+    def rename(
+        self, source: bytes, target: bytes, *, replace: bool = True, expected_target: InodeId | None = None
+    ) -> None:
+        """Atomic; parents of the target are made. `expected_target`: what the target must show (0: nothing), or ConflictError."""
+        ...
+
+    def link(self, inode: InodeId, target: bytes) -> None:
+        """Another name for a file that has one; parents of the target are made. Raises AlreadyExistsError."""
         ...
 
     def get_xattr(self, path: bytes, name: bytes) -> bytes: ...
     def set_xattr(self, path: bytes, name: bytes, value: bytes) -> None: ...
+    def remove_xattr(self, path: bytes, name: bytes) -> None: ...
     def list_xattrs(self, path: bytes) -> list[bytes]: ...
     def xattrs_of(self, inodes: Sequence[InodeId], name: bytes) -> dict[InodeId, bytes]:
         """One attribute of many inodes (of `entries`, say), in one snapshot; those that have it."""
@@ -307,6 +314,7 @@ class FileSystem(UnnamedOwner):
                 removed = self._metadata.unlink(parent, name, self.volume.session, expected_target=found.inode)
             except ConflictError:
                 continue
+            crash.here("remove.committed")
             self._bury(removed)
             return
         raise ConflictError(f"{path!r} was replaced {_RACES_MAX} times while it was being removed")
@@ -328,17 +336,37 @@ class FileSystem(UnnamedOwner):
         self.remove(path)
         return files
 
-    def rename(self, source: bytes, target: bytes, *, replace: bool = True) -> None:
-        """Atomic; parents of the target are made. Durable on return."""
+    def rename(
+        self, source: bytes, target: bytes, *, replace: bool = True, expected_target: InodeId | None = None
+    ) -> None:
+        """Atomic; parents of the target are made. Durable on return. Raises ConflictError when the target shows another
+        inode than `expected_target` (0: nothing)."""
         source_parent, source_name = self._parent_of(source)
         target_parent, target_name = self._parent_of(target, make=True)
         removed = self._metadata.rename(
-            source_parent, source_name, target_parent, target_name, replace=replace, holder=self.volume.session
+            source_parent,
+            source_name,
+            target_parent,
+            target_name,
+            replace=replace,
+            holder=self.volume.session,
+            expected_target=expected_target,
         )
         crash.here("rename.committed")
         if removed is not None:
             self._bury(removed)
         self._metadata.sync()
+
+    def link(self, inode: InodeId, target: bytes) -> None:
+        """Another name for a file that has one; parents of the target are made. Raises AlreadyExistsError, NotFoundError (its
+        last name is gone), NotPermittedError (a directory). Durable with whatever is durable after it."""
+        parent, name = self._parent_of(target, make=True)
+        self._metadata.link(inode, parent, name)
+        crash.here("link.committed")
+
+    def remove_xattr(self, path: bytes, name: bytes) -> None:
+        """Raises NoAttributeError."""
+        self._metadata.remove_xattr(self.stat(path).inode, name)
 
     def get_xattr(self, path: bytes, name: bytes) -> bytes:
         return self._metadata.get_xattr(self.stat(path).inode, name)

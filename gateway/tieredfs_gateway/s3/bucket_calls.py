@@ -1,34 +1,26 @@
 """The calls on the service and on buckets. Blocking; each takes a request and gives a response."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
 from tieredfs.errors import TieredError
-from tieredfs_gateway.s3 import conditions, listing, xml
+from tieredfs_gateway.s3 import access, conditions, keys, listing, version_listing, versions, xml
+from tieredfs_gateway.s3.acl_documents import OWNER
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import Caller, Request, Response, xml_response
+from tieredfs_gateway.s3.public_access import canned_acl
 from tieredfs_gateway.s3.record import Record
-from tieredfs_gateway.s3.store import Store
+from tieredfs_gateway.s3.settings import ACL
+from tieredfs_gateway.s3.store import Deleted, Store
 from tieredfs_gateway.s3.uploads import Upload, Uploads
 
-OWNER: Final = {"ID": "tieredfs", "DisplayName": "tieredfs"}
 MULTI_DELETE_MAX: Final = 1000
-CANNED_ACLS: Final = ("private", "bucket-owner-full-control", "bucket-owner-read")
 
 
 def iso_date(time_ns: int) -> str:
     moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ns // 1_000_000 % 1000:03d}Z"
-
-
-def check_acl(request: Request) -> None:
-    """Everything is private here; what asks for something else is told so. Raises S3Error NotImplemented."""
-    if request.headers.get("x-amz-acl", "private") not in CANNED_ACLS:
-        raise S3Error("NotImplemented", "Only private ACLs are implemented.")
-    if any(name.startswith("x-amz-grant-") for name in request.headers):
-        raise S3Error("NotImplemented", "Grants are not implemented.")
 
 
 class BucketCalls:
@@ -47,7 +39,7 @@ class BucketCalls:
         return xml_response("ListAllMyBucketsResult", {"Owner": OWNER, "Buckets": {"Bucket": buckets}})
 
     def create(self, request: Request, body: bytes) -> Response:
-        check_acl(request)
+        acl = canned_acl(request.headers)
         if body.strip():
             constraint = xml.parse(body, "CreateBucketConfiguration").get("LocationConstraint")
             if constraint and len(constraint) > 64:
@@ -55,6 +47,8 @@ class BucketCalls:
         if request.headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
             raise S3Error("NotImplemented", "Object lock is not implemented.")
         self._store.create_bucket(request.bucket)
+        if acl:
+            self._store.settings.put(request.bucket, ACL, acl.encode())
         return Response(200, [("location", f"/{request.bucket_name}")])
 
     def head(self, request: Request) -> Response:
@@ -68,23 +62,6 @@ class BucketCalls:
     def location(self, request: Request) -> Response:
         self._store.check_bucket(request.bucket)
         return xml_response("LocationConstraint", {})
-
-    def versioning(self, request: Request) -> Response:
-        self._store.check_bucket(request.bucket)
-        return xml_response("VersioningConfiguration", {})
-
-    def acl(self, request: Request) -> Response:
-        self._store.check_bucket(request.bucket)
-        return acl_response()
-
-    def absent(self, code: str) -> Callable[[Request], Response]:
-        """A configuration that no bucket here has."""
-
-        def call(request: Request) -> Response:
-            self._store.check_bucket(request.bucket)
-            raise S3Error(code)
-
-        return call
 
     # ---- listings ---------------------------------------------------------------------------------------------------
 
@@ -119,34 +96,32 @@ class BucketCalls:
         return xml_response("ListBucketResult", fields | self._listed(query, page, owner=owner))
 
     def list_versions(self, request: Request) -> Response:
-        """Of a bucket without versions: every object is its only one, `null`."""
+        """Also of a bucket that never had versions: every object is its only one, `null`."""
+        self._store.check_bucket(request.bucket)
         query = _Query(request)
-        page = self._page(request, query, query.text("key-marker").encode())
-        records = self._records(page)
-        versions = [
-            {
-                **_entry(query, found, described),
-                "VersionId": "null",
-                "IsLatest": True,
-                "Owner": OWNER,
-            }
-            for found, described in zip(page.objects, records, strict=True)
-        ]
+        marker = version_listing.parse_markers(query.text("key-marker"), request.query.get("version-id-marker"))
+        asked = version_listing.Request(
+            query.text("prefix").encode(), query.delimiter, query.text("key-marker").encode(), marker, query.max_keys
+        )
+        page = version_listing.page(self._store, request.bucket, asked)
         fields: dict[str, xml.Tree] = {
             "Name": request.bucket_name,
             "Prefix": query.shown("prefix"),
             "KeyMarker": query.shown("key-marker"),
-            "VersionIdMarker": "",
-            "NextKeyMarker": query.encode(page.last) if page.truncated else None,
-            "NextVersionIdMarker": "null" if page.truncated else None,
+            "VersionIdMarker": marker or "",
+            "NextKeyMarker": query.encode(page.next_key) if page.truncated else None,
+            "NextVersionIdMarker": page.next_version if page.truncated else None,
             "MaxKeys": query.max_keys,
             "Delimiter": query.shown("delimiter") if query.delimiter else None,
             "EncodingType": query.encoding,
             "IsTruncated": page.truncated,
-            "Version": versions,
             "CommonPrefixes": [{"Prefix": query.encode(prefix)} for prefix in page.common_prefixes],
         }
-        return xml_response("ListVersionsResult", fields)
+        rows = [
+            ("DeleteMarker" if row.version.record.marker else "Version", _version_entry(query, row))
+            for row in page.rows
+        ]
+        return xml_response("ListVersionsResult", fields, rows=rows)
 
     def _page(self, request: Request, query: "_Query", after: bytes) -> listing.Page:
         self._store.check_bucket(request.bucket)
@@ -215,29 +190,35 @@ class BucketCalls:
         if not 1 <= len(wanted) <= MULTI_DELETE_MAX:
             raise S3Error("MalformedXML", f"From 1 to {MULTI_DELETE_MAX} objects can be deleted at once.")
         quiet = (document.get("Quiet") or "").lower() == "true"
-        deleted, failed = [], []
+        deleted: list[dict[str, str]] = []
+        failed: list[dict[str, str]] = []
         for element in wanted:
             key = element.exact("Key")
             if not key:
                 raise S3Error("MalformedXML", "An object needs a Key.")
-            error = self._delete_one(request, element, key, caller)
-            if error is None:
-                deleted.append({"Key": key})
-            else:
-                failed.append({"Key": key, "Code": error.code, "Message": error.message})
+            version_id = element.get("VersionId") or None
+            said = {"Key": key} | ({"VersionId": version_id} if version_id else {})
+            try:
+                done = self._delete_one(request, element, key, version_id, caller)
+            except (S3Error, TieredError) as caught:
+                error = told(caught)
+                failed.append(said | {"Code": error.code, "Message": error.message})
+                continue
+            if done.marker:
+                said |= {"DeleteMarker": "true", "DeleteMarkerVersionId": done.version_id or ""}
+            deleted.append(said)
         return xml_response("DeleteResult", {"Deleted": [] if quiet else deleted, "Error": failed})
 
-    def _delete_one(self, request: Request, element: xml.Element, key: str, caller: Caller) -> S3Error | None:
-        if not caller.key.scope.allows_key(request.bucket_name, key):
-            return S3Error("AccessDenied")
-        if (element.get("VersionId") or "null") != "null":
-            return S3Error("NoSuchVersion")
+    def _delete_one(
+        self, request: Request, element: xml.Element, key: str, version_id: str | None, caller: Caller
+    ) -> Deleted:
+        name = "s3:DeleteObjectVersion" if version_id else "s3:DeleteObject"
+        access.check_key(caller, self._store.settings.now(request.bucket), request.bucket_name, key, name)
+        if version_id is not None and not versions.is_id(version_id):
+            raise S3Error("NoSuchVersion")
+        keys.check_key(key.encode())
         asked = conditions.Conditions(element.get("ETag"), None, None, None)
-        try:
-            self._store.delete(request.bucket, key.encode(), asked)
-        except (S3Error, TieredError) as error:
-            return told(error)
-        return None
+        return self._store.delete(request.bucket, key.encode(), asked, version_id)
 
 
 class _Query:
@@ -265,6 +246,27 @@ class _Query:
         return quote(key, safe="/~") if self.encoding else key.decode()
 
 
+def _version_entry(query: _Query, row: version_listing.Row) -> dict[str, xml.Tree]:
+    version = row.version
+    named: dict[str, xml.Tree] = {
+        "Key": query.encode(row.key),
+        "VersionId": version.version_id,
+        "IsLatest": row.latest,
+        "LastModified": iso_date(version.attributes.mtime_ns),
+        "Owner": OWNER,
+    }
+    if version.record.marker:
+        return named
+    checksum = version.record.checksum
+    return named | {
+        "ETag": f'"{version.record.etag}"',
+        "ChecksumAlgorithm": checksum[0] if checksum else None,
+        "ChecksumType": checksum[2] if checksum else None,
+        "Size": version.attributes.size_bytes,
+        "StorageClass": "STANDARD",
+    }
+
+
 def _entry(query: _Query, found: listing.Found, described: Record) -> dict[str, xml.Tree]:
     return {
         "Key": query.encode(found.key),
@@ -281,11 +283,3 @@ def _comes_after(upload: Upload, after: tuple[str, str]) -> bool:
     if not after[1]:
         return upload.key.encode() > after[0].encode() or not after[0]
     return (upload.key.encode(), upload.upload_id) > (after[0].encode(), after[1])
-
-
-def acl_response() -> Response:
-    grantee = {"ID": OWNER["ID"], "DisplayName": OWNER["DisplayName"]}
-    grants: xml.Tree = {"Grant": {"Grantee": grantee, "Permission": "FULL_CONTROL"}}
-    response = xml_response("AccessControlPolicy", {"Owner": OWNER, "AccessControlList": grants})
-    kind = b'<Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser">'
-    return Response(200, response.headers, response.body.replace(b"<Grantee>", kind))

@@ -20,19 +20,21 @@ from typing import Any, Final, TypeVar
 from tieredfs.errors import TieredError
 from tieredfs.host import Clock
 from tieredfs.volume.filesystem import FileSystemContract, Writing
-from tieredfs_gateway.s3 import sigv2, sigv4, xml
+from tieredfs_gateway.s3 import access, cors, form_posts, sigv2, sigv4, xml
 from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message, Receive
 from tieredfs_gateway.s3.bucket_calls import BucketCalls
 from tieredfs_gateway.s3.chunked import Decoder
+from tieredfs_gateway.s3.config_calls import ConfigCalls
 from tieredfs_gateway.s3.errors import S3Error, told
-from tieredfs_gateway.s3.http import XML_TYPE, Caller, Request, Response, latin, parse_request
+from tieredfs_gateway.s3.http import ANONYMOUS, XML_TYPE, Caller, Request, Response, latin, parse_request
 from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
 from tieredfs_gateway.s3.keystore import AccessKey, Keystore
 from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
-from tieredfs_gateway.s3.routes import Body, Operation, authorize, route
+from tieredfs_gateway.s3.routes import POST_OBJECT, Body, Operation, is_form, route
+from tieredfs_gateway.s3.settings import Believed
 from tieredfs_gateway.s3.small_puts import SmallPut, SmallPuts
-from tieredfs_gateway.s3.store import Store
+from tieredfs_gateway.s3.store import Store, is_bucket_name
 from tieredfs_gateway.s3.uploads import Uploads
 
 Send = Callable[[Message], Awaitable[None]]
@@ -65,7 +67,7 @@ class Endpoint:
         share: int = 1,
     ) -> None:
         """`share`: of how many processes this is one."""
-        store = Store(volume)
+        self.store = store = Store(volume, clock)
         self.uploads = Uploads(store)
         self._volume = volume
         self._clock = clock
@@ -74,6 +76,7 @@ class Endpoint:
         self._domains = tuple(domains)
         self._keystore = Keystore(volume, clock)
         self._buckets = BucketCalls(store, self.uploads)
+        self._configs = ConfigCalls(store)
         self._objects = ObjectCalls(store, self.uploads, clock)
         self._small_puts = SmallPuts(volume, executor)
         self._transfers = asyncio.Semaphore(max(1, TRANSFERS_MAX // share))
@@ -81,6 +84,8 @@ class Endpoint:
         self._with_body: dict[str, Callable[[Request, bytes], Response]] = {
             "CreateBucket": self._buckets.create,
             "PutObjectTagging": self._objects.put_tags,
+            "PutObjectAcl": self._objects.put_acl,
+            **self._configs.with_body(),
             "CompleteMultipartUpload": self._objects.complete,
         }
 
@@ -91,15 +96,7 @@ class Endpoint:
             "ListObjectsV2": buckets.list_v2,
             "ListObjectVersions": buckets.list_versions,
             "ListMultipartUploads": buckets.list_uploads,
-            "GetBucketLocation": buckets.location,
-            "GetBucketVersioning": buckets.versioning,
-            "GetBucketAcl": buckets.acl,
-            "GetBucketPolicy": buckets.absent("NoSuchBucketPolicy"),
-            "GetBucketCors": buckets.absent("NoSuchCORSConfiguration"),
-            "GetBucketLifecycleConfiguration": buckets.absent("NoSuchLifecycleConfiguration"),
-            "GetBucketEncryption": buckets.absent("ServerSideEncryptionConfigurationNotFoundError"),
-            "GetBucketTagging": buckets.absent("NoSuchTagSet"),
-            "GetObjectLockConfiguration": buckets.absent("ObjectLockConfigurationNotFoundError"),
+            **self._configs.plain(),
             "HeadBucket": buckets.head,
             "DeleteBucket": buckets.delete,
             "GetObject": objects.get,
@@ -130,7 +127,7 @@ class Endpoint:
 
     async def _answer(self, exchange: "_Exchange") -> Response:
         try:
-            return await self._handle(exchange)
+            return await self._with_cors(exchange, await self._handle(exchange))
         except ClientGoneError:
             raise
         except (S3Error, TieredError) as error:
@@ -140,16 +137,33 @@ class Endpoint:
         except Exception as error:  # noqa: BLE001 - the edge: a client is told, the log has the traceback
             failure = told(error)
             _log.exception("request %s failed", exchange.request_id)
-        return error_response(failure, exchange.resource, exchange.request_id)
+        response = error_response(failure, exchange.resource, exchange.request_id)
+        with contextlib.suppress(S3Error, TieredError):
+            return await self._with_cors(exchange, response)
+        return response
+
+    async def _with_cors(self, exchange: "_Exchange", response: Response) -> Response:
+        request = exchange.request
+        if request is None or "origin" not in request.headers or request.method == "OPTIONS":
+            return response
+        rules = (await self.believed(request.bucket)).cors
+        return replace(response, headers=[*response.headers, *cors.answer(rules, request.method, request.headers)])
 
     async def _handle(self, exchange: "_Exchange") -> Response:
-        request = exchange.parse(self._domains)
+        request = exchange.request = exchange.parse(self._domains)
+        if request.method == "OPTIONS":
+            exchange.operation = "Preflight"
+            return Response(200, cors.preflight((await self.believed(request.bucket)).cors, request.headers))
+        if is_form(request):
+            exchange.operation = POST_OBJECT.name
+            return await self._receive_form(exchange, request)
         caller = await self._authenticate(request)
-        if caller.claim.is_link_v2:
+        if caller.claim.is_link_v2 and not caller.is_anonymous:
             request = replace(request, headers=sigv2.carried(request.signable) | dict(request.headers))
         operation = route(request)
         exchange.operation = operation.name
-        authorize(operation, request, caller.key.scope)
+        if not access.check(operation, request, caller, await self.believed(request.bucket)):
+            await self._run(self._objects.check_public, request)
         if operation.body is Body.CONTENT:
             return await self._receive_content(exchange, operation, request, caller)
         if operation.body is Body.SMALL:
@@ -167,6 +181,30 @@ class Endpoint:
             return await self._run(call, request, caller)
         return await self._run(self._plain[operation.name], request)
 
+    async def believed(self, bucket: bytes) -> Believed:
+        """What is configured for the bucket; what is no bucket's name has nothing."""
+        if not is_bucket_name(bucket):
+            return Believed()
+        known = self.store.settings.known(bucket)
+        return known if known is not None else await self._run(self.store.settings.believed, bucket)
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await self._run(function, *arguments)
+
+    async def key(self, access_key_id: str) -> AccessKey:
+        return await self._key(access_key_id)
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.wall_ns() / 1e9, UTC)
+
+    async def _receive_form(self, exchange: "_Exchange", request: Request) -> Response:
+        async with self._transfer():
+            writing = await self._run(self._volume.create)
+            try:
+                return await form_posts.receive(self, self._objects, writing, request, exchange.body)
+            finally:
+                await asyncio.shield(self._run(writing.discard))
+
     async def _receive_document(
         self, exchange: "_Exchange", operation: Operation, request: Request, caller: Caller
     ) -> Response:
@@ -177,7 +215,7 @@ class Endpoint:
             return await self._run(self._with_small_body, operation, request, caller, pieces)
 
     async def _authenticate(self, request: Request) -> Caller:
-        now = datetime.fromtimestamp(self._clock.wall_ns() / 1e9, UTC)
+        now = self.now()
         claim = sigv4.read(request.signable)
         if claim is not None:
             key = await self._key(claim.access_key_id)
@@ -185,7 +223,10 @@ class Endpoint:
             return Caller(key, claim)
         link = sigv2.read(request.signable)
         if link is None:
-            raise S3Error("AccessDenied", "Anonymous requests are not allowed.")
+            payload = request.headers.get("x-amz-content-sha256", "")
+            claim = sigv4.unsigned_claim("")
+            trailing = payload == sigv4.STREAMING_UNSIGNED_TRAILER
+            return Caller(ANONYMOUS, replace(claim, payload=payload) if trailing else claim)
         key = await self._key(link.access_key_id)
         host_bucket = request.bucket if request.virtual_host else b""
         sigv2.verify(link, key.secret_access_key, request.signable, now, host_bucket)
@@ -361,6 +402,7 @@ class _Exchange:
         self.receive = receive
         self.send = send
         self.body = IncomingBody(receive)
+        self.request: Request | None = None
         self.operation = "-"
         self.status = 0
         self.sent_bytes = 0
@@ -387,7 +429,14 @@ class _Exchange:
         scope = self._scope
         raw_path = scope.get("raw_path") or scope["path"].encode()
         return parse_request(
-            scope["method"], raw_path, scope["query_string"], scope["headers"], self.request_id, self.client, domains
+            scope["method"],
+            raw_path,
+            scope["query_string"],
+            scope["headers"],
+            self.request_id,
+            self.client,
+            domains,
+            secure=scope.get("scheme") == "https",
         )
 
 

@@ -20,7 +20,9 @@ class Answer:
 
 
 CODES: Final[dict[str, Answer]] = {
+    "AccessControlListNotSupported": Answer(400, "The bucket does not allow ACLs."),
     "AccessDenied": Answer(403, "Access Denied"),
+    "AccessForbidden": Answer(403, "CORSResponse: This CORS request is not allowed."),
     "AuthorizationHeaderMalformed": Answer(400, "The authorization header is malformed."),
     "AuthorizationQueryParametersError": Answer(400, "The query parameters of the authorization are malformed."),
     "BadDigest": Answer(400, "The checksum that you sent does not match what we received."),
@@ -39,37 +41,53 @@ CODES: Final[dict[str, Answer]] = {
     "InvalidBucketState": Answer(409, "The request is not valid for the current state of the bucket."),
     "InvalidDigest": Answer(400, "The Content-MD5 that you specified is not valid."),
     "InvalidPart": Answer(400, "One or more of the specified parts could not be found, or its ETag does not match."),
-    "InvalidPartOrder": Answer(400, "The list of parts was not in ascending order."),
     "InvalidPartNumber": Answer(416, "The requested part number is not satisfiable."),
+    "InvalidPartOrder": Answer(400, "The list of parts was not in ascending order."),
+    "InvalidPolicyDocument": Answer(
+        400, "The content of the form does not meet the conditions specified in the policy document."
+    ),
     "InvalidRange": Answer(416, "The requested range is not satisfiable."),
     "InvalidRequest": Answer(400, "Invalid request."),
     "InvalidTag": Answer(400, "The tag provided was not a valid tag."),
     "InvalidURI": Answer(400, "Could not parse the specified URI."),
     "KeyTooLongError": Answer(400, "Your key is too long."),
+    "MalformedPOSTRequest": Answer(400, "The body of your POST request is not well-formed multipart/form-data."),
+    "MalformedPolicy": Answer(400, "The policy has an invalid element."),
     "MalformedXML": Answer(400, "The XML that you provided was not well-formed or did not validate."),
     "MaxMessageLengthExceeded": Answer(400, "Your request was too big."),
+    "MaxPostPreDataLengthExceededError": Answer(
+        400, "Your POST request fields preceding the upload file were too large."
+    ),
     "MetadataTooLarge": Answer(400, "Your metadata headers exceed the maximum allowed metadata size."),
     "MethodNotAllowed": Answer(405, "The specified method is not allowed against this resource."),
     "MissingContentLength": Answer(411, "You must provide the Content-Length HTTP header."),
+    "MissingSecurityHeader": Answer(
+        400, "Your request is missing a required header: x-amz-acl, or an AccessControlPolicy."
+    ),
     "NoSuchBucket": Answer(404, "The specified bucket does not exist."),
     "NoSuchBucketPolicy": Answer(404, "The bucket policy does not exist."),
     "NoSuchCORSConfiguration": Answer(404, "The CORS configuration does not exist."),
     "NoSuchKey": Answer(404, "The specified key does not exist."),
     "NoSuchLifecycleConfiguration": Answer(404, "The lifecycle configuration does not exist."),
+    "NoSuchPublicAccessBlockConfiguration": Answer(404, "The public access block configuration was not found."),
     "NoSuchTagSet": Answer(404, "There is no tag set."),
     "NoSuchUpload": Answer(404, "The specified multipart upload does not exist."),
-    "NoSuchVersion": Answer(404, "The version does not exist: this bucket has no versions."),
+    "NoSuchVersion": Answer(404, "The specified version does not exist."),
+    "NoSuchWebsiteConfiguration": Answer(404, "The specified bucket does not have a website configuration."),
     "NotImplemented": Answer(501, "A header or query that you provided asks for what is not implemented."),
     "NotModified": Answer(304, "Not modified."),
     "ObjectLockConfigurationNotFoundError": Answer(404, "Object lock does not exist for this bucket."),
+    "OwnershipControlsNotFoundError": Answer(404, "The bucket ownership controls were not found."),
     "PreconditionFailed": Answer(412, "At least one of the preconditions that you specified did not hold."),
+    "ReplicationConfigurationNotFoundError": Answer(404, "The replication configuration was not found."),
     "RequestHeaderSectionTooLarge": Answer(400, "Your request headers exceed the maximum allowed size."),
-    "RequestTimeout": Answer(400, "Your socket connection was not read from or written to within the timeout."),
     "RequestTimeTooSkewed": Answer(403, "The difference between the request time and the server's is too large."),
+    "RequestTimeout": Answer(400, "Your socket connection was not read from or written to within the timeout."),
     "ServerSideEncryptionConfigurationNotFoundError": Answer(404, "There is no encryption configuration."),
     "ServiceUnavailable": Answer(503, "Please reduce your request rate or try again."),
     "SignatureDoesNotMatch": Answer(403, "The request signature we calculated does not match the one you provided."),
     "SlowDown": Answer(503, "Please reduce your request rate."),
+    "UnexpectedContent": Answer(400, "This request does not support content."),
     "XAmzContentSHA256Mismatch": Answer(400, "The provided x-amz-content-sha256 does not match what was computed."),
 }
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from tieredfs_gateway.s3 import keys, sigv4, xml
 from tieredfs_gateway.s3.errors import S3Error
-from tieredfs_gateway.s3.keystore import AccessKey
+from tieredfs_gateway.s3.keystore import AccessKey, Scope
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 METADATA_BYTES_MAX: Final = 8 * 1024
@@ -39,6 +39,8 @@ class Request:
     client: str
     virtual_host: bool = False
     """The bucket is in front of the host's name, not in the path."""
+    secure: bool = False
+    """Over TLS."""
 
     @property
     def method(self) -> str:
@@ -59,10 +61,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, known by a signature that holds."""
+    """Who asks: known by a signature that holds, or anonymous."""
 
     key: AccessKey
     claim: sigv4.Claim
+
+    @property
+    def is_anonymous(self) -> bool:
+        return not self.key.access_key_id
+
+
+ANONYMOUS: Final = AccessKey("", "", Scope(), 0)
+"""Of a request without a signature: only policies and public ACLs allow it anything."""
 
 
 class Content(Protocol):
@@ -93,8 +103,14 @@ class Described:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def xml_response(root: str, children: Mapping[str, xml.Tree], headers: Sequence[tuple[str, str]] = ()) -> Response:
-    return Response(200, [("content-type", XML_TYPE), *headers], xml.document(root, children))
+def xml_response(
+    root: str,
+    children: Mapping[str, xml.Tree],
+    headers: Sequence[tuple[str, str]] = (),
+    rows: Sequence[tuple[str, xml.Tree]] = (),
+) -> Response:
+    """`rows` come after the children, in their order, whatever their names."""
+    return Response(200, [("content-type", XML_TYPE), *headers], xml.document(root, children, rows=rows))
 
 
 def parse_request(
@@ -105,6 +121,8 @@ def parse_request(
     request_id: str,
     client: str,
     domains: Sequence[str],
+    *,
+    secure: bool = False,
 ) -> Request:
     """Raises S3Error RequestHeaderSectionTooLarge, InvalidURI, KeyTooLongError."""
     if sum(len(name) + len(value) for name, value in raw_headers) > HEADER_BYTES_MAX:
@@ -123,7 +141,7 @@ def parse_request(
         for name, value in sigv4.query_pairs(raw_query)
     }
     signable = sigv4.Signable(method, raw_path, raw_query, pairs)
-    return Request(signable, headers, query, bucket, key, request_id, client, virtual_host)
+    return Request(signable, headers, query, bucket, key, request_id, client, virtual_host, secure)
 
 
 def _split(raw_path: bytes, host: str, domains: Sequence[str]) -> tuple[bytes, bytes, bool]:

@@ -3,17 +3,24 @@ time, but for the MD5, which a second thread may do meanwhile (0.6 GB/s, where e
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from tieredfs_gateway.s3 import checksums
 from tieredfs_gateway.s3.checksums import Announced
-from tieredfs_gateway.s3.chunked import Decoder
 from tieredfs_gateway.s3.errors import S3Error
 
 _VECTOR_MAX: Final = 512
 """IOV_MAX is 1024."""
+
+
+class Framing(Protocol):
+    """What takes the content out of a body: `chunked.Decoder`, `forms.FormDecoder`."""
+
+    def feed(self, data: bytes, /) -> Iterable[memoryview]: ...
+    def finish(self) -> Mapping[str, str]: ...
+
 
 Sink = Callable[[Sequence[memoryview], int], None]
 """Takes content and its offset in the whole."""
@@ -26,6 +33,8 @@ class Expected:
     size_bytes: int
     announced: Announced
     sha256: str | None
+    exact: bool = True
+    """False: `size_bytes` is only the most that it may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Received:
 class Ingest:
     """One body into one local file."""
 
-    def __init__(self, expected: Expected, decoder: Decoder | None) -> None:
+    def __init__(self, expected: Expected, decoder: Framing | None) -> None:
         self._expected = expected
         self._decoder = decoder
         self._size = 0
@@ -54,6 +63,8 @@ class Ingest:
         views = self._content(pieces)
         length = sum(map(len, views))
         if self._size + length > self._expected.size_bytes:
+            if not self._expected.exact:
+                raise S3Error("EntityTooLarge", fields={"MaxSizeAllowed": str(self._expected.size_bytes)})
             raise S3Error("IncompleteBody", "The body is longer than was announced.")
         sink(views, self._size)
         self._size += length
@@ -77,7 +88,7 @@ class Ingest:
         """Raises S3Error IncompleteBody, BadDigest, XAmzContentSHA256Mismatch."""
         expected = self._expected
         trailers = self._decoder.finish() if self._decoder else {}
-        if self._size != expected.size_bytes:
+        if expected.exact and self._size != expected.size_bytes:
             raise S3Error("IncompleteBody")
         if self._sha256 is not None and self._sha256.hexdigest() != expected.sha256:
             raise S3Error("XAmzContentSHA256Mismatch")

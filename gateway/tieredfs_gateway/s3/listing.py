@@ -231,12 +231,12 @@ def page(source: Source, request: Request) -> Page:
     walk = Walk(source, request.prefix, request.after, after_start=bool(request.after))
     if request.max_keys == 0:
         return Page((), (), False, b"")
-    if _common(request, request.after) == request.after and request.after:
+    if request.after and common_prefix(request.prefix, request.delimiter, request.after) == request.after:
         walk.skip(request.after)
     for found in walk:
         if len(objects) + len(prefixes) >= request.max_keys:
             return Page(tuple(objects), tuple(prefixes), True, last)
-        common = _common(request, found.key)
+        common = common_prefix(request.prefix, request.delimiter, found.key)
         if common is None:
             objects.append(found)
             last = found.key
@@ -247,12 +247,12 @@ def page(source: Source, request: Request) -> Page:
     return Page(tuple(objects), tuple(prefixes), False, last)
 
 
-def _common(request: Request, key: bytes) -> bytes | None:
-    """The common prefix that the key is rolled up into."""
-    if not request.delimiter or not key.startswith(request.prefix):
+def common_prefix(prefix: bytes, delimiter: bytes, key: bytes) -> bytes | None:
+    """What the key is rolled up into."""
+    if not delimiter or not key.startswith(prefix):
         return None
-    at = key.find(request.delimiter, len(request.prefix))
-    return None if at < 0 else key[: at + len(request.delimiter)]
+    at = key.find(delimiter, len(prefix))
+    return None if at < 0 else key[: at + len(delimiter)]
 
 
 def token_of(last: bytes) -> str:

@@ -5,28 +5,31 @@ read, and `put`/`put_part` take the file once the body was found right.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
-from urllib.parse import parse_qsl, unquote_to_bytes, urlencode
+from urllib.parse import quote, unquote_to_bytes
 
 from tieredfs.host import Clock
 from tieredfs.volume.filesystem import Part, Reading, Writing
-from tieredfs_gateway.s3 import checksums, conditions, keys, multipart, ranges, record, xml
-from tieredfs_gateway.s3.bucket_calls import OWNER, acl_response, check_acl, iso_date
+from tieredfs_gateway.s3 import access, checksums, conditions, keys, lifecycle, multipart, ranges, record, versions, xml
+from tieredfs_gateway.s3.acl_documents import OWNER, acl_response, asked_acl
+from tieredfs_gateway.s3.bucket_calls import iso_date
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Described, Request, Response, described, xml_response
 from tieredfs_gateway.s3.ingest import Expected, Received
+from tieredfs_gateway.s3.public_access import PUBLIC_READ, canned_acl, check_acl
 from tieredfs_gateway.s3.ranges import Span
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.sigv4 import STREAMING, UNSIGNED
-from tieredfs_gateway.s3.store import Object, Store
+from tieredfs_gateway.s3.store import Store
+from tieredfs_gateway.s3.tagging import TAGS_MAX, header_tags, parse_tagging, parse_tags, tags_tree
 from tieredfs_gateway.s3.uploads import Upload, Uploads, new_upload_id
+from tieredfs_gateway.s3.versions import NULL, Object, Versioning
 
 INLINE_BYTES: Final = 256 * 1024
 """Read at once with the look-up: one hop between threads."""
 PROBED_BYTES: Final = 16 * 1024
 """More than this is not copied twice to learn whether it is in memory."""
-TAGS_MAX: Final = 10
 _REFUSED: Final = (
     "x-amz-server-side-encryption",
     "x-amz-object-lock-mode",
@@ -83,15 +86,13 @@ class ObjectCalls:
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def get(self, request: Request) -> Response:
-        check_version(request)
-        reading, found = self._store.open(request.bucket, request.key)
+        reading, found = self._store.open(request.bucket, request.key, version_of(request))
         content = OpenContent(reading)
         return self._content(request, content, found, content.read)
 
     def get_now(self, request: Request) -> Response | None:
         """`get` where nothing has to be waited for but the metadata; None: ask `get`."""
-        check_version(request)
-        reading, found = self._store.open_here(request.bucket, request.key)
+        reading, found = self._store.open_here(request.bucket, request.key, version_of(request))
         if reading is None:
             return None
         content = OpenContent(reading)
@@ -115,8 +116,7 @@ class ObjectCalls:
         return Response(response.status, response.headers, body)
 
     def head(self, request: Request) -> Response:
-        check_version(request)
-        response = self._head(request, self._store.head(request.bucket, request.key))
+        response = self._head(request, self._store.head(request.bucket, request.key, version_of(request)))
         return Response(response.status, response.headers)
 
     def _head(self, request: Request, found: Object) -> Response:
@@ -124,17 +124,33 @@ class ObjectCalls:
         size, now = found.attributes.size_bytes, found.record
         conditions.check_read(conditions.of_read(request.headers), now.etag, found.attributes.mtime_ns)
         span, extra = self._span(request, found)
-        headers = [*object_headers(found), *extra]
+        headers = [*object_headers(found), *self._version_headers(request.bucket, found), *extra]
         if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and now.checksum and span is None:
             headers += checksum_headers(now.checksum)
-        tags = found.tags
+        tags = parse_tags((found.tags or b"").decode())
         if tags:
-            headers.append(("x-amz-tagging-count", str(len(parse_tags(tags.decode())))))
+            headers.append(("x-amz-tagging-count", str(len(tags))))
+        headers += self._expiration(request, size, tags, found.attributes.mtime_ns)
         headers = overridden(headers, request.query)
         if span is None:
             return Response(200, [*headers, ("content-length", str(size))], length=size)
         headers += [("content-length", str(span.length)), ("content-range", span.content_range(size))]
         return Response(206, headers, offset=span.offset, length=span.length)
+
+    def _expiration(self, request: Request, size_bytes: int, tags: Mapping[str, str], made_ns: int) -> Headers:
+        """When a rule will take the object away; of what is current only."""
+        rules = self._store.settings.now(request.bucket).lifecycle
+        due = lifecycle.expires(rules, request.key_name, size_bytes, tags, made_ns) if rules else None
+        if due is None or "versionId" in request.query:
+            return []
+        date, rule_id = conditions.http_date(due[0]), quote(due[1], safe="")
+        return [("x-amz-expiration", f'expiry-date="{date}", rule-id="{rule_id}"')]
+
+    def _version_headers(self, bucket: bytes, found: Object) -> Headers:
+        """Also the version `null` has an id, once the bucket has versions."""
+        if found.version_id == NULL and self._store.settings.now(bucket).versioning is Versioning.NEVER:
+            return []
+        return [("x-amz-version-id", found.version_id)]
 
     def _span(self, request: Request, found: Object) -> tuple[Span | None, Headers]:
         size = found.attributes.size_bytes
@@ -153,8 +169,7 @@ class ObjectCalls:
 
     def attributes(self, request: Request) -> Response:
         """GetObjectAttributes."""
-        check_version(request)
-        found = self._store.head(request.bucket, request.key)
+        found = self._store.head(request.bucket, request.key, version_of(request))
         wanted = {name.strip() for name in request.headers.get("x-amz-object-attributes", "").split(",")}
         checksum = found.record.checksum
         fields: dict[str, xml.Tree] = {}
@@ -169,101 +184,150 @@ class ObjectCalls:
         if "ObjectSize" in wanted:
             fields["ObjectSize"] = found.attributes.size_bytes
         modified = ("last-modified", conditions.http_date(found.attributes.mtime_ns))
-        return xml_response("GetObjectAttributesResponse", fields, [modified])
+        return xml_response(
+            "GetObjectAttributesResponse", fields, [modified, *self._version_headers(request.bucket, found)]
+        )
+
+    # ---- ACLs -------------------------------------------------------------------------------------------------------
 
     def acl(self, request: Request) -> Response:
-        self._store.head(request.bucket, request.key)
-        return acl_response()
+        return acl_response(self._store.get_acl(self._store.head(request.bucket, request.key, version_of(request))))
+
+    def put_acl(self, request: Request, body: bytes) -> Response:
+        found = self._store.head(request.bucket, request.key, version_of(request))
+        self._store.set_acl(found, self._allowed(request.bucket, asked_acl(request, body)))
+        return Response(200)
+
+    def check_public(self, request: Request) -> None:
+        """Raises S3Error AccessDenied unless the object's own ACL lets anybody read it."""
+        try:
+            found = self._store.head(request.bucket, request.key, version_of(request))
+        except S3Error as error:
+            raise S3Error("AccessDenied") from error
+        if self._store.get_acl(found) != PUBLIC_READ:
+            raise S3Error("AccessDenied")
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
     def expect(self, request: Request, caller: Caller) -> Expected:
         """Of the body of a PUT. Raises S3Error for what can be refused before it is read."""
-        expected = self.expect_small(request, caller)
+        self.check_put(request)
+        return expected_body(request, caller)
+
+    def check_put(self, request: Request) -> None:
+        """Raises S3Error for what the headers say, and for a bucket that is not there."""
+        self._check_headers(request)
         self._store.check_bucket(request.bucket)
-        return expected
 
     def expect_small(self, request: Request, caller: Caller) -> Expected:
         """`expect` of a body that is here already: whether its bucket is there is seen at the commit."""
+        self._check_headers(request)
+        return expected_body(request, caller)
+
+    def _check_headers(self, request: Request) -> None:
         check_supported(request)
-        check_acl(request)
+        self._acl(request)
         described(request.headers)
         conditions.of_write(request.headers)
-        header_tags(request)
-        return expected_body(request, caller)
+        header_tags(request.headers.get("x-amz-tagging"))
 
     def put(self, request: Request, writing: Writing, received: Received) -> Response:
         said = described(request.headers)
         checksum = None if received.checksum is None else (*received.checksum, checksums.FULL_OBJECT)
         made = Record(received.md5, record.CREATED_VERSION, said.headers, said.metadata, checksum)
-        asked, tags = conditions.of_write(request.headers), header_tags(request)
-        self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags)
-        return Response(200, [("etag", f'"{received.md5}"'), *(checksum_headers(checksum) if checksum else [])])
+        asked, tags, acl = (
+            conditions.of_write(request.headers),
+            header_tags(request.headers.get("x-amz-tagging")),
+            self._acl(request),
+        )
+        done = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags, acl=acl)
+        headers = [("etag", f'"{received.md5}"'), *(checksum_headers(checksum) if checksum else [])]
+        labels, made_ns = parse_tags((tags or b"").decode()), done.attributes.mtime_ns
+        headers += self._expiration(request, received.size_bytes, labels, made_ns)
+        return Response(200, [*headers, *version_headers(done.version_id)])
+
+    def _acl(self, request: Request) -> bytes | None:
+        """Raises S3Error NotImplemented, AccessDenied."""
+        if "x-amz-acl" not in request.headers and not any(name.startswith("x-amz-grant-") for name in request.headers):
+            return None
+        return self._allowed(request.bucket, canned_acl(request.headers)).encode() or None
+
+    def _allowed(self, bucket: bytes, acl: str) -> str:
+        believed = self._store.settings.now(bucket)
+        return check_acl(acl, believed.blocks, owner_enforced=believed.owner_enforced)
 
     def delete(self, request: Request) -> Response:
-        check_version(request, missing="NoSuchVersion")
         self._store.check_bucket(request.bucket)
-        self._store.delete(request.bucket, request.key, conditions.of_write(request.headers))
-        return Response(204)
+        asked = conditions.of_write(request.headers)
+        done = self._store.delete(request.bucket, request.key, asked, version_of(request))
+        headers = version_headers(done.version_id)
+        return Response(204, [*headers, ("x-amz-delete-marker", "true")] if done.marker else headers)
 
     def copy(self, request: Request, caller: Caller) -> Response:
         """By reference: no byte is read, whatever the size."""
         check_supported(request)
-        check_acl(request)
         self._store.check_bucket(request.bucket)
-        source, source_key = self._source(request, caller)
+        source, source_key, version_id = self._source(request, caller)
         replace = _directive(request, "x-amz-metadata-directive")
         said = described(request.headers)
-        if not replace and source_key == (request.bucket, request.key):
+        if not replace and version_id is None and source_key == (request.bucket, request.key):
             raise S3Error("InvalidRequest", "This copy request is illegal because it changes nothing about the object.")
         old = source.record
         kept = said if replace else Described(old.headers, old.metadata)
         made = Record(old.etag, record.SPLICED_VERSION, kept.headers, kept.metadata, old.checksum, old.parts)
         if _directive(request, "x-amz-tagging-directive"):
-            tags = header_tags(request)
+            tags = header_tags(request.headers.get("x-amz-tagging"))
         else:
             tags = source.tags
         with self._store.splice([Part(source.attributes.inode, 0, source.attributes.size_bytes)]) as writing:
-            asked = conditions.of_write(request.headers)
-            attributes = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags)
-        fields = {"LastModified": iso_date(attributes.mtime_ns), "ETag": f'"{made.etag}"'}
-        return xml_response("CopyObjectResult", fields | _checksum_fields(made.checksum))
+            asked, acl = conditions.of_write(request.headers), self._acl(request)
+            done = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags, acl=acl)
+        fields = {"LastModified": iso_date(done.attributes.mtime_ns), "ETag": f'"{made.etag}"'}
+        headers = [*version_headers(done.version_id), *self._source_headers(source_key[0], source)]
+        return xml_response("CopyObjectResult", fields | _checksum_fields(made.checksum), headers)
 
-    def _source(self, request: Request, caller: Caller) -> tuple[Object, tuple[bytes, bytes]]:
-        bucket, key = parse_copy_source(request.headers["x-amz-copy-source"])
-        if not caller.key.scope.allows_key(bucket.decode("utf-8", "replace"), key.decode()):
-            raise S3Error("AccessDenied")
-        found = self._store.head(bucket, key)
+    def _source_headers(self, bucket: bytes, source: Object) -> Headers:
+        return [("x-amz-copy-source-version-id", value) for _, value in self._version_headers(bucket, source)]
+
+    def _source(self, request: Request, caller: Caller) -> tuple[Object, tuple[bytes, bytes], str | None]:
+        bucket, key, version_id = parse_copy_source(request.headers["x-amz-copy-source"])
+        self._store.check_bucket(bucket)
+        action = "s3:GetObject" if version_id is None else "s3:GetObjectVersion"
+        access.check_key(caller, self._store.settings.now(bucket), bucket.decode(), key.decode(), action)
+        try:
+            found = self._store.head(bucket, key, version_id)
+        except S3Error as error:
+            if error.code != "MethodNotAllowed":
+                raise
+            message = "The source of a copy request may not specifically refer to a delete marker by version id."
+            raise S3Error("InvalidRequest", message) from error
         asked = conditions.of_copy_source(request.headers)
         conditions.check_copy_source(asked, found.record.etag, found.attributes.mtime_ns)
-        return found, (bucket, key)
+        return found, (bucket, key), version_id
 
     # ---- tags -------------------------------------------------------------------------------------------------------
 
     def get_tags(self, request: Request) -> Response:
-        tags = self._store.head(request.bucket, request.key).tags or b""
-        pairs = [{"Key": name, "Value": value} for name, value in parse_tags(tags.decode()).items()]
-        return xml_response("Tagging", {"TagSet": {"Tag": pairs}})
+        found = self._store.head(request.bucket, request.key, version_of(request))
+        tags = tags_tree(found.tags or b"")
+        return xml_response("Tagging", tags, self._version_headers(request.bucket, found))
 
     def put_tags(self, request: Request, body: bytes) -> Response:
-        found = self._store.head(request.bucket, request.key)
-        sets = xml.parse(body, "Tagging").all("TagSet")
-        if len(sets) != 1:
-            raise S3Error("MalformedXML")
-        pairs = [(tag.exact("Key") or "", tag.exact("Value") or "") for tag in sets[0].all("Tag")]
-        self._store.set_tags(found, urlencode(checked_tags(pairs)).encode())
-        return Response(200)
+        found = self._store.head(request.bucket, request.key, version_of(request))
+        self._store.set_tags(found, parse_tagging(body, TAGS_MAX))
+        return Response(200, self._version_headers(request.bucket, found))
 
     def delete_tags(self, request: Request) -> Response:
-        self._store.set_tags(self._store.head(request.bucket, request.key), b"")
-        return Response(204)
+        found = self._store.head(request.bucket, request.key, version_of(request))
+        self._store.set_tags(found, b"")
+        return Response(204, self._version_headers(request.bucket, found))
 
     # ---- multipart --------------------------------------------------------------------------------------------------
 
     def begin_upload(self, request: Request) -> Response:
         check_supported(request)
-        check_acl(request)
-        said, tags = described(request.headers), header_tags(request)
+        acl = self._acl(request)
+        said, tags = described(request.headers), header_tags(request.headers.get("x-amz-tagging"))
         name = request.headers.get("x-amz-checksum-algorithm", "")
         algorithm = checksums.algorithm_of(name) if name else None
         kind = multipart.parse_kind(request.headers.get("x-amz-checksum-type"), algorithm) if algorithm else ""
@@ -277,6 +341,7 @@ class ObjectCalls:
             algorithm.name if algorithm else "",
             kind,
             (tags or b"").decode(),
+            (acl or b"").decode(),
         )
         self._uploads.begin(upload)
         headers = [("x-amz-checksum-algorithm", upload.algorithm), ("x-amz-checksum-type", kind)] if kind else []
@@ -310,7 +375,7 @@ class ObjectCalls:
         """By reference. Its ETag is made from what it refers to: its bytes are not read."""
         upload = self._uploads.get(request.bucket, request.key, request.query["uploadId"])
         number = multipart.parse_part_number(request.query.get("partNumber"))
-        source, _ = self._source(request, caller)
+        source, (source_bucket, _), _ = self._source(request, caller)
         size = source.attributes.size_bytes
         span = ranges.parse_copy_range(request.headers.get("x-amz-copy-source-range"), size)
         if span.length > multipart.PART_BYTES_MAX:
@@ -319,7 +384,8 @@ class ObjectCalls:
         with self._store.splice([Part(source.attributes.inode, span.offset, span.length)]) as writing:
             self._uploads.put_part(upload, number, writing, Received(span.length, etag, None), record.SPLICED_VERSION)
         now = iso_date(self._clock.wall_ns())
-        return xml_response("CopyPartResult", {"LastModified": now, "ETag": f'"{etag}"'})
+        fields = {"LastModified": now, "ETag": f'"{etag}"'}
+        return xml_response("CopyPartResult", fields, self._source_headers(source_bucket, source))
 
     def list_parts(self, request: Request) -> Response:
         upload = self._uploads.get(request.bucket, request.key, request.query["uploadId"])
@@ -358,7 +424,8 @@ class ObjectCalls:
             "Key": request.key_name,
             "ETag": f'"{done.etag}"',
         }
-        return xml_response("CompleteMultipartUploadResult", fields | _checksum_fields(done.checksum))
+        headers = version_headers(done.version_id)
+        return xml_response("CompleteMultipartUploadResult", fields | _checksum_fields(done.checksum), headers)
 
     def abort(self, request: Request) -> Response:
         self._uploads.abort(request.bucket, request.key, request.query["uploadId"])
@@ -368,10 +435,10 @@ class ObjectCalls:
 # ---- what headers say ------------------------------------------------------------------------------------------------
 
 
-def check_version(request: Request, missing: str = "NoSuchVersion") -> None:
-    """Raises S3Error when a version is asked for: there are none but `null`."""
-    if request.query.get("versionId", "null") != "null":
-        raise S3Error(missing)
+def version_of(request: Request) -> str | None:
+    """Raises S3Error InvalidArgument."""
+    text = request.query.get("versionId")
+    return None if text is None else versions.check_id(text)
 
 
 def check_supported(request: Request) -> None:
@@ -396,16 +463,17 @@ def expected_body(request: Request, caller: Caller) -> Expected:
     return Expected(int(text), checksums.announced(request.headers), sha256)
 
 
-def parse_copy_source(header: str) -> tuple[bytes, bytes]:
-    """`[/]bucket/key[?versionId=null]`, percent-encoded. Raises S3Error."""
+def parse_copy_source(header: str) -> tuple[bytes, bytes, str | None]:
+    """`[/]bucket/key[?versionId=ID]`, percent-encoded. Raises S3Error."""
     path, _, query = header.partition("?")
-    if query and query != "versionId=null":
-        raise S3Error("NoSuchVersion" if query.startswith("versionId=") else "InvalidArgument")
+    if query and not query.startswith("versionId="):
+        raise S3Error("InvalidArgument", "The copy source has an unknown parameter.")
+    version_id = versions.check_id(query.removeprefix("versionId=")) if query else None
     bucket, _, key = unquote_to_bytes(path).removeprefix(b"/").partition(b"/")
     if not bucket or not key:
         raise S3Error("InvalidArgument", "Copy Source must mention the source bucket and key: sourcebucket/sourcekey")
     keys.check_key(key)
-    return bucket, key
+    return bucket, key, version_id
 
 
 def _directive(request: Request, name: str) -> bool:
@@ -424,33 +492,11 @@ def _number(text: str | None, default: int) -> int:
     return int(text)
 
 
-def parse_tags(text: str) -> dict[str, str]:
-    return dict(parse_qsl(text, keep_blank_values=True))
-
-
-def checked_tags(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Raises S3Error InvalidTag."""
-    if len(pairs) > TAGS_MAX or len({name for name, _ in pairs}) != len(pairs):
-        raise S3Error("InvalidTag", f"At most {TAGS_MAX} tags, each name once.")
-    if any(not 1 <= len(name) <= 128 or len(value) > 256 for name, value in pairs):
-        raise S3Error("InvalidTag", "Names have 1 to 128 characters, values up to 256.")
-    return dict(pairs)
-
-
-def header_tags(request: Request) -> bytes | None:
-    text = request.headers.get("x-amz-tagging")
-    if not text:
-        return None
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
-    except ValueError as error:
-        raise S3Error(
-            "InvalidArgument", "The header 'x-amz-tagging' shall be encoded as UTF-8 URL parameters."
-        ) from error
-    return urlencode(checked_tags(pairs)).encode()
-
-
 # ---- what responses say ----------------------------------------------------------------------------------------------
+
+
+def version_headers(version_id: str | None) -> Headers:
+    return [] if version_id is None else [("x-amz-version-id", version_id)]
 
 
 def object_headers(found: Object) -> Headers:

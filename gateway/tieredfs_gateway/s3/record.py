@@ -15,6 +15,8 @@ from tieredfs.model import Attributes
 
 ATTRIBUTE: Final = b"user.s3"
 TAGS_ATTRIBUTE: Final = b"user.s3.tags"
+ACL_ATTRIBUTE: Final = b"user.s3.acl"
+"""`public-read`, or not there."""
 RECORD_VERSION: Final = 1
 CREATED_VERSION: Final = 1
 """Of the content of a file that was written and committed once."""
@@ -40,6 +42,14 @@ class Record:
     """Size and count of each run of parts."""
     upload: str = ""
     """The multipart upload that it came from, so that completing it again finds it done."""
+    version_id: str = ""
+    """Empty: `null`."""
+    marker: bool = False
+    """A delete marker."""
+    kept: bool = True
+    """False: nothing is kept of the file, it was made through the mount (not at rest)."""
+    over: int = 0
+    """The inode that was current when the marker was made: while it still is, the marker is not in force."""
 
     def part_count(self) -> int:
         return sum(count for _, count in self.parts)
@@ -51,7 +61,7 @@ def runs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def encode(record: Record) -> bytes:
-    fields = {name: value for name, value in asdict(record).items() if value}
+    fields = {name: value for name, value in asdict(record).items() if value and name != "kept"}
     return json.dumps({"v": RECORD_VERSION, **fields}, separators=(",", ":")).encode()
 
 
@@ -70,6 +80,9 @@ def decode(raw: bytes) -> Record:
             None if checksum is None else (str(checksum[0]), str(checksum[1]), str(checksum[2])),
             tuple((int(size), int(count)) for size, count in fields.get("parts", ())),
             str(fields.get("upload", "")),
+            str(fields.get("version_id", "")),
+            bool(fields.get("marker", False)),
+            over=int(fields.get("over", 0)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CorruptError("the user.s3 attribute of an object cannot be read") from error
@@ -81,8 +94,10 @@ def describe(attributes: Attributes, raw: bytes | None) -> Record:
         record = decode(raw)
         if record.version == attributes.version:
             return record
-        return Record(_mount_etag(attributes), attributes.version, record.headers, record.metadata)
-    return Record(_mount_etag(attributes), attributes.version)
+        return Record(
+            _mount_etag(attributes), attributes.version, record.headers, record.metadata, version_id=record.version_id
+        )
+    return Record(_mount_etag(attributes), attributes.version, kept=False)
 
 
 def _mount_etag(attributes: Attributes) -> str:

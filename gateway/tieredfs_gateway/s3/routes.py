@@ -6,7 +6,6 @@ from typing import Final
 
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import Request
-from tieredfs_gateway.s3.keystore import Scope
 
 
 class Level(enum.Enum):
@@ -41,13 +40,40 @@ TABLE: Final[dict[tuple[Level, str, str], Operation]] = {
     (B, "GET", "uploads"): Operation("ListMultipartUploads", B, False),
     (B, "GET", "location"): Operation("GetBucketLocation", B, False),
     (B, "GET", "versioning"): Operation("GetBucketVersioning", B, False),
+    (B, "PUT", "versioning"): Operation("PutBucketVersioning", B, True, Body.SMALL),
     (B, "GET", "acl"): Operation("GetBucketAcl", B, False),
+    (B, "PUT", "acl"): Operation("PutBucketAcl", B, True, Body.SMALL),
     (B, "GET", "policy"): Operation("GetBucketPolicy", B, False),
+    (B, "PUT", "policy"): Operation("PutBucketPolicy", B, True, Body.SMALL),
+    (B, "DELETE", "policy"): Operation("DeleteBucketPolicy", B, True),
+    (B, "GET", "policyStatus"): Operation("GetBucketPolicyStatus", B, False),
+    (B, "GET", "publicAccessBlock"): Operation("GetPublicAccessBlock", B, False),
+    (B, "PUT", "publicAccessBlock"): Operation("PutPublicAccessBlock", B, True, Body.SMALL),
+    (B, "DELETE", "publicAccessBlock"): Operation("DeletePublicAccessBlock", B, True),
+    (B, "GET", "ownershipControls"): Operation("GetBucketOwnershipControls", B, False),
+    (B, "PUT", "ownershipControls"): Operation("PutBucketOwnershipControls", B, True, Body.SMALL),
+    (B, "DELETE", "ownershipControls"): Operation("DeleteBucketOwnershipControls", B, True),
     (B, "GET", "cors"): Operation("GetBucketCors", B, False),
+    (B, "PUT", "cors"): Operation("PutBucketCors", B, True, Body.SMALL),
+    (B, "DELETE", "cors"): Operation("DeleteBucketCors", B, True),
     (B, "GET", "lifecycle"): Operation("GetBucketLifecycleConfiguration", B, False),
-    (B, "GET", "encryption"): Operation("GetBucketEncryption", B, False),
+    (B, "PUT", "lifecycle"): Operation("PutBucketLifecycleConfiguration", B, True, Body.SMALL),
+    (B, "DELETE", "lifecycle"): Operation("DeleteBucketLifecycle", B, True),
     (B, "GET", "tagging"): Operation("GetBucketTagging", B, False),
+    (B, "PUT", "tagging"): Operation("PutBucketTagging", B, True, Body.SMALL),
+    (B, "DELETE", "tagging"): Operation("DeleteBucketTagging", B, True),
+    (B, "GET", "encryption"): Operation("GetBucketEncryption", B, False),
     (B, "GET", "object-lock"): Operation("GetObjectLockConfiguration", B, False),
+    (B, "GET", "accelerate"): Operation("GetBucketAccelerateConfiguration", B, False),
+    (B, "GET", "requestPayment"): Operation("GetBucketRequestPayment", B, False),
+    (B, "GET", "logging"): Operation("GetBucketLogging", B, False),
+    (B, "GET", "notification"): Operation("GetBucketNotificationConfiguration", B, False),
+    (B, "GET", "replication"): Operation("GetBucketReplication", B, False),
+    (B, "GET", "website"): Operation("GetBucketWebsite", B, False),
+    (B, "GET", "analytics"): Operation("ListBucketAnalyticsConfigurations", B, False),
+    (B, "GET", "inventory"): Operation("ListBucketInventoryConfigurations", B, False),
+    (B, "GET", "metrics"): Operation("ListBucketMetricsConfigurations", B, False),
+    (B, "GET", "intelligent-tiering"): Operation("ListBucketIntelligentTieringConfigurations", B, False),
     (B, "HEAD", ""): Operation("HeadBucket", B, False),
     (B, "PUT", ""): Operation("CreateBucket", B, True, Body.SMALL),
     (B, "DELETE", ""): Operation("DeleteBucket", B, True),
@@ -55,6 +81,7 @@ TABLE: Final[dict[tuple[Level, str, str], Operation]] = {
     (O, "GET", ""): Operation("GetObject", O, False),
     (O, "GET", "attributes"): Operation("GetObjectAttributes", O, False),
     (O, "GET", "acl"): Operation("GetObjectAcl", O, False),
+    (O, "PUT", "acl"): Operation("PutObjectAcl", O, True, Body.SMALL),
     (O, "GET", "tagging"): Operation("GetObjectTagging", O, False),
     (O, "GET", "uploadId"): Operation("ListParts", O, False),
     (O, "HEAD", ""): Operation("HeadObject", O, False),
@@ -111,6 +138,8 @@ SUBRESOURCES: Final = frozenset(
 )
 """Query names that choose another call; all others are arguments."""
 
+POST_OBJECT: Final = Operation("PostObject", O, True, Body.CONTENT)
+"""Not in the table: it is a form, which names its key and its signer itself."""
 LISTINGS: Final = ("ListObjects", "ListObjectsV2", "ListObjectVersions", "ListMultipartUploads")
 
 
@@ -118,6 +147,16 @@ def level_of(request: Request) -> Level:
     if not request.bucket:
         return Level.SERVICE
     return Level.OBJECT if request.key else Level.BUCKET
+
+
+def is_form(request: Request) -> bool:
+    """A form that a browser posts to a bucket, to be authenticated by what is in it."""
+    return (
+        request.method == "POST"
+        and level_of(request) is Level.BUCKET
+        and not SUBRESOURCES & set(request.query)
+        and request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+    )
 
 
 def route(request: Request) -> Operation:
@@ -137,25 +176,3 @@ def route(request: Request) -> Operation:
     raise S3Error(
         "NotImplemented", f"{request.method[:20]} with {subresource or 'no sub-resource'} is not implemented."
     )
-
-
-def authorize(operation: Operation, request: Request, scope: Scope) -> None:
-    """Raises S3Error AccessDenied."""
-    if not _allows(operation, request, scope):
-        raise S3Error("AccessDenied")
-
-
-def _allows(operation: Operation, request: Request, scope: Scope) -> bool:
-    if operation.writes and scope.read_only:
-        return False
-    if operation.level is Level.SERVICE:
-        return True
-    if operation.level is Level.OBJECT:
-        return scope.allows_key(request.bucket_name, request.key_name)
-    if not scope.allows_bucket(request.bucket_name):
-        return False
-    if operation.name in LISTINGS:
-        return request.query.get("prefix", "").startswith(scope.prefix)
-    if operation.name in ("CreateBucket", "DeleteBucket"):
-        return not scope.prefix
-    return True

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -22,6 +23,7 @@ from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
 from tieredfs_gateway.s3.serving import Serving
+from tieredfs_gateway.s3.sweep import Sweep
 from tieredfs_gateway.s3.workers import Supervisor
 
 THREADS: Final = 32
@@ -134,5 +136,12 @@ async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> No
             loop.add_reader(orphaned, server.stop)
         scheme = "https" if asked.cert else "http"
         _log.info("serving %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
-        await server.serve()
-        endpoint.close()
+        sweep = Sweep(endpoint.store, endpoint.uploads, volume.volume.host.clock)
+        sweeping = threading.Thread(target=sweep.run, name="s3-lifecycle")
+        sweeping.start()
+        try:
+            await server.serve()
+        finally:
+            sweep.stop()
+            endpoint.close()
+            await loop.run_in_executor(executor, sweeping.join)

@@ -237,6 +237,11 @@ def _check_time(claim: Claim, now: datetime) -> None:
         )
 
 
+def derived_key(secret: str, date: str, region: str) -> bytes:
+    """What signs on that day in that region: of a form's policy, say."""
+    return _signing_key(secret, date, region, "s3")
+
+
 def signing_key(secret: str, claim: Claim) -> bytes:
     return _signing_key(secret, claim.date, claim.region, claim.service)
 

@@ -4,56 +4,78 @@ An object is at one of its two places (`keys.places`). Commits and moves of one 
 that writers of one key do not repeat their work; what decides is the volume's transaction, between processes too: it is
 refused when the name shows something else than was seen, and when the object is at its other place meanwhile.
 Conditions are judged on what was seen, and hold because the commit is refused when the name shows something else.
+
+In a bucket with versions (`versions`) what was current goes onto its shelf before anything else is done, so a crash
+between any two steps leaves the old state or the new one. What has two steps, and when it has taken place:
+putting (shelve, place): placed. Deleting (shelve, make the marker, remove): removed; until then the marker is not in force.
+Deleting the current version: in the one step that removes it, or that renames the one before it into its place.
 """
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tieredfs.errors import (
+    AlreadyExistsError,
     BusyError,
     ConflictError,
     DirectoryNotEmptyError,
     InvalidRequestError,
     IsDirectoryError,
+    NoAttributeError,
     NotDirectoryError,
     NotFoundError,
     StaleError,
     UnavailableError,
 )
-from tieredfs.model import Attributes, FileKind
+from tieredfs.host import Clock
+from tieredfs.model import Attributes, FileKind, InodeId
 from tieredfs.volume.filesystem import FileSystemContract, Part, Reading, Seen, Writing
-from tieredfs_gateway.s3 import conditions, keys, listing, record
+from tieredfs_gateway.s3 import archive, conditions, keys, listing, record
+from tieredfs_gateway.s3.archive import LOOKED_AT, Archive
 from tieredfs_gateway.s3.conditions import Conditions
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.record import Record
+from tieredfs_gateway.s3.settings import Settings
+from tieredfs_gateway.s3.versions import NULL, Object, Versioning
 
 _RACES_MAX: Final = 20
 _LOCKS: Final = 4096
 """A lock is held while the disk syncs, so two keys should rarely share one."""
 _LIST_BATCH: Final = 1000
-_ATTRIBUTES: Final = (record.ATTRIBUTE, record.TAGS_ATTRIBUTE)
+_Check = Callable[[Object | None], None]
+"""Looks at what would be deleted, and raises to leave it."""
+_RACED: Final = (ConflictError, IsDirectoryError, NotFoundError, StaleError, AlreadyExistsError)
+"""Somebody else was faster: look again."""
 HIDDEN: Final = b".tieredfs/s3"
 """Keys, uploads: no bucket has such a name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Object:
-    """What is at a key now."""
+class Committed:
+    """`version_id` None: the bucket has no versions."""
 
-    path: bytes
     attributes: Attributes
-    record: Record
-    tags: bytes | None = None
+    version_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """`marker`: a delete marker was made, or is what was deleted."""
+
+    version_id: str | None = None
+    marker: bool = False
 
 
 class Store:
     """The objects of one volume."""
 
-    def __init__(self, volume: FileSystemContract) -> None:
+    def __init__(self, volume: FileSystemContract, clock: Clock) -> None:
         self.volume = volume
+        self.settings = Settings(volume, clock)
+        self.archive = Archive(volume, clock)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     # ---- buckets ----------------------------------------------------------------------------------------------------
@@ -93,7 +115,7 @@ class Store:
     def delete_bucket(self, bucket: bytes) -> None:
         """Directories without an object go with it. Raises S3Error BucketNotEmpty."""
         self.check_bucket(bucket)
-        if next(iter(listing.Walk(self.source(bucket))), None) is not None:
+        if next(iter(listing.Walk(self.source(bucket))), None) is not None or not self.archive.is_empty(bucket):
             raise S3Error("BucketNotEmpty")
         directories = [path for path, found in self.volume.walk(bucket) if found.kind is FileKind.DIRECTORY]
         for path in [*reversed(directories), bucket]:
@@ -112,32 +134,51 @@ class Store:
     # ---- looking ----------------------------------------------------------------------------------------------------
 
     def find(self, bucket: bytes, key: bytes) -> Object | None:
-        """Raises S3Error NoSuchBucket."""
+        """What is current. Raises S3Error NoSuchBucket."""
         return self._look(bucket, key)[0]
 
     def _look(self, bucket: bytes, key: bytes) -> tuple[Object | None, list[Seen | None]]:
         """The object, and what its two places show, all at one moment. Raises S3Error NoSuchBucket."""
         places = _places(bucket, key)
-        *shown, found_bucket = self.volume.look([*places, bucket], _ATTRIBUTES)
+        *shown, found_bucket = self.volume.look([*places, bucket], LOOKED_AT)
         for path, seen in zip(places, shown, strict=True):
             if seen is not None and seen[0].kind is FileKind.REGULAR:
-                attributes, (raw, tags) = seen
-                return Object(path, attributes, record.describe(attributes, raw), tags), shown
+                return archive.shown(path, seen), shown
         if found_bucket is None or found_bucket[0].kind is not FileKind.DIRECTORY:
             raise no_such_bucket(bucket)
         return None, shown
 
-    def head(self, bucket: bytes, key: bytes) -> Object:
-        """Raises S3Error NoSuchKey, NoSuchBucket."""
+    def head(self, bucket: bytes, key: bytes, version_id: str | None = None) -> Object:
+        """Raises S3Error NoSuchKey, NoSuchVersion, NoSuchBucket, MethodNotAllowed (a delete marker)."""
+        if version_id is not None:
+            return self._version(bucket, key, version_id)
         found = self.find(bucket, key)
         if found is None:
-            raise no_such_key(key)
+            raise self._no_such_key(bucket, key)
         return found
 
-    def open(self, bucket: bytes, key: bytes) -> tuple[Reading, Object]:
-        """Raises S3Error NoSuchKey, NoSuchBucket."""
+    def _version(self, bucket: bytes, key: bytes, version_id: str) -> Object:
+        for _ in range(2):  # what is not on the shelf after all may have come back from there meanwhile
+            current = self.find(bucket, key)
+            if current is not None and current.version_id == version_id:
+                return current
+            found = self.archive.get(bucket, key, version_id)
+            if found is not None and found.record.marker:
+                raise marked(found, "MethodNotAllowed")
+            if found is not None:
+                return found
+        raise no_such_version(key, version_id)
+
+    def _no_such_key(self, bucket: bytes, key: bytes) -> S3Error:
+        newest = self.archive.newest(bucket, key, None)
+        if newest is not None and newest.record.marker:
+            return marked(newest, "NoSuchKey", key)
+        return no_such_key(key)
+
+    def open(self, bucket: bytes, key: bytes, version_id: str | None = None) -> tuple[Reading, Object]:
+        """Raises as `head` does."""
         for _ in range(_RACES_MAX):
-            found = self.head(bucket, key)
+            found = self.head(bucket, key, version_id)
             with contextlib.suppress(NotFoundError):  # deleted since the look
                 return self._open_seen(found), found
         raise no_such_key(key)
@@ -152,9 +193,9 @@ class Store:
                 raise NotFoundError("the object was replaced while it was being opened") from None
             raise
 
-    def open_here(self, bucket: bytes, key: bytes) -> tuple[Reading | None, Object]:
+    def open_here(self, bucket: bytes, key: bytes, version_id: str | None = None) -> tuple[Reading | None, Object]:
         """`open` without waiting; no reading when the bytes would have to be fetched."""
-        found = self.head(bucket, key)
+        found = self.head(bucket, key, version_id)
         try:
             return self.volume.open_here(found.attributes), found
         except (NotFoundError, UnavailableError):
@@ -164,8 +205,7 @@ class Store:
         return self.records_of([attributes])[0]
 
     def records_of(self, several: Sequence[Attributes]) -> list[Record]:
-        found = self.volume.xattrs_of([attributes.inode for attributes in several], record.ATTRIBUTE)
-        return [record.describe(attributes, found.get(attributes.inode)) for attributes in several]
+        return self.archive.records_of(several)
 
     # ---- changing ---------------------------------------------------------------------------------------------------
 
@@ -178,55 +218,175 @@ class Store:
         *,
         asked: Conditions = conditions.NONE,
         tags: bytes | None = None,
-    ) -> Attributes:
+        acl: bytes | None = None,
+    ) -> Committed:
         """Give the file its key, whole and durable, or raise and change nothing. Raises S3Error PreconditionFailed."""
-        xattrs = {record.ATTRIBUTE: record.encode(described)}
-        if tags is not None:
-            xattrs[record.TAGS_ATTRIBUTE] = tags
+        extra = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl}
+        xattrs = {name: value for name, value in extra.items() if value is not None}
         for _ in range(_RACES_MAX):
             try:
                 with self._locked(bucket, key):
-                    return self._commit_here(bucket, key, writing, xattrs, asked)
+                    return self._commit_here(bucket, key, writing, described, xattrs, asked)
             except NotDirectoryError:
                 self._make_way(_places(bucket, key)[0])
-            except (ConflictError, IsDirectoryError, NotFoundError, StaleError):
+            except _RACED:
                 continue
         raise S3Error("ConditionalRequestConflict")
 
     def _commit_here(
-        self, bucket: bytes, key: bytes, writing: Writing, xattrs: Mapping[bytes, bytes], asked: Conditions
-    ) -> Attributes:
+        self,
+        bucket: bytes,
+        key: bytes,
+        writing: Writing,
+        described: Record,
+        xattrs: Mapping[bytes, bytes],
+        asked: Conditions,
+    ) -> Committed:
         seen, shown = self._look(bucket, key)
         conditions.check_write(asked, seen.record.etag if seen else None)
-        guard = _Unchanged(seen.attributes if seen else None, strict=asked.any())
+        state = self.settings.versioning(bucket)
+        if state is Versioning.ENABLED:
+            described = replace(described, version_id=self.archive.new_id(bucket, key, seen))
+        self._shelve(bucket, key, seen, state)
+        guard = _Unchanged(seen.attributes if seen else None, strict=asked.any() or state is not Versioning.NEVER)
         own, beside = _places(bucket, key)
         is_free = shown[0] is None or shown[0][0].kind is not FileKind.DIRECTORY
         path = seen.path if seen else own if is_free else beside
-        return writing.commit(path, condition=guard, xattrs=xattrs, absent=beside if path == own else own)
+        xattrs = {record.ATTRIBUTE: record.encode(described), **xattrs}
+        absent = beside if path == own else own
+        attributes = writing.commit(path, condition=guard, xattrs=xattrs, absent=absent)
+        if state is Versioning.SUSPENDED:
+            with contextlib.suppress(*_RACED):  # it is not in force any more, whether it goes or not
+                self.archive.drop(bucket, key, NULL)
+        return Committed(attributes, None if state is Versioning.NEVER else described.version_id or NULL)
 
-    def delete(self, bucket: bytes, key: bytes, asked: Conditions = conditions.NONE) -> None:
-        """What is not there is deleted already. Directories that were made for the key go when they are empty."""
-        with self._locked(bucket, key):
-            for _ in range(_RACES_MAX):
-                seen = self.find(bucket, key)
-                if seen is None:
-                    conditions.check_write(asked, None)
-                    return
-                conditions.check_write(asked, seen.record.etag)
-                try:
-                    self.volume.remove(seen.path, _Unchanged(seen.attributes, strict=True))
-                except (ConflictError, NotFoundError, StaleError):
-                    continue
-                self._prune(seen.path)
-                return
+    def _shelve(self, bucket: bytes, key: bytes, current: Object | None, state: Versioning) -> None:
+        """Before something else becomes current. While versioning is suspended, one `null` replaces the other."""
+        if current is None or state is Versioning.NEVER:
+            return
+        if state is Versioning.ENABLED or current.version_id != NULL:
+            self.archive.keep(bucket, key, current)
+
+    def delete(
+        self, bucket: bytes, key: bytes, asked: Conditions = conditions.NONE, version_id: str | None = None
+    ) -> Deleted:
+        """What is not there is deleted already. Directories that were made for the key go when they are empty.
+
+        Raises S3Error PreconditionFailed."""
+
+        def check(seen: Object | None) -> None:
+            conditions.check_write(asked, None if seen is None else seen.record.etag)
+
+        return self._delete(bucket, key, check, version_id)
+
+    def expire(self, bucket: bytes, key: bytes, found: Object) -> bool:
+        """Delete what is current, if that is still `found`."""
+
+        def check(seen: Object | None) -> None:
+            now = None if seen is None else (seen.attributes.inode, seen.attributes.version)
+            if now != (found.attributes.inode, found.attributes.version):
+                raise S3Error("PreconditionFailed")
+
+        try:
+            self._delete(bucket, key, check, None)
+        except S3Error as error:
+            if error.code != "PreconditionFailed":
+                raise
+            return False
+        return True
+
+    def _delete(self, bucket: bytes, key: bytes, check: _Check, version_id: str | None) -> Deleted:
+        for _ in range(_RACES_MAX):
+            try:
+                with self._locked(bucket, key):
+                    if version_id is not None:
+                        return self._delete_version(bucket, key, version_id, check)
+                    state = self.settings.versioning(bucket)
+                    if state is Versioning.NEVER:
+                        return self._delete_file(bucket, key, check)
+                    return self._mark_deleted(bucket, key, check, state)
+            except NotDirectoryError:
+                self._make_way(_places(bucket, key)[0])
+            except _RACED:
+                continue
         raise S3Error("ConditionalRequestConflict")
+
+    def _delete_file(self, bucket: bytes, key: bytes, check: _Check) -> Deleted:
+        seen = self.find(bucket, key)
+        check(seen)
+        if seen is not None:
+            self._remove(seen)
+        return Deleted()
+
+    def _remove(self, seen: Object) -> None:
+        self.volume.remove(seen.path, _Unchanged(seen.attributes, strict=True))
+        self._prune(seen.path)
+
+    def _mark_deleted(self, bucket: bytes, key: bytes, check: _Check, state: Versioning) -> Deleted:
+        seen = self.find(bucket, key)
+        check(seen)
+        marker_id = self.archive.new_id(bucket, key, seen) if state is Versioning.ENABLED else NULL
+        self._shelve(bucket, key, seen, state)
+        self.archive.put_marker(bucket, key, marker_id, seen.attributes.inode if seen else None)
+        if seen is not None:
+            try:
+                self._remove(seen)
+            except _RACED:
+                self.archive.drop(bucket, key, marker_id)
+                raise
+        return Deleted(marker_id, marker=True)
+
+    def _delete_version(self, bucket: bytes, key: bytes, version_id: str, check: _Check) -> Deleted:
+        current = self.find(bucket, key)
+        if current is not None and current.version_id == version_id:
+            check(current)
+            self.archive.drop(bucket, key, version_id)
+            before = next(self.archive.shelved(bucket, key), None)
+            if before is None or before.record.marker:
+                self._remove(current)
+            else:
+                self.volume.rename(before.path, current.path, expected_target=current.attributes.inode)
+                self.archive.tidy(bucket, key)
+            return Deleted(version_id)
+        found = self.archive.get(bucket, key, version_id)
+        check(found)
+        if found is None:
+            return Deleted(version_id)
+        if found.record.marker and current is None:
+            self._restore_below(bucket, key, found)
+        self.archive.drop(bucket, key, version_id)
+        return Deleted(version_id, found.record.marker)
+
+    def _restore_below(self, bucket: bytes, key: bytes, marker: Object) -> None:
+        """The marker in force is about to go: what it hides becomes current."""
+        shelved = self.archive.shelved(bucket, key)
+        if (newest := next(shelved, None)) is None or newest.version_id != marker.version_id:
+            return
+        below = next(shelved, None)
+        if below is not None and not below.record.marker:
+            self.volume.rename(below.path, self._free_place(bucket, key), expected_target=InodeId(0))
 
     def splice(self, parts: Sequence[Part]) -> Writing:
         """By reference; nothing at all is an empty file."""
         return self.volume.splice([part for part in parts if part.length])
 
+    def get_tags(self, found: Object) -> bytes | None:
+        """For what a listing found."""
+        with contextlib.suppress(NoAttributeError, NotFoundError):
+            return self.volume.get_xattr(found.path, record.TAGS_ATTRIBUTE)
+        return None
+
     def set_tags(self, found: Object, tags: bytes) -> None:
         self.volume.set_xattr(found.path, record.TAGS_ATTRIBUTE, tags)
+
+    def get_acl(self, found: Object) -> str:
+        """`public-read`, or empty for private."""
+        with contextlib.suppress(NoAttributeError, NotFoundError):
+            return self.volume.get_xattr(found.path, record.ACL_ATTRIBUTE).decode("ascii", "replace")
+        return ""
+
+    def set_acl(self, found: Object, acl: str) -> None:
+        self.volume.set_xattr(found.path, record.ACL_ATTRIBUTE, acl.encode())
 
     # ---- places -----------------------------------------------------------------------------------------------------
 
@@ -237,6 +397,10 @@ class Store:
 
     def _lock_of(self, path: bytes) -> threading.Lock:
         return self._locks[hash(path) % _LOCKS]
+
+    def _free_place(self, bucket: bytes, key: bytes) -> bytes:
+        own, beside = _places(bucket, key)
+        return beside if self._kind(own) is FileKind.DIRECTORY else own
 
     def _make_way(self, path: bytes) -> None:
         """Objects whose names are needed as directories move aside; both of their names show the same key."""
@@ -279,8 +443,7 @@ class _Unchanged:
     def __call__(self, found: Attributes | None) -> None:
         if found is not None and found.kind is FileKind.DIRECTORY:
             raise IsDirectoryError("a directory is in the way")
-        now = None if found is None else (found.inode, found.version)
-        if self._strict and now != self._seen:
+        if self._strict and (None if found is None else (found.inode, found.version)) != self._seen:
             raise ConflictError("the object changed meanwhile")
 
 
@@ -333,6 +496,19 @@ def no_such_bucket(bucket: bytes) -> S3Error:
 
 def no_such_key(key: bytes) -> S3Error:
     return S3Error("NoSuchKey", fields={"Key": key.decode("utf-8", "replace")})
+
+
+def no_such_version(key: bytes, version_id: str) -> S3Error:
+    return S3Error("NoSuchVersion", fields={"Key": key.decode("utf-8", "replace"), "VersionId": version_id})
+
+
+def marked(marker: Object, code: str, key: bytes | None = None) -> S3Error:
+    """A delete marker is there: asked for by its id, or in force."""
+    headers = {"x-amz-delete-marker": "true", "x-amz-version-id": marker.version_id}
+    if code == "MethodNotAllowed":
+        headers |= {"allow": "DELETE", "last-modified": conditions.http_date(marker.attributes.mtime_ns)}
+    fields = {} if key is None else {"Key": key.decode("utf-8", "replace")}
+    return S3Error(code, fields=fields, headers=headers)
 
 
 def invalid_bucket_name(bucket: bytes) -> S3Error:

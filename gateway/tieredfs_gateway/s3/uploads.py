@@ -21,7 +21,8 @@ from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.ingest import Received
 from tieredfs_gateway.s3.multipart import ListedPart, StoredPart
 from tieredfs_gateway.s3.record import Record
-from tieredfs_gateway.s3.store import HIDDEN, Object, Store
+from tieredfs_gateway.s3.store import HIDDEN, Store
+from tieredfs_gateway.s3.versions import Object
 
 _UPLOADS: Final = HIDDEN + b"/uploads"
 _ENDED: Final = HIDDEN + b"/ended"
@@ -42,12 +43,14 @@ class Upload:
     algorithm: str
     kind: str
     tags: str
+    acl: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
     etag: str
     checksum: tuple[str, str, str] | None
+    version_id: str | None
 
 
 class Uploads:
@@ -186,14 +189,15 @@ class Uploads:
         tags = upload.tags.encode() if upload.tags else None
         with self._store.splice([stored[part.number][1] for part in chosen]) as writing:
             bucket, key = upload.bucket.encode(), upload.key.encode()
-            self._store.commit(bucket, key, writing, described, asked=asked, tags=tags)
-        return Completed(described.etag, checksum)
+            acl = upload.acl.encode() if upload.acl else None
+            done = self._store.commit(bucket, key, writing, described, asked=asked, tags=tags, acl=acl)
+        return Completed(described.etag, checksum, done.version_id)
 
     def _done(self, bucket: bytes, key: bytes, upload_id: str) -> Completed | None:
         found: Object | None = self._store.find(bucket, key)
         if found is None or not upload_id or found.record.upload != upload_id:
             return None
-        return Completed(found.record.etag, found.record.checksum)
+        return Completed(found.record.etag, found.record.checksum, found.record.version_id or None)
 
     def abort(self, bucket: bytes, key: bytes, upload_id: str) -> None:
         """Raises S3Error NoSuchUpload."""

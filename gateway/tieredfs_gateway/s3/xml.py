@@ -137,14 +137,31 @@ def _write(out: list[str], name: str, value: Tree) -> None:
             _write(out, name, item)
 
 
-def document(root: str, children: Mapping[str, Tree], *, namespace: bool = True) -> bytes:
-    """A whole document, as bytes of UTF-8."""
+def document(
+    root: str, children: Mapping[str, Tree], *, namespace: bool = True, rows: Iterable[tuple[str, Tree]] = ()
+) -> bytes:
+    """A whole document, as bytes of UTF-8. `rows` follow the children, in their order."""
     out = ['<?xml version="1.0" encoding="UTF-8"?>\n']
     out.append(f'<{root} xmlns="{NAMESPACE}">' if namespace else f"<{root}>")
-    for name, value in children.items():
+    for name, value in (*children.items(), *rows):
         _write(out, name, value)
     out.append(f"</{root}>")
     return "".join(out).encode()
+
+
+def rendered(root: Element) -> bytes:
+    """A document that was read, written again."""
+    out = ['<?xml version="1.0" encoding="UTF-8"?>\n']
+    _render(out, root, f' xmlns="{NAMESPACE}"')
+    return "".join(out).encode()
+
+
+def _render(out: list[str], element: Element, attributes: str = "") -> None:
+    content = "" if element.children else text(element.text)
+    out.append(f"<{element.name}{attributes}>{content}")
+    for child in element.children:
+        _render(out, child)
+    out.append(f"</{element.name}>")
 
 
 def error_document(error: S3Error, resource: str, request_id: str) -> bytes:

@@ -1,0 +1,130 @@
+"""Who may do what: the scope of the key, the bucket's policy, and public ACLs, in this order of strength. Pure.
+
+A Deny of the policy holds for everybody, but for a key without limits that reads, sets or removes the policy itself (so
+nobody locks everybody out). What is not denied is allowed by the scope of the key, or by an Allow of the policy; for anonymous
+requests by the policy, or by a `public-read` ACL.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from tieredfs_gateway.s3.errors import S3Error
+from tieredfs_gateway.s3.http import Caller, Request
+from tieredfs_gateway.s3.keystore import Scope
+from tieredfs_gateway.s3.policy import NO_POLICY, Policy, Question, Verdict
+from tieredfs_gateway.s3.public_access import PUBLIC_READ
+from tieredfs_gateway.s3.routes import LISTINGS, Level, Operation
+from tieredfs_gateway.s3.settings import Believed
+
+ACTIONS: Final = {
+    "ListObjects": "s3:ListBucket",
+    "ListObjectsV2": "s3:ListBucket",
+    "HeadBucket": "s3:ListBucket",
+    "ListObjectVersions": "s3:ListBucketVersions",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "ListBuckets": "s3:ListAllMyBuckets",
+    "HeadObject": "s3:GetObject",
+    "GetObjectAttributes": "s3:GetObject",
+    "CopyObject": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "UploadPartCopy": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "PostObject": "s3:PutObject",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "ListParts": "s3:ListMultipartUploadParts",
+    "GetBucketCors": "s3:GetBucketCORS",
+    "PutBucketCors": "s3:PutBucketCORS",
+    "DeleteBucketCors": "s3:PutBucketCORS",
+    "GetBucketLifecycleConfiguration": "s3:GetLifecycleConfiguration",
+    "PutBucketLifecycleConfiguration": "s3:PutLifecycleConfiguration",
+    "DeleteBucketLifecycle": "s3:PutLifecycleConfiguration",
+    "DeleteBucketTagging": "s3:PutBucketTagging",
+    "GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
+    "PutPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
+    "DeletePublicAccessBlock": "s3:PutBucketPublicAccessBlock",
+    "DeleteBucketOwnershipControls": "s3:PutBucketOwnershipControls",
+}
+"""Operations whose action has another name."""
+_OF_VERSIONS: Final = (
+    "s3:GetObject",
+    "s3:DeleteObject",
+    "s3:GetObjectTagging",
+    "s3:PutObjectTagging",
+    "s3:GetObjectAcl",
+)
+_UNLOCKABLE: Final = ("GetBucketPolicy", "PutBucketPolicy", "DeleteBucketPolicy")
+_PUBLIC_BUCKET: Final = ("s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads")
+
+
+def action_of(operation: Operation, request: Request) -> str:
+    action = ACTIONS.get(operation.name, f"s3:{operation.name}")
+    if "versionId" in request.query and action in _OF_VERSIONS:
+        return action.replace("ObjectTagging", "ObjectVersionTagging").replace("ObjectAcl", "ObjectVersionAcl") + (
+            "Version" if action.endswith("Object") else ""
+        )
+    return action
+
+
+def check(operation: Operation, request: Request, caller: Caller, believed: Believed) -> bool:
+    """Raises S3Error AccessDenied. False: only if the object's own ACL says that anybody may read it."""
+    if operation.name == "DeleteObjects":  # each of its keys is judged on its own: `check_key`
+        return True
+    if operation.level is Level.SERVICE:
+        if caller.is_anonymous:
+            raise S3Error("AccessDenied")
+        return True
+    action = action_of(operation, request)
+    resource = f"{request.bucket_name}/{request.key_name}" if request.key else request.bucket_name
+    verdict = judge(caller, believed, action, resource, context_of(operation, request))
+    if verdict is Verdict.DENIED and not (operation.name in _UNLOCKABLE and caller.key.scope == Scope()):
+        raise S3Error("AccessDenied")
+    if verdict is Verdict.ALLOWED or (not caller.is_anonymous and scope_allows(operation, request, caller.key.scope)):
+        return True
+    if caller.is_anonymous and not believed.blocks.ignore_acls:
+        if believed.acl == PUBLIC_READ and action in _PUBLIC_BUCKET:
+            return True
+        if action in ("s3:GetObject", "s3:GetObjectVersion"):
+            return False
+    raise S3Error("AccessDenied")
+
+
+def judge(caller: Caller, believed: Believed, action: str, resource: str, context: Mapping[str, str]) -> Verdict:
+    policy: Policy = believed.policy
+    if caller.is_anonymous and believed.blocks.restrict:
+        policy = NO_POLICY
+    return policy.judge(Question(caller.key.access_key_id, action, resource, context))
+
+
+def check_key(
+    caller: Caller, believed: Believed, bucket: str, key: str, action: str, context: Mapping[str, str] | None = None
+) -> None:
+    """Of one key: of many to be deleted, or the source of a copy. Raises S3Error AccessDenied."""
+    verdict = judge(caller, believed, action, f"{bucket}/{key}", context or {})
+    scope = caller.key.scope
+    allowed = not caller.is_anonymous and scope.allows_key(bucket, key)
+    if scope.read_only and not action.startswith("s3:Get"):
+        allowed = False
+    if verdict is Verdict.DENIED or (verdict is Verdict.SILENT and not allowed):
+        raise S3Error("AccessDenied")
+
+
+def context_of(operation: Operation, request: Request) -> dict[str, str]:
+    found = {"aws:sourceip": request.client, "aws:securetransport": "true" if request.secure else "false"}
+    if operation.name in LISTINGS:
+        for name in ("prefix", "delimiter", "max-keys"):
+            if name in request.query:
+                found[f"s3:{name}"] = request.query[name]
+    return found
+
+
+def scope_allows(operation: Operation, request: Request, scope: Scope) -> bool:
+    if operation.writes and scope.read_only:
+        return False
+    if operation.level is Level.OBJECT:
+        return scope.allows_key(request.bucket_name, request.key_name)
+    if not scope.allows_bucket(request.bucket_name):
+        return False
+    if operation.name in LISTINGS:
+        return request.query.get("prefix", "").startswith(scope.prefix)
+    return not operation.writes or not scope.prefix

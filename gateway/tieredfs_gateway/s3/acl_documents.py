@@ -1,0 +1,35 @@
+"""ACLs as documents: what is asked for, and what is answered. Pure."""
+
+from typing import Final
+
+from tieredfs_gateway.s3 import xml
+from tieredfs_gateway.s3.errors import S3Error
+from tieredfs_gateway.s3.http import Request, Response, xml_response
+from tieredfs_gateway.s3.public_access import ALL_USERS, PUBLIC_READ, canned_acl, parse_acl
+
+OWNER: Final = {"ID": "tieredfs", "DisplayName": "tieredfs"}
+_XSI: Final = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+
+
+def asked_acl(request: Request, body: bytes) -> str:
+    """Of a call that sets one, in a header or as a document. Raises S3Error."""
+    if body.strip():
+        if "x-amz-acl" in request.headers:
+            raise S3Error("UnexpectedContent")
+        return parse_acl(xml.parse(body, "AccessControlPolicy"), OWNER["ID"])
+    if "x-amz-acl" not in request.headers and not any(name.startswith("x-amz-grant-") for name in request.headers):
+        raise S3Error("MissingSecurityHeader")
+    return canned_acl(request.headers)
+
+
+def acl_response(acl: str) -> Response:
+    owner = {"Grantee": {"ID": OWNER["ID"], "DisplayName": OWNER["DisplayName"]}, "Permission": "FULL_CONTROL"}
+    grants: list[xml.Tree] = [owner]
+    if acl == PUBLIC_READ:
+        grants.append({"Grantee": {"URI": ALL_USERS}, "Permission": "READ"})
+    response = xml_response("AccessControlPolicy", {"Owner": OWNER, "AccessControlList": {"Grant": grants}})
+    body = response.body
+    for kind, first in (("CanonicalUser", "ID"), ("Group", "URI")):  # the kind is an attribute, as clients expect it
+        said = f'<Grantee {_XSI} xsi:type="{kind}"><{first}>'
+        body = body.replace(f"<Grantee><{first}>".encode(), said.encode())
+    return Response(200, response.headers, body)
