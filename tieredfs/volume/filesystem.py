@@ -163,6 +163,10 @@ class FileSystemContract(Protocol):
         """Returns when nothing that this process staged is only on the SSD. Raises DeadlineError."""
         ...
 
+    def sync(self) -> None:
+        """Returns when every change of names and attributes so far survives a power cut."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -409,6 +413,10 @@ class FileSystem(UnnamedOwner):
     def flush(self, timeout_s: float) -> None:
         """Returns when nothing that this process staged is only on the SSD. Raises DeadlineError."""
         self._ssd.flush(timeout_s)
+
+    def sync(self) -> None:
+        """Returns when every change of names and attributes so far survives a power cut; callers share one fsync."""
+        self._metadata.sync()
 
     # ---- what an unnamed file asks ----------------------------------------------------------------------------------
 

@@ -6,46 +6,16 @@ set at most a second ago, or by this process: policies and CORS rules, which eve
 """
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from tieredfs.errors import NoAttributeError, NotDirectoryError, NotFoundError
 from tieredfs.host import Clock
 from tieredfs.volume.filesystem import FileSystemContract
-from tieredfs_gateway.s3 import xml
-from tieredfs_gateway.s3.cors import CorsRules, parse_cors
-from tieredfs_gateway.s3.errors import S3Error
-from tieredfs_gateway.s3.lifecycle import Rule, parse_lifecycle
-from tieredfs_gateway.s3.policy import DENY_ALL, NO_POLICY, Policy, parse_policy
-from tieredfs_gateway.s3.public_access import ALL_BLOCKS, NO_BLOCKS, Blocks, parse_blocks
+from tieredfs_gateway.s3.bucket_rules import JUDGED, VERSIONING, Believed, parse_state, read_believed
 from tieredfs_gateway.s3.versions import Versioning
 
-VERSIONING: Final = b"user.s3.versioning"
-POLICY: Final = b"user.s3.policy"
-CORS: Final = b"user.s3.cors"
-LIFECYCLE: Final = b"user.s3.lifecycle"
-TAGS: Final = b"user.s3.tags"
-ACL: Final = b"user.s3.acl"
-BLOCKS: Final = b"user.s3.public-access-block"
-OWNERSHIP: Final = b"user.s3.ownership"
-T = TypeVar("T")
 _BELIEVED_S: Final = 1.0
 _CACHED_MAX: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Believed:
-    """What a request is judged by."""
-
-    policy: Policy = NO_POLICY
-    cors: CorsRules = ()
-    acl: str = ""
-    blocks: Blocks = NO_BLOCKS
-    versioning: Versioning = Versioning.NEVER
-    lifecycle: tuple[Rule, ...] = ()
-    owner_enforced: bool = False
-    """No ACLs but the owner's."""
 
 
 class Settings:
@@ -66,12 +36,14 @@ class Settings:
 
     def put(self, bucket: bytes, name: bytes, value: bytes) -> None:
         self._volume.set_xattr(bucket, name, value)
+        self._volume.sync()
         self._forget(bucket)
 
     def remove(self, bucket: bytes, name: bytes) -> None:
         """What is not set is removed already."""
         try:
             self._volume.remove_xattr(bucket, name)
+            self._volume.sync()
         except NoAttributeError:
             return
         finally:
@@ -112,42 +84,5 @@ class Settings:
             names = set(self._volume.list_xattrs(bucket))
         except (NotFoundError, NotDirectoryError):
             return Believed()
-        raw = {
-            name: self.get(bucket, name)
-            for name in (POLICY, CORS, ACL, BLOCKS, VERSIONING, LIFECYCLE, OWNERSHIP)
-            if name in names
-        }
-        policy, cors, blocks, rules = (raw.get(name) for name in (POLICY, CORS, BLOCKS, LIFECYCLE))
-        return Believed(
-            parsed(lambda text: parse_policy(text, bucket.decode()), policy, NO_POLICY, DENY_ALL),
-            parsed(lambda text: parse_cors(xml.parse(text, "CORSConfiguration")), cors, (), ()),
-            (raw.get(ACL) or b"").decode("ascii", "replace"),
-            parsed(parse_blocks_document, blocks, NO_BLOCKS, ALL_BLOCKS),
-            parse_state(raw.get(VERSIONING)),
-            parsed(parse_rules, rules, (), ()),
-            b"BucketOwnerEnforced" in (raw.get(OWNERSHIP) or b""),
-        )
-
-
-def parse_state(raw: bytes | None) -> Versioning:
-    """What is no state keeps everything."""
-    known = {state.value.encode(): state for state in Versioning}
-    return known.get(raw or b"", Versioning.ENABLED)
-
-
-def parse_rules(text: bytes) -> tuple[Rule, ...]:
-    return parse_lifecycle(xml.parse(text, "LifecycleConfiguration"))
-
-
-def parse_blocks_document(text: bytes) -> Blocks:
-    return parse_blocks(xml.parse(text, "PublicAccessBlockConfiguration"))
-
-
-def parsed(parse: Callable[[bytes], T], raw: bytes | None, default: T, broken: T) -> T:
-    """What somebody wrote over it through the mount, and cannot be read, must not allow or delete anything: `broken`."""
-    if raw is None:
-        return default
-    try:
-        return parse(raw)
-    except S3Error:
-        return broken
+        raw = {name: self.get(bucket, name) for name in JUDGED if name in names}
+        return read_believed(bucket.decode(), {name: value for name, value in raw.items() if value is not None})

@@ -279,7 +279,8 @@ class Store:
     def delete(
         self, bucket: bytes, key: bytes, asked: Conditions = conditions.NONE, version_id: str | None = None
     ) -> Deleted:
-        """What is not there is deleted already. Directories that were made for the key go when they are empty.
+        """What is not there is deleted already. Directories that were made for the key go when they are empty. Durable after
+        `sync`.
 
         Raises S3Error PreconditionFailed."""
 
@@ -374,6 +375,10 @@ class Store:
         below = next(shelved, None)
         if below is not None and not below.record.marker:
             self.volume.rename(below.path, self._free_place(bucket, key), expected_target=InodeId(0))
+
+    def sync(self) -> None:
+        """What was deleted or tagged stays so, whatever happens."""
+        self.volume.sync()
 
     def splice(self, parts: Sequence[Part]) -> Writing:
         """By reference; nothing at all is an empty file."""
