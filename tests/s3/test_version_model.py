@@ -144,4 +144,4 @@ class Versions(RuleBasedStateMachine):
 
 
 TestVersions = Versions.TestCase
-TestVersions.settings = hypothesis_settings(max_examples=12, stateful_step_count=25, deadline=None)
+TestVersions.settings = hypothesis_settings(max_examples=8, stateful_step_count=25, deadline=None)
