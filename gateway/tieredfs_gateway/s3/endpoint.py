@@ -24,6 +24,7 @@ from tieredfs_gateway.s3.bucket_calls import BucketCalls
 from tieredfs_gateway.s3.bucket_rules import Believed
 from tieredfs_gateway.s3.chunked import Decoder
 from tieredfs_gateway.s3.config_calls import ConfigCalls
+from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import ANONYMOUS, XML_TYPE, Caller, Request, Response, latin, parse_request
 from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
@@ -61,8 +62,9 @@ class Endpoint:
         executor: Executor,
         metrics: Metrics,
         domains: Sequence[str],
+        epoch: Epoch | None = None,
     ) -> None:
-        self.store = store = Store(volume, clock)
+        self.store = store = Store(volume, clock, epoch)
         self.uploads = Uploads(store)
         self._volume = volume
         self._clock = clock

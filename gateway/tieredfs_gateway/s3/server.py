@@ -23,6 +23,7 @@ from tieredfs.volume import FileSystem
 from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
+from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.sweep import Sweep
 
 THREADS: Final = 32
@@ -112,7 +113,8 @@ def check_free(host: str, port: int) -> None:
 async def _serve(asked: Serving, volume: FileSystem) -> None:
     metrics = counting.Metrics()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as executor:
-        endpoint = Endpoint(volume, volume.volume.host.clock, executor, metrics, asked.domains)
+        epoch = Epoch.of(asked.meta_url)
+        endpoint = Endpoint(volume, volume.volume.host.clock, executor, metrics, asked.domains, epoch)
         await asyncio.get_running_loop().run_in_executor(executor, endpoint.uploads.sweep)
         server = Server(
             S3App(endpoint, metrics),

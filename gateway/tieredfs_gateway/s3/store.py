@@ -34,6 +34,7 @@ from tieredfs.volume.filesystem import FileSystemContract, Part, Reading, Writin
 from tieredfs_gateway.s3 import conditions, keys, listing, record
 from tieredfs_gateway.s3.archive import Archive
 from tieredfs_gateway.s3.conditions import Conditions
+from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.settings import Settings
@@ -69,9 +70,9 @@ class Deleted:
 class Store:
     """The objects of one volume."""
 
-    def __init__(self, volume: FileSystemContract, clock: Clock) -> None:
+    def __init__(self, volume: FileSystemContract, clock: Clock, epoch: Epoch | None = None) -> None:
         self.volume = volume
-        self.settings = Settings(volume, clock)
+        self.settings = Settings(volume, clock, epoch)
         self.archive = Archive(volume, clock)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
