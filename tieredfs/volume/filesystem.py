@@ -163,8 +163,8 @@ class FileSystemContract(Protocol):
         """Returns when nothing that this process staged is only on the SSD. Raises DeadlineError."""
         ...
 
-    def sync(self) -> None:
-        """Returns when every change of names and attributes so far survives a power cut."""
+    def sync_names(self) -> None:
+        """What was committed before survives a power cut when this returns."""
         ...
 
     def close(self) -> None: ...
@@ -414,8 +414,8 @@ class FileSystem(UnnamedOwner):
         """Returns when nothing that this process staged is only on the SSD. Raises DeadlineError."""
         self._ssd.flush(timeout_s)
 
-    def sync(self) -> None:
-        """Returns when every change of names and attributes so far survives a power cut; callers share one fsync."""
+    def sync_names(self) -> None:
+        """See `FileSystemContract`."""
         self._metadata.sync()
 
     # ---- what an unnamed file asks ----------------------------------------------------------------------------------

@@ -39,14 +39,14 @@ class Settings:
 
     def put(self, bucket: bytes, name: bytes, value: bytes) -> None:
         self._volume.set_xattr(bucket, name, value)
-        self._volume.sync()
+        self._volume.sync_names()
         self._forget(bucket)
 
     def remove(self, bucket: bytes, name: bytes) -> None:
         """What is not set is removed already."""
         try:
             self._volume.remove_xattr(bucket, name)
-            self._volume.sync()
+            self._volume.sync_names()
         except NoAttributeError:
             return
         finally:

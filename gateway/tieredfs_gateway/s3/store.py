@@ -379,7 +379,7 @@ class Store:
 
     def sync(self) -> None:
         """What was deleted or tagged stays so, whatever happens."""
-        self.volume.sync()
+        self.volume.sync_names()
 
     def splice(self, parts: Sequence[Part]) -> Writing:
         """By reference; nothing at all is an empty file."""
