@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from tieredfs.config import parse_code
 from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, format_volume
-from tieredfs_gateway.s3 import record, settings, xml
+from tieredfs_gateway.s3 import bucket_rules, record, xml
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.lifecycle import (
     DAY_NS,
@@ -160,7 +160,7 @@ class Rig:
 
     def set_rules(self, *texts: str) -> None:
         inside = "".join(f"<Rule><Status>Enabled</Status>{text}</Rule>" for text in texts)
-        self.store.settings.put(b"bkt", settings.LIFECYCLE, document(inside))
+        self.store.settings.put(b"bkt", bucket_rules.LIFECYCLE, document(inside))
 
     def rows(self) -> list[tuple[bytes, bool]]:
         return [(row.key, row.version.record.marker) for row in every(self.store, b"bkt")]
@@ -198,7 +198,7 @@ def test_what_is_due_goes_and_nothing_else(rig: Rig) -> None:
 
 
 def test_versions_expire_to_markers_then_to_nothing(rig: Rig) -> None:
-    rig.store.settings.put(b"bkt", settings.VERSIONING, b"Enabled")
+    rig.store.settings.put(b"bkt", bucket_rules.VERSIONING, b"Enabled")
     for _ in range(3):
         rig.put(b"a/k")
     rig.set_rules(
@@ -219,7 +219,7 @@ def test_versions_expire_to_markers_then_to_nothing(rig: Rig) -> None:
 
 
 def test_a_number_of_old_versions_is_kept(rig: Rig) -> None:
-    rig.store.settings.put(b"bkt", settings.VERSIONING, b"Enabled")
+    rig.store.settings.put(b"bkt", bucket_rules.VERSIONING, b"Enabled")
     for _ in range(6):
         rig.put(b"k")
     rig.set_rules(

@@ -61,6 +61,8 @@ def test_patterns_with_many_stars_are_no_bomb() -> None:
         ({}, Question("", "s3:PutObject", "bkt/k"), Verdict.SILENT),
         ({}, Question("", "s3:GetObjectVersion", "bkt/k"), Verdict.SILENT),
         ({"Action": "s3:get*"}, Question("", "s3:GetObjectVersion", "bkt/k"), Verdict.ALLOWED),
+        ({"Resource": "*"}, Question("", "s3:GetObject", "bkt/a/b"), Verdict.ALLOWED),
+        ({"Resource": "arn:aws:s3:::b*/a"}, Question("", "s3:GetObject", "bkt/a"), Verdict.ALLOWED),
         ({"Resource": f"{ARN}/a/?"}, Question("", "s3:GetObject", "bkt/a/b"), Verdict.ALLOWED),
         ({"Resource": f"{ARN}/a/?"}, Question("", "s3:GetObject", "bkt/a/bc"), Verdict.SILENT),
         ({"Principal": {"AWS": "KEY"}}, Question("KEY", "s3:GetObject", "bkt/k"), Verdict.ALLOWED),
@@ -93,6 +95,9 @@ def test_statements_are_judged(changes: dict[str, Any], question: Question, verd
         ({"Bool": {"aws:SecureTransport": False}}, {"aws:securetransport": "false"}, Verdict.ALLOWED),
         ({"IpAddress": {"aws:SourceIp": "10.0.0.0/8"}}, {"aws:sourceip": "10.9.8.7"}, Verdict.ALLOWED),
         ({"NotIpAddress": {"aws:SourceIp": "10.0.0.0/8"}}, {"aws:sourceip": "10.9.8.7"}, Verdict.SILENT),
+        ({"Null": {"s3:x-amz-acl": "true"}}, {}, Verdict.ALLOWED),
+        ({"Null": {"s3:x-amz-acl": True}}, {"s3:x-amz-acl": "private"}, Verdict.SILENT),
+        ({"StringLike": {"aws:Referer": ["https://a.org/*"]}}, {"aws:referer": "https://a.org/x"}, Verdict.ALLOWED),
     ],
 )
 def test_conditions_hold_or_not(condition: dict[str, Any], context: dict[str, str], verdict: Verdict) -> None:
@@ -123,11 +128,10 @@ def test_conditions_hold_or_not(condition: dict[str, Any], context: dict[str, st
                 {"NotPrincipal": "*"},
                 {"Action": "ec2:Start"},
                 {"Action": []},
-                {"Resource": "*"},
                 {"Resource": "arn:aws:s3:::other/*"},
                 {"Resource": f"{ARN}x/*"},
                 {"Resource": f"{ARN}/${{aws:username}}/*"},
-                {"Condition": {"StringEquals": {"aws:UserAgent": "x"}}},
+                {"Condition": {"StringEquals": {"aws:PrincipalTag/a": "x"}}},
                 {"Condition": {"Sometimes": {"s3:prefix": "x"}}},
                 {"Condition": {"IpAddress": {"aws:SourceIp": "somewhere"}}},
                 {"Condition": {"Bool": {"s3:prefix": "true"}}},
@@ -214,6 +218,18 @@ def test_denials_are_stronger_than_keys(served: Endpoint, s3: Any, bucket: str) 
     errors = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k"}]})["Errors"]
     assert errors[0]["Code"] == "AccessDenied"
     s3.delete_bucket_policy(Bucket=bucket)  # who has an unlimited key is never locked out of the policy itself
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"1"
+
+
+def test_conditions_hold_for_each_of_many_keys(nobody: Any, s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"1")
+    here = {"NotIpAddress": {"aws:SourceIp": "127.0.0.0/8"}}
+    set_policy(s3, bucket, statement(Action="s3:*", Resource="*", Condition=here))
+    errors = nobody.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k"}]})["Errors"]
+    assert errors[0]["Code"] == "AccessDenied"
+    plain = {"Bool": {"aws:SecureTransport": "false"}}
+    set_policy(s3, bucket, statement(Effect="Deny", Action="s3:DeleteObject", Condition=plain))
+    assert s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k"}]})["Errors"][0]["Code"] == "AccessDenied"
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"1"
 
 

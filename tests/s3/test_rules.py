@@ -1,8 +1,10 @@
 """The small pure parts: errors, XML, ranges, conditions, checksums, multipart rules."""
 
 import hashlib
+import re
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from tieredfs.errors import domain_errors
 from tieredfs.host import isal
-from tieredfs_gateway.s3 import checksums, conditions, multipart, ranges, xml
+from tieredfs_gateway.s3 import checksums, conditions, multipart, ranges, routes, xml
 from tieredfs_gateway.s3.errors import CODE_OF, CODES, S3Error, told
 from tieredfs_gateway.s3.ranges import Span
 
@@ -28,6 +30,24 @@ def test_every_domain_error_has_a_code_and_every_code_a_status() -> None:
     assert set(CODE_OF) >= {kind for kind in domain_errors() if kind.__module__ == "tieredfs.errors"}
     assert set(CODE_OF.values()) <= set(CODES)
     assert told(ValueError("secret detail")).message == CODES["InternalError"].message
+
+
+def test_every_code_that_is_raised_is_in_the_table_and_every_one_there_is_raised() -> None:
+    package = Path(checksums.__file__).parent
+    text = "".join(path.read_text() for path in package.glob("*.py"))
+    raised = set(re.findall(r'S3Error\(\s*"([A-Za-z0-9]+)"', text))
+    assert raised <= set(CODES)
+    for code in CODES:
+        assert text.count(f'"{code}"') > 1, f"{code} is never raised"
+
+
+def test_every_call_of_the_table_is_carried_out() -> None:
+    carried_out = (Path(checksums.__file__).parent / "endpoint.py").read_text()
+    configured = (Path(checksums.__file__).parent / "config_calls.py").read_text()
+    generic = {"PutObject", "UploadPart", "DeleteObjects"}  # told apart in the endpoint's own code
+    for operation in routes.TABLE.values():
+        quoted = f'"{operation.name}"'
+        assert operation.name in generic or quoted in carried_out or quoted in configured, operation.name
 
 
 @given(st.dictionaries(st.sampled_from(["A", "B"]), st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]))))

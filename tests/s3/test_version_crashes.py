@@ -1,97 +1,91 @@
 """SIGKILL at each step of a change in a bucket with versions: old or new, nothing lost, and the next change goes on."""
 
+import os
 import signal
-from collections.abc import Callable, Iterator
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.s3.endpoint import Endpoint, endpoint, new_bucket
+from tests.s3.dying import BUCKET, KEY, put
+from tieredfs.config import parse_code
 from tieredfs.host import crash
+from tieredfs.model import Durability
+from tieredfs.volume import FileSystem, format_volume
+from tieredfs_gateway.s3 import bucket_rules
+from tieredfs_gateway.s3.store import Store
+from tieredfs_gateway.s3.version_listing import Row, every
+
+ROOT = Path(__file__).parent.parent.parent
+WAIT_S = 60.0
 
 
-@pytest.fixture(scope="module")
-def mortal() -> Iterator[Endpoint]:
-    with endpoint() as made:
-        yield made
+class Rig:
+    def __init__(self, url: str, volume: FileSystem) -> None:
+        self.url = url
+        self.store = Store(volume, volume.volume.host.clock)
+        self.store.create_bucket(BUCKET)
+
+    def rows(self) -> list[Row]:
+        return list(every(self.store, BUCKET))
+
+    def etags(self) -> list[str]:
+        """Newest first; empty: a delete marker."""
+        return ["" if row.version.record.marker else row.version.record.etag for row in self.rows()]
+
+    def die(self, point: str, *arguments: str) -> None:
+        environment = os.environ | {crash.ENVIRONMENT: f"{point}:1", "PYTHONPATH": f"{ROOT}:{ROOT}/gateway"}
+        line = [sys.executable, "-m", "tests.s3.dying", self.url, *arguments]
+        done = subprocess.run(line, env=environment, cwd=ROOT, check=False, capture_output=True, timeout=WAIT_S)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
-State = list[tuple[str, str, bool]]
-
-
-def state(s3: Any, bucket: str) -> State:
-    """What the key's history is, newest first: body (empty: a delete marker), id, latest."""
-    answer = s3.list_object_versions(Bucket=bucket)
-    found = [(v["LastModified"], v["VersionId"], v["IsLatest"], False) for v in answer.get("Versions", [])]
-    found += [(v["LastModified"], v["VersionId"], v["IsLatest"], True) for v in answer.get("DeleteMarkers", [])]
-    shown = []
-    for _, version, latest, marker in sorted(found, key=lambda row: row[1]):
-        body = "" if marker else s3.get_object(Bucket=bucket, Key="k", VersionId=version)["Body"].read().decode()
-        shown.append((body, version, latest))
-    return shown
-
-
-def current(s3: Any, bucket: str) -> str:
-    try:
-        return str(s3.get_object(Bucket=bucket, Key="k")["Body"].read().decode())
-    except s3.exceptions.NoSuchKey:
-        return ""
-
-
-Act = Callable[[Any, str, State], Any]
-
-
-def put(s3: Any, bucket: str, _: State) -> None:
-    s3.put_object(Bucket=bucket, Key="k", Body=b"new")
-
-
-def delete(s3: Any, bucket: str, _: State) -> None:
-    s3.delete_object(Bucket=bucket, Key="k")
-
-
-def delete_newest(s3: Any, bucket: str, before: State) -> None:
-    s3.delete_object(Bucket=bucket, Key="k", VersionId=before[0][1])
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    url = f"sqlite://{tmp_path}/volume.db"
+    disks, code = [f"disk://{tmp_path}/d"], parse_code("replica:1")
+    format_volume(url, disks, code=code, durability=Durability.SSD, name="crash", block_bytes=1 << 20)
+    with FileSystem.at(url, purpose="test") as volume:
+        yield Rig(url, volume)
 
 
 @pytest.mark.parametrize(
-    ("act", "point", "marked", "after"),
+    ("state", "act", "point", "before", "after"),
     [
-        (put, "link.committed", False, ["two", "one"]),
-        (put, "place.committed", False, ["new", "two", "one"]),
-        (put, "place.committed", True, ["new", "", "two", "one"]),
-        (delete, "link.committed", False, ["two", "one"]),
-        (delete, "place.committed", False, ["two", "one"]),
-        (delete, "remove.committed", False, ["", "two", "one"]),
-        (delete_newest, "rename.committed", False, ["one"]),
-        (delete_newest, "rename.committed", True, ["two", "one"]),
-        (delete_newest, "remove.committed", True, ["two", "one"]),
+        ("Enabled", "put", "link.committed", ["two", "one"], ["two", "one"]),
+        ("Enabled", "put", "place.committed", ["two", "one"], ["new", "two", "one"]),
+        ("Enabled", "put", "place.committed", ["", "two", "one"], ["new", "", "two", "one"]),
+        ("Enabled", "delete", "link.committed", ["two", "one"], ["two", "one"]),
+        ("Enabled", "delete", "place.committed", ["two", "one"], ["two", "one"]),
+        ("Enabled", "delete", "remove.committed", ["two", "one"], ["", "two", "one"]),
+        ("Enabled", "delete newest", "rename.committed", ["two", "one"], ["one"]),
+        ("Enabled", "delete newest", "rename.committed", ["", "two", "one"], ["two", "one"]),
+        ("Enabled", "delete newest", "remove.committed", ["", "two", "one"], ["two", "one"]),
+        ("Enabled", "delete newest", "remove.committed", ["one"], []),
+        ("Suspended", "put", "link.committed", ["two", "one"], ["two", "one"]),
+        ("Suspended", "put", "place.committed", ["two", "one"], ["new", "two", "one"]),
+        ("Suspended", "delete", "place.committed", ["two", "one"], ["two", "one"]),
+        ("Suspended", "delete", "remove.committed", ["two", "one"], ["", "two", "one"]),
     ],
 )
-def test_killed_at_a_step(mortal: Endpoint, act: Act, point: str, marked: bool, after: list[str]) -> None:
+def test_killed_at_a_step(rig: Rig, state: str, act: str, point: str, before: list[str], after: list[str]) -> None:
     assert point in crash.POINTS
-    s3 = mortal.client()
-    bucket = new_bucket(s3)
-    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    for body in (b"one", b"two"):
-        s3.put_object(Bucket=bucket, Key="k", Body=body)
-    if marked:
-        s3.delete_object(Bucket=bucket, Key="k")
-    before = state(s3, bucket)
-    assert mortal.stop() == 0
-    mortal.environment = {crash.ENVIRONMENT: f"{point}:1"}
-    mortal.start()
-    with pytest.raises((BotoCoreError, ClientError)):
-        act(mortal.client(), bucket, before)
-    assert mortal.process is not None
-    assert mortal.process.wait(30) == -signal.SIGKILL
-    mortal.environment = {}
-    mortal.start()
-    s3 = mortal.client()
-    found = state(s3, bucket)
-    assert [body for body, _, _ in found] == after
-    assert [latest for _, _, latest in found] == [True] + [False] * (len(found) - 1)
-    assert current(s3, bucket) == after[0]
-    s3.put_object(Bucket=bucket, Key="k", Body=b"last")
-    follow = [body for body, _, _ in state(s3, bucket)]
-    assert [body for body in follow if body] == ["last", *(body for body in after if body)]
+    rig.store.settings.put(BUCKET, bucket_rules.VERSIONING, b"Enabled")
+    for etag in reversed(before):
+        if etag:
+            put(rig.store, etag)
+        else:
+            rig.store.delete(BUCKET, KEY)
+    assert rig.etags() == before
+    rig.store.settings.put(BUCKET, bucket_rules.VERSIONING, state.encode())
+    newest = [rig.rows()[0].version.version_id] if act == "delete newest" else []
+    rig.die(point, act, *newest)
+    assert rig.etags() == after
+    assert [row.latest for row in rig.rows()] == [True, *[False] * (len(after) - 1)][: len(after)]
+    current = rig.store.find(BUCKET, KEY)
+    assert (current.record.etag if current else "") == (after[0] if after else "")
+    rig.store.settings.put(BUCKET, bucket_rules.VERSIONING, b"Enabled")
+    put(rig.store, "last")
+    assert [etag for etag in rig.etags() if etag] == ["last", *filter(None, after)]

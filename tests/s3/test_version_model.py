@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tieredfs.config import parse_code
 from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, format_volume
-from tieredfs_gateway.s3 import record, settings
+from tieredfs_gateway.s3 import bucket_rules, record
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.store import Store
@@ -65,7 +65,7 @@ class Versions(RuleBasedStateMachine):
 
     @rule(state=st.sampled_from(["Enabled", "Suspended"]))
     def set_state(self, state: str) -> None:
-        self.store.settings.put(BUCKET, settings.VERSIONING, state.encode())
+        self.store.settings.put(BUCKET, bucket_rules.VERSIONING, state.encode())
         self.state = state
 
     @rule(key=keys)
@@ -144,4 +144,4 @@ class Versions(RuleBasedStateMachine):
 
 
 TestVersions = Versions.TestCase
-TestVersions.settings = hypothesis_settings(max_examples=12, stateful_step_count=25, deadline=None)
+TestVersions.settings = hypothesis_settings(max_examples=8, stateful_step_count=25, deadline=None)

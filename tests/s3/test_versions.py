@@ -178,6 +178,10 @@ def test_completing_an_upload_is_a_version(s3: Any, kept: str) -> None:
     again = s3.complete_multipart_upload(Bucket=kept, Key="k", UploadId=upload, MultipartUpload=parts)
     assert done["VersionId"] == again["VersionId"] != old
     assert rows(s3, kept) == [("V", "k", done["VersionId"], True), ("V", "k", old, False)]
+    put(s3, kept, "k", b"newer")
+    again = s3.complete_multipart_upload(Bucket=kept, Key="k", UploadId=upload, MultipartUpload=parts)
+    assert again["VersionId"] == done["VersionId"]
+    assert get(s3, kept, "k") == b"newer"
 
 
 def test_conditions_look_at_what_is_current(s3: Any, kept: str) -> None:

@@ -8,13 +8,13 @@ requests by the policy, or by a `public-read` ACL.
 from collections.abc import Mapping
 from typing import Final
 
+from tieredfs_gateway.s3.bucket_rules import Believed
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import Caller, Request
 from tieredfs_gateway.s3.keystore import Scope
 from tieredfs_gateway.s3.policy import NO_POLICY, Policy, Question, Verdict
 from tieredfs_gateway.s3.public_access import PUBLIC_READ
 from tieredfs_gateway.s3.routes import LISTINGS, Level, Operation
-from tieredfs_gateway.s3.settings import Believed
 
 ACTIONS: Final = {
     "ListObjects": "s3:ListBucket",
@@ -96,11 +96,9 @@ def judge(caller: Caller, believed: Believed, action: str, resource: str, contex
     return policy.judge(Question(caller.key.access_key_id, action, resource, context))
 
 
-def check_key(
-    caller: Caller, believed: Believed, bucket: str, key: str, action: str, context: Mapping[str, str] | None = None
-) -> None:
+def check_key(request: Request, caller: Caller, believed: Believed, bucket: str, key: str, action: str) -> None:
     """Of one key: of many to be deleted, or the source of a copy. Raises S3Error AccessDenied."""
-    verdict = judge(caller, believed, action, f"{bucket}/{key}", context or {})
+    verdict = judge(caller, believed, action, f"{bucket}/{key}", context_of(None, request))
     scope = caller.key.scope
     allowed = not caller.is_anonymous and scope.allows_key(bucket, key)
     if scope.read_only and not action.startswith("s3:Get"):
@@ -109,12 +107,26 @@ def check_key(
         raise S3Error("AccessDenied")
 
 
-def context_of(operation: Operation, request: Request) -> dict[str, str]:
+_CONTEXT_HEADERS: Final = {
+    "referer": "aws:referer",
+    "user-agent": "aws:useragent",
+    "x-amz-acl": "s3:x-amz-acl",
+    "x-amz-copy-source": "s3:x-amz-copy-source",
+    "x-amz-metadata-directive": "s3:x-amz-metadata-directive",
+    "x-amz-server-side-encryption": "s3:x-amz-server-side-encryption",
+}
+
+
+def context_of(operation: Operation | None, request: Request) -> dict[str, str]:
+    """The condition keys of a policy that the request has."""
     found = {"aws:sourceip": request.client, "aws:securetransport": "true" if request.secure else "false"}
-    if operation.name in LISTINGS:
+    found |= {key: request.headers[name] for name, key in _CONTEXT_HEADERS.items() if name in request.headers}
+    if operation is not None and operation.name in LISTINGS:
         for name in ("prefix", "delimiter", "max-keys"):
             if name in request.query:
                 found[f"s3:{name}"] = request.query[name]
+    if "versionId" in request.query:
+        found["s3:versionid"] = request.query["versionId"]
     return found
 
 

@@ -7,11 +7,11 @@ from urllib.parse import quote
 from tieredfs.errors import TieredError
 from tieredfs_gateway.s3 import access, conditions, keys, listing, version_listing, versions, xml
 from tieredfs_gateway.s3.acl_documents import OWNER
+from tieredfs_gateway.s3.bucket_rules import ACL
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import Caller, Request, Response, xml_response
 from tieredfs_gateway.s3.public_access import canned_acl
 from tieredfs_gateway.s3.record import Record
-from tieredfs_gateway.s3.settings import ACL
 from tieredfs_gateway.s3.store import Deleted, Store
 from tieredfs_gateway.s3.uploads import Upload, Uploads
 
@@ -49,6 +49,7 @@ class BucketCalls:
         self._store.create_bucket(request.bucket)
         if acl:
             self._store.settings.put(request.bucket, ACL, acl.encode())
+        self._store.sync()
         return Response(200, [("location", f"/{request.bucket_name}")])
 
     def head(self, request: Request) -> Response:
@@ -57,6 +58,7 @@ class BucketCalls:
 
     def delete(self, request: Request) -> Response:
         self._store.delete_bucket(request.bucket)
+        self._store.sync()
         return Response(204)
 
     def location(self, request: Request) -> Response:
@@ -207,13 +209,14 @@ class BucketCalls:
             if done.marker:
                 said |= {"DeleteMarker": "true", "DeleteMarkerVersionId": done.version_id or ""}
             deleted.append(said)
+        self._store.sync()
         return xml_response("DeleteResult", {"Deleted": [] if quiet else deleted, "Error": failed})
 
     def _delete_one(
         self, request: Request, element: xml.Element, key: str, version_id: str | None, caller: Caller
     ) -> Deleted:
         name = "s3:DeleteObjectVersion" if version_id else "s3:DeleteObject"
-        access.check_key(caller, self._store.settings.now(request.bucket), request.bucket_name, key, name)
+        access.check_key(request, caller, self._store.settings.now(request.bucket), request.bucket_name, key, name)
         if version_id is not None and not versions.is_id(version_id):
             raise S3Error("NoSuchVersion")
         keys.check_key(key.encode())

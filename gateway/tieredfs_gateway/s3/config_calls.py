@@ -7,7 +7,7 @@ NotImplemented (`routes`), so nobody believes in what does not happen.
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from tieredfs_gateway.s3 import settings, xml
+from tieredfs_gateway.s3 import bucket_rules, xml
 from tieredfs_gateway.s3.acl_documents import acl_response, asked_acl
 from tieredfs_gateway.s3.cors import parse_cors
 from tieredfs_gateway.s3.errors import S3Error
@@ -59,22 +59,22 @@ class ConfigCalls:
             "GetBucketPolicy": self.get_policy,
             "GetBucketPolicyStatus": self.get_policy_status,
             "GetBucketTagging": self.get_tags,
-            "GetBucketCors": self._shown(settings.CORS, "CORSConfiguration", "NoSuchCORSConfiguration"),
+            "GetBucketCors": self._shown(bucket_rules.CORS, "CORSConfiguration", "NoSuchCORSConfiguration"),
             "GetBucketLifecycleConfiguration": self._shown(
-                settings.LIFECYCLE, "LifecycleConfiguration", "NoSuchLifecycleConfiguration"
+                bucket_rules.LIFECYCLE, "LifecycleConfiguration", "NoSuchLifecycleConfiguration"
             ),
             "GetPublicAccessBlock": self._shown(
-                settings.BLOCKS, "PublicAccessBlockConfiguration", "NoSuchPublicAccessBlockConfiguration"
+                bucket_rules.BLOCKS, "PublicAccessBlockConfiguration", "NoSuchPublicAccessBlockConfiguration"
             ),
             "GetBucketOwnershipControls": self._shown(
-                settings.OWNERSHIP, "OwnershipControls", "OwnershipControlsNotFoundError"
+                bucket_rules.OWNERSHIP, "OwnershipControls", "OwnershipControlsNotFoundError"
             ),
-            "DeleteBucketPolicy": self._removed(settings.POLICY),
-            "DeleteBucketCors": self._removed(settings.CORS),
-            "DeleteBucketLifecycle": self._removed(settings.LIFECYCLE),
-            "DeleteBucketTagging": self._removed(settings.TAGS),
-            "DeletePublicAccessBlock": self._removed(settings.BLOCKS),
-            "DeleteBucketOwnershipControls": self._removed(settings.OWNERSHIP),
+            "DeleteBucketPolicy": self._removed(bucket_rules.POLICY),
+            "DeleteBucketCors": self._removed(bucket_rules.CORS),
+            "DeleteBucketLifecycle": self._removed(bucket_rules.LIFECYCLE),
+            "DeleteBucketTagging": self._removed(bucket_rules.TAGS),
+            "DeletePublicAccessBlock": self._removed(bucket_rules.BLOCKS),
+            "DeleteBucketOwnershipControls": self._removed(bucket_rules.OWNERSHIP),
         }
         calls |= {name: self._unconfigured(root, tree) for name, (root, tree) in UNCONFIGURED.items()}
         return calls | {name: self._absent(code) for name, code in ABSENT.items()}
@@ -150,31 +150,31 @@ class ConfigCalls:
             raise S3Error("MalformedXML", "Status is Enabled or Suspended.")
         if document.get("MfaDelete") == "Enabled":
             raise S3Error("NotImplemented", "MfaDelete is not implemented.")
-        return self._keep(request, settings.VERSIONING, status.encode())
+        return self._keep(request, bucket_rules.VERSIONING, status.encode())
 
     # ---- who may ----------------------------------------------------------------------------------------------------
 
     def get_acl(self, request: Request) -> Response:
         self._store.check_bucket(request.bucket)
-        return acl_response((self._settings.get(request.bucket, settings.ACL) or b"").decode("ascii", "replace"))
+        return acl_response((self._settings.get(request.bucket, bucket_rules.ACL) or b"").decode("ascii", "replace"))
 
     def put_acl(self, request: Request, body: bytes) -> Response:
         believed = self._settings.now(request.bucket)
         acl = check_acl(asked_acl(request, body), believed.blocks, owner_enforced=believed.owner_enforced)
-        return self._keep(request, settings.ACL, acl.encode())
+        return self._keep(request, bucket_rules.ACL, acl.encode())
 
     def get_policy(self, request: Request) -> Response:
-        raw = self._set(request, settings.POLICY, "NoSuchBucketPolicy")
+        raw = self._set(request, bucket_rules.POLICY, "NoSuchBucketPolicy")
         return Response(200, [("content-type", "application/json")], raw)
 
     def put_policy(self, request: Request, body: bytes) -> Response:
         policy = parse_policy(body, request.bucket_name)
         if policy.is_public() and self._settings.now(request.bucket).blocks.block_policy:
             raise S3Error("AccessDenied", "Public policies are blocked by the public access block of the bucket.")
-        return self._keep(request, settings.POLICY, body, status=204)
+        return self._keep(request, bucket_rules.POLICY, body, status=204)
 
     def get_policy_status(self, request: Request) -> Response:
-        raw = self._set(request, settings.POLICY, "NoSuchBucketPolicy")
+        raw = self._set(request, bucket_rules.POLICY, "NoSuchBucketPolicy")
         policy = parse_policy(raw, request.bucket_name)
         return xml_response("PolicyStatus", {"IsPublic": policy.is_public()})
 
@@ -186,27 +186,27 @@ class ConfigCalls:
                 added = Element(name)
                 added.text = "false"
                 document.children.append(added)
-        return self._keep(request, settings.BLOCKS, xml.rendered(document))
+        return self._keep(request, bucket_rules.BLOCKS, xml.rendered(document))
 
     def put_ownership(self, request: Request, body: bytes) -> Response:
         rules = xml.parse(body, "OwnershipControls").all("Rule")
         if len(rules) != 1 or rules[0].need("ObjectOwnership") not in _OWNERSHIPS:
             raise S3Error("MalformedXML")
-        return self._keep(request, settings.OWNERSHIP, body)
+        return self._keep(request, bucket_rules.OWNERSHIP, body)
 
     # ---- the rest ---------------------------------------------------------------------------------------------------
 
     def get_tags(self, request: Request) -> Response:
-        return xml_response("Tagging", tags_tree(self._set(request, settings.TAGS, "NoSuchTagSet")))
+        return xml_response("Tagging", tags_tree(self._set(request, bucket_rules.TAGS, "NoSuchTagSet")))
 
     def put_tags(self, request: Request, body: bytes) -> Response:
-        return self._keep(request, settings.TAGS, parse_tagging(body, BUCKET_TAGS_MAX), status=204)
+        return self._keep(request, bucket_rules.TAGS, parse_tagging(body, BUCKET_TAGS_MAX), status=204)
 
     def put_cors(self, request: Request, body: bytes) -> Response:
         parse_cors(xml.parse(body, "CORSConfiguration"))
-        return self._keep(request, settings.CORS, body)
+        return self._keep(request, bucket_rules.CORS, body)
 
     def put_lifecycle(self, request: Request, body: bytes) -> Response:
         document = xml.parse(body, "LifecycleConfiguration")
         with_ids(document, parse_lifecycle(document))
-        return self._keep(request, settings.LIFECYCLE, xml.rendered(document))
+        return self._keep(request, bucket_rules.LIFECYCLE, xml.rendered(document))

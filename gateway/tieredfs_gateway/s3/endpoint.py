@@ -23,8 +23,10 @@ from tieredfs.volume.filesystem import FileSystemContract, Writing
 from tieredfs_gateway.s3 import access, cors, form_posts, sigv2, sigv4, xml
 from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message, Receive
 from tieredfs_gateway.s3.bucket_calls import BucketCalls
+from tieredfs_gateway.s3.bucket_rules import Believed
 from tieredfs_gateway.s3.chunked import Decoder
 from tieredfs_gateway.s3.config_calls import ConfigCalls
+from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import ANONYMOUS, XML_TYPE, Caller, Request, Response, latin, parse_request
 from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
@@ -32,7 +34,6 @@ from tieredfs_gateway.s3.keystore import AccessKey, Keystore
 from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
 from tieredfs_gateway.s3.routes import POST_OBJECT, Body, Operation, is_form, route
-from tieredfs_gateway.s3.settings import Believed
 from tieredfs_gateway.s3.small_puts import SmallPut, SmallPuts
 from tieredfs_gateway.s3.store import Store, is_bucket_name
 from tieredfs_gateway.s3.uploads import Uploads
@@ -64,10 +65,11 @@ class Endpoint:
         executor: Executor,
         metrics: Metrics,
         domains: Sequence[str],
+        epoch: Epoch | None = None,
         share: int = 1,
     ) -> None:
         """`share`: of how many processes this is one."""
-        self.store = store = Store(volume, clock)
+        self.store = store = Store(volume, clock, epoch)
         self.uploads = Uploads(store)
         self._volume = volume
         self._clock = clock

@@ -38,7 +38,6 @@ CODES: Final[dict[str, Answer]] = {
     "InvalidAccessKeyId": Answer(403, "The access key id that you provided does not exist in our records."),
     "InvalidArgument": Answer(400, "Invalid argument."),
     "InvalidBucketName": Answer(400, "The specified bucket is not valid."),
-    "InvalidBucketState": Answer(409, "The request is not valid for the current state of the bucket."),
     "InvalidDigest": Answer(400, "The Content-MD5 that you specified is not valid."),
     "InvalidPart": Answer(400, "One or more of the specified parts could not be found, or its ETag does not match."),
     "InvalidPartNumber": Answer(416, "The requested part number is not satisfiable."),

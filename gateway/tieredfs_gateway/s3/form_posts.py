@@ -10,13 +10,13 @@ from urllib.parse import quote, urlencode, urlsplit
 from tieredfs.volume.filesystem import Writing
 from tieredfs_gateway.s3 import access, checksums, forms, keys, multipart, sigv4, tagging, xml
 from tieredfs_gateway.s3.body import IncomingBody
+from tieredfs_gateway.s3.bucket_rules import Believed
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import ANONYMOUS, KEPT_HEADERS, XML_TYPE, Caller, Request, Response
 from tieredfs_gateway.s3.ingest import Expected, Ingest, write_all
 from tieredfs_gateway.s3.keystore import AccessKey
 from tieredfs_gateway.s3.object_calls import ObjectCalls
 from tieredfs_gateway.s3.routes import POST_OBJECT
-from tieredfs_gateway.s3.settings import Believed
 
 Run = Callable[..., Awaitable[Any]]
 _STATUSES: Final = ("200", "201", "204")

@@ -196,6 +196,7 @@ class ObjectCalls:
     def put_acl(self, request: Request, body: bytes) -> Response:
         found = self._store.head(request.bucket, request.key, version_of(request))
         self._store.set_acl(found, self._allowed(request.bucket, asked_acl(request, body)))
+        self._store.sync()
         return Response(200)
 
     def check_public(self, request: Request) -> None:
@@ -260,6 +261,7 @@ class ObjectCalls:
         self._store.check_bucket(request.bucket)
         asked = conditions.of_write(request.headers)
         done = self._store.delete(request.bucket, request.key, asked, version_of(request))
+        self._store.sync()
         headers = version_headers(done.version_id)
         return Response(204, [*headers, ("x-amz-delete-marker", "true")] if done.marker else headers)
 
@@ -293,7 +295,7 @@ class ObjectCalls:
         bucket, key, version_id = parse_copy_source(request.headers["x-amz-copy-source"])
         self._store.check_bucket(bucket)
         action = "s3:GetObject" if version_id is None else "s3:GetObjectVersion"
-        access.check_key(caller, self._store.settings.now(bucket), bucket.decode(), key.decode(), action)
+        access.check_key(request, caller, self._store.settings.now(bucket), bucket.decode(), key.decode(), action)
         try:
             found = self._store.head(bucket, key, version_id)
         except S3Error as error:
@@ -315,11 +317,13 @@ class ObjectCalls:
     def put_tags(self, request: Request, body: bytes) -> Response:
         found = self._store.head(request.bucket, request.key, version_of(request))
         self._store.set_tags(found, parse_tagging(body, TAGS_MAX))
+        self._store.sync()
         return Response(200, self._version_headers(request.bucket, found))
 
     def delete_tags(self, request: Request) -> Response:
         found = self._store.head(request.bucket, request.key, version_of(request))
         self._store.set_tags(found, b"")
+        self._store.sync()
         return Response(204, self._version_headers(request.bucket, found))
 
     # ---- multipart --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 There are Version, Id, and statements with Sid, Effect, Principal, Action, Resource and Condition. Principal is `*`, `{"AWS":
 "*"}`, or access key ids (bare, or at the end of an ARN); actions and resources may have `*` and `?`; conditions are on
-`s3:prefix`, `s3:delimiter`, `s3:max-keys`, `aws:SecureTransport` and `aws:SourceIp`. Whatever else a policy says (NotPrincipal,
+the keys below. Whatever else a policy says (NotPrincipal,
 NotAction, other keys) would be a condition that is not checked, so the whole policy is refused with MalformedPolicy.
 
 A Deny that matches decides; else an Allow that matches; else the policy says nothing.
@@ -150,6 +150,13 @@ _KEYS: Final = {
     "s3:prefix": "String",
     "s3:delimiter": "String",
     "s3:max-keys": "Numeric",
+    "s3:versionid": "String",
+    "s3:x-amz-acl": "String",
+    "s3:x-amz-copy-source": "String",
+    "s3:x-amz-metadata-directive": "String",
+    "s3:x-amz-server-side-encryption": "String",
+    "aws:referer": "String",
+    "aws:useragent": "String",
     "aws:securetransport": "Bool",
     "aws:sourceip": "Ip",
 }
@@ -158,6 +165,8 @@ _KEYS: Final = {
 
 def _holds(condition: Condition, context: Mapping[str, str]) -> bool:
     text = context.get(condition.key)
+    if condition.operator == "Null":
+        return ("true" if text is None else "false") in condition.values
     opposite = _OPPOSITES.get(condition.operator)
     if text is None:
         return condition.if_exists or opposite is not None
@@ -250,8 +259,10 @@ def _action(text: str) -> str:
 
 
 def _resource(text: str, bucket: str) -> str:
+    if text == "*":
+        return text
     resource = text.removeprefix(_ARN)
-    if not text.startswith(_ARN) or not (resource == bucket or resource.startswith(f"{bucket}/")):
+    if not text.startswith(_ARN) or not matches_pattern(resource.partition("/")[0], bucket):
         raise malformed("Policy has invalid resource")
     if "${" in resource:
         raise malformed("Policy variables are not supported here")
@@ -267,15 +278,17 @@ def _conditions(tree: Any) -> tuple[Condition, ...]:
 def _condition(operator: str, key: str, value: Any) -> Condition:
     plain = operator.removesuffix("IfExists")
     kind = _KEYS.get(key.lower())
-    if plain not in _TESTS and plain not in _OPPOSITES:
+    if plain not in _TESTS and plain not in _OPPOSITES and operator != "Null":
         raise malformed(f"Invalid Condition type : {operator[:64]}")
-    if kind is None or kind not in plain:
+    if kind is None or (kind not in plain and plain != "Null"):
         raise malformed(f"Policy has an invalid condition key - {key[:64]}")
     several = value if isinstance(value, list) else [value]
     texts = tuple(str(text).lower() if isinstance(text, bool) else str(text) for text in several)
     if not texts or not all(isinstance(text, str | int | bool) for text in several):
         raise malformed("Invalid Condition value")
-    if kind == "Ip" and not all(_is_network(text) for text in texts):
+    if plain == "Null" and not set(texts) <= {"true", "false"}:
+        raise malformed("Invalid Condition value")
+    if kind == "Ip" and plain != "Null" and not all(_is_network(text) for text in texts):
         raise malformed("Invalid network in Condition")
     return Condition(plain, key.lower(), texts, operator != plain)
 

@@ -22,6 +22,7 @@ from tieredfs.volume import FileSystem, Volume
 from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
+from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.serving import Serving
 from tieredfs_gateway.s3.sweep import Sweep
 from tieredfs_gateway.s3.workers import Supervisor
@@ -113,7 +114,8 @@ def check_free(host: str, port: int) -> None:
 async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> None:
     metrics = counting.Metrics()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as executor:
-        endpoint = Endpoint(volume, volume.volume.host.clock, executor, metrics, asked.domains, asked.share)
+        clock, epoch = volume.volume.host.clock, Epoch.of(asked.meta_url)
+        endpoint = Endpoint(volume, clock, executor, metrics, asked.domains, epoch, asked.share)
         await asyncio.get_running_loop().run_in_executor(executor, endpoint.uploads.sweep)
         server = Server(
             S3App(endpoint, metrics),

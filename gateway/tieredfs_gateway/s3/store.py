@@ -36,6 +36,7 @@ from tieredfs.volume.filesystem import FileSystemContract, Part, Reading, Seen, 
 from tieredfs_gateway.s3 import archive, conditions, keys, listing, record
 from tieredfs_gateway.s3.archive import LOOKED_AT, Archive
 from tieredfs_gateway.s3.conditions import Conditions
+from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.settings import Settings
@@ -72,9 +73,9 @@ class Deleted:
 class Store:
     """The objects of one volume."""
 
-    def __init__(self, volume: FileSystemContract, clock: Clock) -> None:
+    def __init__(self, volume: FileSystemContract, clock: Clock, epoch: Epoch | None = None) -> None:
         self.volume = volume
-        self.settings = Settings(volume, clock)
+        self.settings = Settings(volume, clock, epoch)
         self.archive = Archive(volume, clock)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
@@ -270,7 +271,8 @@ class Store:
     def delete(
         self, bucket: bytes, key: bytes, asked: Conditions = conditions.NONE, version_id: str | None = None
     ) -> Deleted:
-        """What is not there is deleted already. Directories that were made for the key go when they are empty.
+        """What is not there is deleted already. Directories that were made for the key go when they are empty. Durable after
+        `sync`.
 
         Raises S3Error PreconditionFailed."""
 
@@ -365,6 +367,10 @@ class Store:
         below = next(shelved, None)
         if below is not None and not below.record.marker:
             self.volume.rename(below.path, self._free_place(bucket, key), expected_target=InodeId(0))
+
+    def sync(self) -> None:
+        """What was deleted or tagged stays so, whatever happens."""
+        self.volume.sync_names()
 
     def splice(self, parts: Sequence[Part]) -> Writing:
         """By reference; nothing at all is an empty file."""

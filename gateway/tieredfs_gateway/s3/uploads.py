@@ -6,6 +6,7 @@ from any thread. Completing again finds the object that says which upload it cam
 """
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -22,12 +23,12 @@ from tieredfs_gateway.s3.ingest import Received
 from tieredfs_gateway.s3.multipart import ListedPart, StoredPart
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.store import HIDDEN, Store
-from tieredfs_gateway.s3.versions import Object
 
 _UPLOADS: Final = HIDDEN + b"/uploads"
 _ENDED: Final = HIDDEN + b"/ended"
 _LIST_BATCH: Final = 1000
 _UPLOAD_ID_CHARS: Final = 32
+_VERSIONS_LOOKED_AT: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +195,13 @@ class Uploads:
         return Completed(described.etag, checksum, done.version_id)
 
     def _done(self, bucket: bytes, key: bytes, upload_id: str) -> Completed | None:
-        found: Object | None = self._store.find(bucket, key)
-        if found is None or not upload_id or found.record.upload != upload_id:
-            return None
-        return Completed(found.record.etag, found.record.checksum, found.record.version_id or None)
+        """The object, or one of the newest versions of it, that came from the upload."""
+        current = self._store.find(bucket, key)
+        shelved = itertools.islice(self._store.archive.shelved(bucket, key), _VERSIONS_LOOKED_AT)
+        for found in itertools.chain([current] if current else [], shelved):
+            if upload_id and found.record.upload == upload_id:
+                return Completed(found.record.etag, found.record.checksum, found.record.version_id or None)
+        return None
 
     def abort(self, bucket: bytes, key: bytes, upload_id: str) -> None:
         """Raises S3Error NoSuchUpload."""
