@@ -33,12 +33,12 @@ def test_what_was_changed_through_the_mount_has_another_etag_and_keeps_its_heade
     made = attributes(FileKind.REGULAR)
     raw = record.encode(replace(FULL, version=made.version))
     assert record.describe(made, raw).etag == FULL.etag
-    changed = replace(made, version=made.version + 1)
+    changed = made._replace(version=made.version + 1)
     now = record.describe(changed, raw)
     assert now.etag != FULL.etag
     assert now.etag.endswith("-1")
     assert (now.headers, now.metadata, now.checksum, now.parts) == (FULL.headers, FULL.metadata, None, ())
-    assert record.describe(replace(changed, mtime_ns=7), raw).etag != now.etag
+    assert record.describe(changed._replace(mtime_ns=7), raw).etag != now.etag
     assert record.describe(made, None).etag.endswith("-1")
 
 

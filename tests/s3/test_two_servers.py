@@ -20,8 +20,8 @@ ROUNDS = 8
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     with endpoint("--no-access-log") as one:
-        two = Endpoint(one.root, free_port(), one.key)
-        two.start("--no-access-log")
+        two = Endpoint(one.root, free_port(), one.key, options=("--no-access-log",))
+        two.start()
         try:
             yield one, two
         finally:
