@@ -23,14 +23,15 @@ OpenOperations = Callable[[], AbstractContextManager[Operations]]
 
 def serve_for_keeper(
     open_operations: OpenOperations,
-    options: SessionOptions | None = None,
+    options: Callable[[], SessionOptions] = SessionOptions,
     observe: Callable[[Session], None] = lambda _: None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Open the volume, serve the mount until it is gone, close the volume; returns the process's exit status.
 
     `open_operations` runs before anything is mounted (or, in a successor, while programs wait); a domain error or
-    OSError from it reaches whoever started the keeper, as text. `observe` is given the session before it serves;
+    OSError from it reaches whoever started the keeper, as text. `options` is asked
+    for when the volume is open. `observe` is given the session before it serves;
     `on_ready` is called when INIT is being answered, or when every handle of an earlier daemon is bound again.
     """
     setting = os.environ.get(ENVIRONMENT)
@@ -44,7 +45,7 @@ def serve_for_keeper(
             with open_operations() as operations:
                 device, memory = _take_descriptors(channel)
                 ledger = Ledger(memory)
-                session = Session(operations, device, ledger, options)
+                session = Session(operations, device, ledger, options())
                 observe(session)
 
                 def ready() -> None:
