@@ -129,6 +129,8 @@ UNMOUNT_WAIT_S: Final = 30.0
 DAEMON_RESTARTS_MAX: Final = 30
 """Restarts of a crashing daemon within `DAEMON_RESTART_WINDOW_S` before its keeper gives up and unmounts."""
 DAEMON_RESTART_WINDOW_S: Final = 60.0
+DAEMON_HANG_S: Final = 60.0
+"""A daemon that its keeper has not heard of for so long hangs, and is replaced; it says something ten times as often."""
 MEMORY_BYTES_DEFAULT: Final = 512 * MIB
 
 assert BLOCK_BYTES_DEFAULT <= BLOCK_BYTES_MAX

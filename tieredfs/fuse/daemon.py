@@ -137,7 +137,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def _serve_kernel(settings: DaemonSettings) -> int:
-    from tieredfs.fuse.kernel.daemon import serve_for_keeper
+    from tieredfs.fuse.kernel.daemon import Guard, serve_for_keeper
     from tieredfs.fuse.kernel.session import Session, SessionOptions
 
     mounted: list[ServedMount] = []
@@ -155,12 +155,12 @@ def _serve_kernel(settings: DaemonSettings) -> int:
             return SessionOptions()
         return SessionOptions(attribute_timeout_s=ATTRIBUTE_TIMEOUT_S, entry_timeout_s=ENTRY_TIMEOUT_S)
 
-    def observe(session: Session) -> None:
+    def observe(session: Session, guard: Guard) -> None:
         served = mounted[0]
         if served.following:
             metadata = served.volume.metadata
             served.pusher = Pusher(metadata.stamp, metadata.changes, session)
-        served.driver_facts = lambda: asdict(session.snapshot()) | {"pushed": served.pushed()}
+        served.driver_facts = lambda: asdict(session.snapshot()) | {"pushed": served.pushed(), "guarded": guard.lives}
 
     return serve_for_keeper(open_operations, options, observe=observe, on_ready=lambda: mounted[0].start())  # noqa: PLW0108 - it is filled later
 
