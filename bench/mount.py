@@ -58,6 +58,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--size", type=parse_size, default=None, help="of the large file (default 2GiB)")
     parser.add_argument("--repeat", type=int, default=None, help="rounds after the warm-up (default 3)")
+    parser.add_argument("--files", type=int, default=None, help="small files (default 20000; 1000 with --quick)")
     parser.add_argument("--only", type=parse_rows, default=frozenset(KEYS), help=f"comma-separated: {', '.join(KEYS)}")
     parser.add_argument("--without", default="", help=f"sides to leave out: {OURS},{RIVAL}")
     parser.add_argument(
@@ -72,6 +73,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     if chosen.repeat is not None and chosen.repeat < 1:
         parser.error("--repeat must be at least 1")
     chosen.repeat = chosen.repeat or (1 if chosen.quick else 3)
+    chosen.files = chosen.files or (1_000 if chosen.quick else 20_000)
     chosen.size = chosen.size or (2 << 30) // (QUICK_DIVISOR if chosen.quick else 1)
     if chosen.size < 64 << 20:
         parser.error("--size must be at least 64MiB: below that the clock measures start-up")
@@ -136,7 +138,7 @@ def run(chosen: argparse.Namespace) -> tuple[list[Row], list[str], dict[str, str
             targets=targets,
             directory=directory,
             size_bytes=chosen.size,
-            small_count=1_000 if chosen.quick else 20_000,
+            small_count=chosen.files,
             random_count=2_000 if small else 20_000,
             stream_bytes=10 * chosen.size,
             memory_bytes=parse_size(chosen.memory),
@@ -173,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "driver": chosen.driver,
         "code": chosen.code,
         "memory": chosen.memory,
+        "files": chosen.files,
         "quick": chosen.quick,
         "not_measured": missing,
     }

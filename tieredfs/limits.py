@@ -116,13 +116,25 @@ FILL_PART_BYTES: Final = 16 * MIB
 # The mount.
 FUSE_REQUEST_BYTES_MAX: Final = 1 * MIB
 FUSE_READER_THREADS: Final = 4
-ATTRIBUTE_TIMEOUT_S: Final = 1.0
-ENTRY_TIMEOUT_S: Final = 1.0
+ENTRY_TIMEOUT_S: Final = 30.0
+ATTRIBUTE_TIMEOUT_S: Final = 30.0
+"""How long the kernel keeps names and attributes that nobody tells it to drop: others' changes are pushed, so this is the
+bound for a daemon that does not run."""
+STAGED_TIMEOUT_S: Final = 1.0
+"""The same for attributes of a content that is only staged: it may be written to through a mapping, which nobody sees."""
+FOLLOW_INTERVAL_S: Final = 0.05
+"""A mount looks this often whether another process changed something."""
+CHANGES_KEPT: Final = 4096
+"""Transactions in the change feed: 0.1 s of the fastest that one host can commit."""
+CHANGE_KEYS_MAX: Final = 4096
+"""Names and inodes in one record of the feed; a transaction with more makes several."""
 MOUNT_READY_S: Final = 30.0
 UNMOUNT_WAIT_S: Final = 30.0
 DAEMON_RESTARTS_MAX: Final = 30
 """Restarts of a crashing daemon within `DAEMON_RESTART_WINDOW_S` before its keeper gives up and unmounts."""
 DAEMON_RESTART_WINDOW_S: Final = 60.0
+DAEMON_HANG_S: Final = 60.0
+"""A daemon that its keeper has not heard of for so long hangs, and is replaced; it says something ten times as often."""
 MEMORY_BYTES_DEFAULT: Final = 512 * MIB
 
 assert BLOCK_BYTES_DEFAULT <= BLOCK_BYTES_MAX
@@ -139,5 +151,6 @@ assert READ_SIBLING_S < READ_FIRST_S < CHUNK_STALL_S < FILL_WAIT_S, "a slow disk
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
 assert DRAIN_DELAY_S <= PACK_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S
+assert 2 * FOLLOW_INTERVAL_S < STAGED_TIMEOUT_S < ENTRY_TIMEOUT_S
 assert DRAIN_QUIET_S < DRAIN_DEADLINE_S < DRAIN_BUSY_DEADLINE_S
 assert 3 * BLOCK_BYTES_DEFAULT // 2 * 2 < MEMORY_BYTES_DEFAULT, "two encoded blocks in flight fit the default ceiling"

@@ -69,6 +69,8 @@ KEYS: dict[str, bytes] = {
     "block_on_disk": keys.block_on_disk(DiskId(0x0102), BLOCK),
     "dead_block": keys.dead_block(BLOCK),
     "intent": keys.intent(BLOCK),
+    "follower": keys.follower(SessionId(4)),
+    "change": keys.change(5),
 }
 
 RECORDS: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
@@ -95,6 +97,11 @@ RECORDS: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "cache": (records.encode_cache(CACHE), lambda v: records.decode_cache(CacheId(2), v), CACHE),
     "block": (records.encode_block(BLOCK_RECORD), lambda v: records.decode_block(BLOCK, v), BLOCK_RECORD),
     "disk": (records.encode_disk(DISK), lambda v: records.decode_disk(DiskId(7), v), DISK),
+    "change": (
+        records.encode_change(SessionId(4), [keys.inode(INODE), keys.name(INODE, b"n")]),
+        records.decode_change,
+        (SessionId(4), [keys.inode(INODE), keys.name(INODE, b"n")]),
+    ),
 }
 
 

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import Volume, make_volume
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.meta.conftest import Volume, make_volume
 from tieredfs.errors import NotDirectoryError, NotFoundError
 from tieredfs.meta.metadata import Creation, Metadata
 from tieredfs.meta.recent import AHEAD_FIRST, AHEAD_MAX, DIRECTORIES_MAX, RECENT_MAX, Ahead, Recent

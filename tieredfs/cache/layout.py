@@ -26,6 +26,7 @@ from typing import Final
 
 from tieredfs.errors import BusyError, CorruptError, ForeignDataError, NewerFormatError
 from tieredfs.host import Files
+from tieredfs.host.files import forgo_access_times
 from tieredfs.host.shared_sync import SharedSync
 from tieredfs.model import InodeId
 
@@ -68,6 +69,7 @@ class CacheDirectory:
             self.uuid = self._identify(volume_uuid)
             for directory in (self._filling, *(self._fan_out(byte) for byte in range(256))):
                 files.make_directory(directory)
+                forgo_access_times(directory)
             for directory in (f"{self.path}/content", self.path, os.path.dirname(self.path)):
                 files.sync_directory(directory)
             self.same_boot = self._is_same_boot()

@@ -155,6 +155,8 @@ class _FirstPass:
             Tag.VOLUME: lambda _, value: _ignore(records.decode_volume(value)),
             Tag.COUNTER: lambda _, value: _ignore(records.decode_number(value)),
             Tag.RECEIPT: lambda _, value: _ignore(records.decode_number(value)),
+            Tag.FOLLOWER: lambda _, value: _ignore(value),
+            Tag.CHANGE: lambda _, value: _ignore(records.decode_change(value)),
             Tag.SESSION: lambda _, value: _ignore(records.decode_session(SessionId(0), value)),
             Tag.CACHE: lambda _, value: _ignore(records.decode_cache(CacheId(0), value)),
             Tag.DISK: lambda _, value: _ignore(records.decode_disk(DiskId(0), value)),

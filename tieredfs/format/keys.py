@@ -52,6 +52,8 @@ class Tag(enum.IntEnum):
     BLOCK_ON_DISK = ord("K")
     DEAD_BLOCK = ord("Z")
     INTENT = ord("W")
+    FOLLOWER = ord("F")
+    CHANGE = ord("H")
 
 
 class Counter(enum.IntEnum):
@@ -64,6 +66,8 @@ class Counter(enum.IntEnum):
     DISK = 5
     INODES_DELETED = 6
     """Not an id: how many inodes were deleted, for the estimate of how many there are."""
+    CHANGE = 7
+    """Numbers of the change feed's records."""
 
 
 ALL_DISKS: Final = DiskId(0)
@@ -227,6 +231,20 @@ def disk(number: DiskId) -> bytes:
     """-> uuid, url, failure domain, state. Kept after the disk is removed: its id is never used again."""
     assert 0 < number <= DISKS_MAX
     return _DISK.pack(0, Tag.DISK, number)
+
+
+FOLLOWERS_PREFIX: Final = struct.pack(">HB", 0, Tag.FOLLOWER)
+CHANGES_PREFIX: Final = struct.pack(">HB", 0, Tag.CHANGE)
+
+
+def follower(session_id: SessionId) -> bytes:
+    """-> nothing. Exists while the session follows the change feed; goes with the session."""
+    return _head(0, Tag.FOLLOWER, session_id)
+
+
+def change(number: int) -> bytes:
+    """-> who changed which inodes and names, in one transaction. The last `CHANGES_KEPT` exist."""
+    return _head(0, Tag.CHANGE, number)
 
 
 def block(block_id: BlockId) -> bytes:

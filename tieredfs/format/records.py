@@ -9,6 +9,7 @@ encoded on every namespace operation, and costs 0.6 us to read where the 15 fiel
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -205,6 +206,31 @@ def encode_number(number: int) -> bytes:
 def decode_number(value: bytes) -> int:
     number: int = _NUMBER.unpack(_opened(value, "number", _NUMBER.size))[1]
     return number
+
+
+def encode_change(origin: SessionId, changed: Sequence[bytes]) -> bytes:
+    """`changed`: keys of inodes and names."""
+    parts = [_NUMBER.pack(VERSION, origin)]
+    for key in changed:
+        parts += [_TEXT.pack(len(key)), key]
+    return _sealed(b"".join(parts))
+
+
+def decode_change(value: bytes) -> tuple[SessionId, list[bytes]]:
+    body = _opened(value, "change")
+    if len(body) < _NUMBER.size:
+        raise CorruptError("change record is cut off")
+    origin, offset = SessionId(_NUMBER.unpack_from(body)[1]), _NUMBER.size
+    changed: list[bytes] = []
+    while offset < len(body):
+        if offset + _TEXT.size > len(body):
+            raise CorruptError("change record is cut off")
+        start = offset + _TEXT.size
+        offset = start + _TEXT.unpack_from(body, offset)[0]
+        if offset > len(body):
+            raise CorruptError("change record is cut off")
+        changed.append(body[start:offset])
+    return origin, changed
 
 
 # ---- sessions and caches ---------------------------------------------------------------------------------------------

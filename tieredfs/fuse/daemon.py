@@ -22,9 +22,11 @@ from typing import Final
 
 from tieredfs.errors import TieredError
 from tieredfs.fuse.control import ControlServer, mount_source
+from tieredfs.fuse.kernel.pushing import Pusher
 from tieredfs.fuse.verbs import MountVerbs
 from tieredfs.fuse.volume_operations import VolumeOperations
 from tieredfs.host.memory import keep_freed_memory_low
+from tieredfs.limits import ATTRIBUTE_TIMEOUT_S, ENTRY_TIMEOUT_S
 from tieredfs.volume import SsdTier, Volume
 from tieredfs.volume.caretaker import Caretaker
 
@@ -54,7 +56,7 @@ class DaemonSettings:
 
 
 class ServedMount:
-    """What is open while a mount is served. `describe` and `on_ready` are set by the driver."""
+    """What is open while a mount is served. `driver_facts` and `pusher` are set by the driver."""
 
     def __init__(self, settings: DaemonSettings, volume: Volume, ssd: SsdTier, operations: VolumeOperations) -> None:
         self.settings = settings
@@ -63,6 +65,9 @@ class ServedMount:
         self.operations = operations
         self.caretaker = Caretaker(volume, ssd.tier.cache)
         self.driver_facts: Callable[[], Mapping[str, object]] = dict
+        self.pusher: Pusher | None = None
+        self.following = False
+        """What other processes change is read, and told to the kernel."""
 
     def describe(self) -> dict[str, object]:
         """The `mount` part of `status`."""
@@ -80,8 +85,17 @@ class ServedMount:
         """Every handle of an earlier daemon is bound again: drain and eviction may begin."""
         self.ssd.start()
         self.caretaker.start()
+        if self.pusher is not None:
+            self.pusher.start()
         gc.collect()
         gc.freeze()
+
+    def pushed(self) -> int:
+        return self.pusher.pushed if self.pusher is not None else 0
+
+    def stop_pushing(self) -> None:
+        if self.pusher is not None:
+            self.pusher.close()
 
 
 @contextmanager
@@ -105,6 +119,7 @@ def serving(settings: DaemonSettings) -> Iterator[ServedMount]:
         control = ControlServer(settings.mount_id, MountVerbs(volume, ssd, served.describe).table())
         stack.callback(control.close)
         stack.callback(served.caretaker.close)
+        stack.callback(served.stop_pushing)
         yield served
         volume.metadata.forget_receipts(mount)
 
@@ -122,8 +137,8 @@ def _raise_descriptor_limit() -> None:
 
 
 def _serve_kernel(settings: DaemonSettings) -> int:
-    from tieredfs.fuse.kernel.daemon import serve_for_keeper
-    from tieredfs.fuse.kernel.session import Session
+    from tieredfs.fuse.kernel.daemon import Guard, serve_for_keeper
+    from tieredfs.fuse.kernel.session import Session, SessionOptions
 
     mounted: list[ServedMount] = []
 
@@ -133,10 +148,21 @@ def _serve_kernel(settings: DaemonSettings) -> int:
             mounted.append(served)
             yield served.operations
 
-    def observe(session: Session) -> None:
-        mounted[0].driver_facts = lambda: asdict(session.snapshot())
+    def options() -> SessionOptions:
+        metadata = mounted[0].volume.metadata
+        mounted[0].following = metadata.follow(mounted[0].volume.session)
+        if not mounted[0].following:
+            return SessionOptions()
+        return SessionOptions(attribute_timeout_s=ATTRIBUTE_TIMEOUT_S, entry_timeout_s=ENTRY_TIMEOUT_S)
 
-    return serve_for_keeper(open_operations, observe=observe, on_ready=lambda: mounted[0].start())  # noqa: PLW0108 - it is filled later
+    def observe(session: Session, guard: Guard) -> None:
+        served = mounted[0]
+        if served.following:
+            metadata = served.volume.metadata
+            served.pusher = Pusher(metadata.stamp, metadata.changes, session)
+        served.driver_facts = lambda: asdict(session.snapshot()) | {"pushed": served.pushed(), "guarded": guard.lives}
+
+    return serve_for_keeper(open_operations, options, observe=observe, on_ready=lambda: mounted[0].start())  # noqa: PLW0108 - it is filled later
 
 
 def _serve_portable(settings: DaemonSettings) -> int:

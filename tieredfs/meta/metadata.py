@@ -14,7 +14,7 @@ from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
 from tieredfs.kv.engine import Engine, Reader, Stamped, Writer
-from tieredfs.meta import allocation, files, inodes, names, placing, renames, sessions, volumes
+from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
 from tieredfs.meta.changes import Content, Creation, Placement, Receipt, Removed
@@ -75,6 +75,8 @@ class Metadata:
         self._stamp = engine.stamp if isinstance(engine, Stamped) else None
         self._recent = Recent()
         self._ahead = Ahead()
+        self._origin = NOBODY
+        self._feed_position = 0
 
     def config(self) -> VolumeConfig:
         """Raises VolumeNotFoundError, NewerFormatError."""
@@ -84,7 +86,7 @@ class Metadata:
         """Replace the settings that may change (name, code, durability, block size): they act on what is written from
         now on.
         """
-        self._engine.write(lambda writer: volumes.set_config(writer, config))
+        self._write(lambda writer: volumes.set_config(writer, config))
 
     def sync(self) -> None:
         """`Engine.sync`."""
@@ -150,7 +152,7 @@ class Metadata:
             return record.attributes()
 
         try:
-            return self._engine.write(change)
+            return self._write(change)
         except TieredError:
             self._count_deleted(1)  # the id is used up all the same
             raise
@@ -165,7 +167,7 @@ class Metadata:
             self._check_cache(creation.staged_in)
         inode = InodeId(self._inode_ids.take())
         now_ns = self._clock.wall_ns()
-        return self._engine.write(
+        return self._write(
             lambda writer: placing.create_unnamed(writer, inode, creation, holder, extents, size_bytes, now_ns)
         ).attributes()
 
@@ -181,7 +183,7 @@ class Metadata:
         """
         names.check_name(placement.name)
         now_ns = self._clock.wall_ns()
-        record, removed = self._engine.write(lambda writer: placing.place(writer, placement, holder, condition, now_ns))
+        record, removed = self._write(lambda writer: placing.place(writer, placement, holder, condition, now_ns))
         return record.attributes(), removed
 
     def new_inode_id(self) -> InodeId:
@@ -216,7 +218,7 @@ class Metadata:
             sessions.leave_receipt(writer, receipt)
             return record.attributes()
 
-        return self._engine.write(change)
+        return self._write(change)
 
     def unlink(
         self,
@@ -240,7 +242,7 @@ class Metadata:
             sessions.leave_receipt(writer, receipt)
             return removed
 
-        removed = self._engine.write(change)
+        removed = self._write(change)
         self._count_deleted(int(removed.gone and not holder))
         return removed
 
@@ -254,7 +256,7 @@ class Metadata:
             sessions.leave_receipt(writer, receipt)
             return removed
 
-        removed = self._engine.write(change)
+        removed = self._write(change)
         self._count_deleted(1)
         return removed
 
@@ -288,7 +290,7 @@ class Metadata:
             sessions.leave_receipt(writer, receipt)
             return removed
 
-        removed = self._engine.write(change)
+        removed = self._write(change)
         if removed is not None and removed.gone:
             self._count_deleted(int(not holder or removed.kind is FileKind.DIRECTORY))
         return removed
@@ -298,7 +300,7 @@ class Metadata:
         return self._engine.read(lambda reader: sessions.carried_out(reader, mount, unique))
 
     def forget_receipts(self, mount: int) -> None:
-        self._engine.write(lambda writer: sessions.forget_receipts(writer, mount))
+        self._write(lambda writer: sessions.forget_receipts(writer, mount))
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
@@ -320,7 +322,7 @@ class Metadata:
     def set_attributes(self, inode: InodeId, change: AttributeChange) -> Attributes:
         """Sets ctime to now."""
         now_ns = self._clock.wall_ns()
-        return self._engine.write(lambda writer: files.set_attributes(writer, inode, change, now_ns)).attributes()
+        return self._write(lambda writer: files.set_attributes(writer, inode, change, now_ns)).attributes()
 
     def read_link(self, inode: InodeId) -> bytes:
         """Raises InvalidRequestError when it is not a symlink."""
@@ -340,7 +342,7 @@ class Metadata:
     ) -> None:
         files.check_xattr_name(name)
         now_ns = self._clock.wall_ns()
-        self._engine.write(
+        self._write(
             lambda writer: files.set_xattr(writer, inode, name, value, create=create, replace=replace, now_ns=now_ns)
         )
 
@@ -350,7 +352,7 @@ class Metadata:
     def remove_xattr(self, inode: InodeId, name: bytes) -> None:
         files.check_xattr_name(name)
         now_ns = self._clock.wall_ns()
-        self._engine.write(lambda writer: files.remove_xattr(writer, inode, name, now_ns))
+        self._write(lambda writer: files.remove_xattr(writer, inode, name, now_ns))
 
     def begin_write(self, inode: InodeId, cache: CacheId, *, truncate: bool) -> Attributes:
         """Mark the content as staged in `cache`, at the next version.
@@ -360,9 +362,7 @@ class Metadata:
         """
         self._check_cache(cache)
         now_ns = self._clock.wall_ns()
-        record = self._engine.write(
-            lambda writer: files.begin_write(writer, inode, cache, truncate=truncate, now_ns=now_ns)
-        )
+        record = self._write(lambda writer: files.begin_write(writer, inode, cache, truncate=truncate, now_ns=now_ns))
         return record.attributes()
 
     def publish(
@@ -371,7 +371,7 @@ class Metadata:
         """Size and mtime of a staged content, as of now (ctime becomes the later of itself and mtime). Silently
         nothing if `version` is no longer the inode's or the inode is gone. `allocated_bytes` None: no holes."""
         allocated = size_bytes if allocated_bytes is None else allocated_bytes
-        self._engine.write(lambda writer: files.publish(writer, inode, version, size_bytes, mtime_ns, allocated))
+        self._write(lambda writer: files.publish(writer, inode, version, size_bytes, mtime_ns, allocated))
 
     def abandon_write(self, inode: InodeId, version: int) -> None:
         """The staged content `version` is the same as the stored one, or lost: the extents are the content again.
@@ -379,7 +379,7 @@ class Metadata:
         The size becomes that of the stored content, and stored_version `version`. Silently nothing if `version` is not
         the inode's, or nothing is staged.
         """
-        self._engine.write(lambda writer: files.abandon_write(writer, inode, version))
+        self._write(lambda writer: files.abandon_write(writer, inode, version))
 
     def extents(self, inode: InodeId) -> list[Extent]:
         """The stored content, in order of offset."""
@@ -396,7 +396,7 @@ class Metadata:
         exist: their chunks may be deleted, and the caller must write the content again.
         """
         now_ns = self._clock.wall_ns()
-        return self._engine.write(lambda writer: files.commit_stored(writer, contents, blocks, now_ns))
+        return self._write(lambda writer: files.commit_stored(writer, contents, blocks, now_ns))
 
     def staged(self, cache: CacheId | None = None) -> list[StagedRecord]:
         """What is on SSDs only, oldest first; of one cache or of all. Contents of orphans too: they are still open."""
@@ -412,13 +412,13 @@ class Metadata:
     def reclaim_orphan(self, inode: InodeId, holder: SessionId) -> None:
         """Delete an open-but-unlinked inode at its last release. Nothing if it is no orphan of `holder`."""
         now_ns = self._clock.wall_ns()
-        reclaimed = self._engine.write(lambda writer: sessions.reclaim_orphan(writer, inode, holder, now_ns))
+        reclaimed = self._write(lambda writer: sessions.reclaim_orphan(writer, inode, holder, now_ns))
         self._count_deleted(int(reclaimed))
 
     def reclaim_orphans(self, wanted: Sequence[InodeId], holder: SessionId) -> None:
         """`reclaim_orphan` of many, in one transaction."""
         now_ns = self._clock.wall_ns()
-        reclaimed = self._engine.write(
+        reclaimed = self._write(
             lambda writer: sum(sessions.reclaim_orphan(writer, inode, holder, now_ns) for inode in wanted)
         )
         self._count_deleted(reclaimed)
@@ -428,18 +428,18 @@ class Metadata:
 
     def open_session(self, host: str, process: int, purpose: str) -> Session:
         now_ns = self._clock.wall_ns()
-        return self._engine.write(lambda writer: sessions.open_session(writer, host, process, purpose, now_ns))
+        return self._write(lambda writer: sessions.open_session(writer, host, process, purpose, now_ns))
 
     def heartbeat(self, session: SessionId) -> None:
         """Raises NotFoundError when the session was ended (this process was taken for dead)."""
         now_ns = self._clock.wall_ns()
-        self._engine.write(lambda writer: sessions.heartbeat(writer, session, now_ns))
+        self._write(lambda writer: sessions.heartbeat(writer, session, now_ns))
         self._record_deleted()
 
     def end_session(self, session: SessionId) -> list[InodeId]:
         """Delete the session, its orphans (returned) and its block intents. Also how a dead one is reclaimed."""
         now_ns = self._clock.wall_ns()
-        reclaimed = self._engine.write(lambda writer: sessions.end(writer, session, now_ns))
+        reclaimed = self._write(lambda writer: sessions.end(writer, session, now_ns))
         self._count_deleted(len(reclaimed))
         self._record_deleted()
         return reclaimed
@@ -449,14 +449,14 @@ class Metadata:
 
     def register_cache(self, uuid: str, host: str, path: str) -> CacheRecord:
         """The record of that uuid, made or updated."""
-        return self._engine.write(lambda writer: sessions.register_cache(writer, uuid, host, path))
+        return self._write(lambda writer: sessions.register_cache(writer, uuid, host, path))
 
     def caches(self) -> list[CacheRecord]:
         return self._engine.read(sessions.caches)
 
     def forget_cache(self, cache: CacheId) -> None:
         """Raises BusyError while something is staged there."""
-        self._engine.write(lambda writer: sessions.forget_cache(writer, cache))
+        self._write(lambda writer: sessions.forget_cache(writer, cache))
         self._known_caches.discard(cache)
 
     # ---- blocks and disks
@@ -465,12 +465,12 @@ class Metadata:
     def reserve_block(self, session: SessionId) -> BlockId:
         """A new id with an intent record, so that garbage collection spares its chunks while the session lives."""
         block = BlockId(self._block_ids.take())
-        self._engine.write(lambda writer: block_layer.reserve(writer, block, session))
+        self._write(lambda writer: block_layer.reserve(writer, block, session))
         return block
 
     def release_reservation(self, block: BlockId) -> None:
         """The block will not be committed."""
-        self._engine.write(lambda writer: writer.delete(keys.intent(block)))
+        self._write(lambda writer: writer.delete(keys.intent(block)))
 
     def reserved(self, block: BlockId) -> bool:
         """An intent of a live session exists."""
@@ -501,7 +501,7 @@ class Metadata:
         """Move, add or drop one chunk's location; False (and nothing) when `old` is not what the record says, or the
         block is gone.
         """
-        return self._engine.write(lambda writer: block_layer.replace_chunk(writer, block, old, new))
+        return self._write(lambda writer: block_layer.replace_chunk(writer, block, old, new))
 
     def dead_blocks(self, before_ns: int, limit: int) -> list[Block]:
         """Blocks without a reference since before that time."""
@@ -512,21 +512,21 @@ class Metadata:
 
         Those that were condemned before and are not yet forgotten are among them.
         """
-        return self._engine.write(lambda writer: block_layer.condemn(writer, before_ns, limit))
+        return self._write(lambda writer: block_layer.condemn(writer, before_ns, limit))
 
     def forget_blocks(self, blocks: Sequence[BlockId]) -> None:
         """Delete the records of dead blocks whose chunks are deleted."""
-        self._engine.write(lambda writer: block_layer.forget(writer, blocks))
+        self._write(lambda writer: block_layer.forget(writer, blocks))
 
     def disks(self) -> list[Disk]:
         return self._engine.read(volumes.disks)
 
     def add_disk(self, uuid: str, url: str, domain: str) -> Disk:
         """Raises AlreadyExistsError for a known uuid or url."""
-        return self._engine.write(lambda writer: volumes.add_disk(writer, uuid, url, domain))
+        return self._write(lambda writer: volumes.add_disk(writer, uuid, url, domain))
 
     def set_disk_state(self, disk: DiskId, state: DiskState) -> Disk:
-        return self._engine.write(lambda writer: volumes.set_disk_state(writer, disk, state))
+        return self._write(lambda writer: volumes.set_disk_state(writer, disk, state))
 
     # ---- totals
     # -------------------------------------------------------------------------------------------------------
@@ -557,7 +557,42 @@ class Metadata:
 
     def amend(self, function: Callable[[Writer], T]) -> T:
         """`Engine.write`, for the curator, which restores what follows from other records and does not."""
-        return self._engine.write(function)
+        return self._write(function)
+
+    # ---- what others change ----------------------------------------------------------------------------------------
+
+    def follow(self, session: SessionId) -> bool:
+        """`changes` tells what others change; False: this engine cannot tell when to ask.
+
+        It begins with all that is kept: this may be the successor of a process that did not ask for the latest."""
+        if self._stamp is None:
+            return False
+        self._origin = session
+        self._engine.write(lambda writer: feed.follow(writer, session))
+        return True
+
+    def stamp(self) -> bytes:
+        """`kv.engine.Stamped.stamp`; only where `follow` said True."""
+        assert self._stamp is not None
+        return self._stamp()
+
+    def changes(self) -> feed.Change:
+        """What other processes changed since the last call. One thread calls it."""
+        found, self._feed_position = self._engine.read(
+            lambda reader: feed.changes(reader, self._feed_position, self._origin)
+        )
+        return found
+
+    def _write(self, function: Callable[[Writer], T]) -> T:
+        """`Engine.write`, with what it changed appended to the feed."""
+
+        def recorded(writer: Writer) -> T:
+            recorder = feed.Recorder(writer)
+            result = function(recorder)
+            feed.append(writer, self._origin, recorder.changed)
+            return result
+
+        return self._engine.write(recorded)
 
     # ---- what is kept in memory ---------------------------------------------------------------------------------
 
@@ -582,4 +617,4 @@ class Metadata:
         with self._deleted_lock:
             count, self._deleted = self._deleted, 0
         if count:
-            self._engine.write(lambda writer: allocation.take(writer, Counter.INODES_DELETED, count))
+            self._write(lambda writer: allocation.take(writer, Counter.INODES_DELETED, count))

@@ -63,6 +63,7 @@ def end(writer: Writer, number: SessionId, now_ns: int) -> list[InodeId]:
         reclaim_orphan(writer, inode, number, now_ns)
     for block in blocks.intents_of(writer, number):
         writer.delete(keys.intent(block))
+    writer.delete(keys.follower(number))
     writer.delete(keys.session(number))
     return found
 

@@ -87,7 +87,7 @@ class Tables:
                 self.intents.add(first)
 
 
-_NOT_CHECKED = {Tag.VOLUME, Tag.COUNTER, Tag.RECEIPT, Tag.SESSION, Tag.CACHE, Tag.DISK}
+_NOT_CHECKED = {Tag.FOLLOWER, Tag.CHANGE, Tag.VOLUME, Tag.COUNTER, Tag.RECEIPT, Tag.SESSION, Tag.CACHE, Tag.DISK}
 _OF_BLOCKS = {Tag.BLOCK, Tag.BLOCK_USER, Tag.BLOCK_ON_DISK, Tag.DEAD_BLOCK, Tag.INTENT}
 
 

@@ -24,14 +24,17 @@ ROOT = str(Path(__file__).parents[3])
 class Mounted:
     """A loopback mount under a keeper."""
 
-    def __init__(self, directory: Path, *arguments: str, restarts_max: int = 50) -> None:
+    def __init__(self, directory: Path, *arguments: str, restarts_max: int = 50, hang_s: float = 60.0) -> None:
         self.below = directory / "below"
         self.point = directory / "mount"
         self.below.mkdir(exist_ok=True)
         self.point.mkdir(exist_ok=True)
         self.log = directory / "log"
         command = (sys.executable, DAEMON, str(self.below), *arguments)
-        self.keeper = start(KeeperOptions(str(self.point), command, log_path=str(self.log), restarts_max=restarts_max))
+        options = KeeperOptions(
+            str(self.point), command, log_path=str(self.log), restarts_max=restarts_max, hang_s=hang_s
+        )
+        self.keeper = start(options)
 
     def daemon(self) -> int:
         """The daemon's process id, when it is there."""
@@ -165,6 +168,36 @@ def test_hang_up_replaces_the_daemon(mounted: Mounted) -> None:
         time.sleep(0.01)
     assert mounted.daemon() != first
     (mounted.point / "file").touch()
+
+
+def test_a_daemon_that_hangs_is_replaced(tmp_path: Path) -> None:
+    try:
+        mounted = Mounted(tmp_path, hang_s=1.5)
+        hung = mounted.daemon()
+        with (mounted.point / "file").open("wb") as file:
+            os.kill(hung, signal.SIGSTOP)
+            file.write(b"written meanwhile")
+        assert (mounted.point / "file").read_bytes() == b"written meanwhile"
+        assert mounted.takeovers() == 1
+        assert mounted.daemon() != hung
+        assert "hangs" in mounted.log.read_text()
+        assert mounted.stop() == 0
+    finally:
+        clean(tmp_path)
+
+
+def test_a_daemon_without_a_keeper_serves_and_says_that_nobody_guards_it(tmp_path: Path) -> None:
+    try:
+        mounted = Mounted(tmp_path, hang_s=1.5)
+        mounted.keeper.kill()
+        mounted.keeper.wait(10)
+        while "the keeper of this mount is gone" not in mounted.log.read_text():
+            time.sleep(0.02)
+        (mounted.point / "file").write_bytes(b"still served")
+        assert (mounted.below / "file").read_bytes() == b"still served"
+        mounting.unmount(str(mounted.point))
+    finally:
+        clean(tmp_path)
 
 
 def test_gives_up_after_too_many_crashes(tmp_path: Path) -> None:

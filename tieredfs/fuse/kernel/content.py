@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final
 
 from tieredfs.errors import NotFoundError, UnavailableError
@@ -30,10 +31,17 @@ _SETUID_OR_SETGID: Final = 0o6000
 class ContentHandlers:
     """open, create, read, write, flush, fsync, release, fallocate, lseek."""
 
-    def __init__(self, operations: Operations, timeouts: Timeouts, handles: Handles) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        timeouts: Timeouts,
+        handles: Handles,
+        forget_attributes: Callable[[InodeId], None],
+    ) -> None:
         self._operations = operations
         self._timeouts = timeouts
         self._handles = handles
+        self._forget_attributes = forget_attributes
 
     def table(self) -> dict[Op, tuple[Handler, int]]:
         """Opcode to handler and the least length of the request's body."""
@@ -61,7 +69,10 @@ class ContentHandlers:
             drop_privilege(self._operations, request.inode)
         opened = self._operations.open(request.inode, flags, request.caller())
         bypass = opened.whole and self._writes_need_no_watch(request.inode, flags)
-        return _opened(self._add(request, request.inode, flags, opened, bypass=bypass))
+        answer = self._add(request, request.inode, flags, opened, bypass=bypass)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self._forget_attributes(request.inode)  # kept for long while stored; mapped writes change them unseen
+        return _opened(answer)
 
     def create(self, request: Request) -> Reply:
         if request.resent:
@@ -91,13 +102,14 @@ class ContentHandlers:
 
     def _created(self, attributes: Attributes, answer: Answer) -> bytes:
         timeouts = self._timeouts
+        seconds, nanoseconds = timeouts.staged if attributes.staged_in else timeouts.stored
         return wire.CREATE_OUT.pack(
             attributes.inode,
             0,
             timeouts.entry_s,
-            timeouts.attribute_s,
+            seconds,
             timeouts.entry_ns,
-            timeouts.attribute_ns,
+            nanoseconds,
             *attribute_fields(attributes),
             answer.handle,
             answer.open_flags,

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from tieredfs.errors import NotFoundError
+from tieredfs.errors import NotFoundError, TieredError
 from tieredfs.fuse.kernel import wire
 from tieredfs.fuse.kernel.ledger import Ledger, OpenDirectory, OpenFile
 from tieredfs.fuse.kernel.modes import CLOSED, InodeModes, Mode, after_close, after_open, mode_of_open
@@ -163,16 +163,17 @@ class Handles:
     # ---- a new daemon, and the end -----------------------------------------------------------------------------------
 
     def take_over(self, operations: Operations) -> None:
-        """Bind again every handle that the ledger knows. A file that is gone keeps its handle; its operations fail."""
+        """Bind again every handle that the ledger knows. One that cannot be bound keeps its number: its operations fail, and
+        not those of the whole mount. (By passthrough it goes on: the kernel has its file.)"""
         for index, file in self._ledger.files():
-            with contextlib.suppress(NotFoundError):
+            with _unbound(file.handle, file.inode):
                 operations.reopen(file.handle, file.inode, file.flags)
             modes = self._modes.get(file.inode, CLOSED)
             self._modes[file.inode] = after_open(modes, file.mode, file.backing, file.backing_id)
             self._files[file.handle] = Live(file, index)
             self._by_unique[file.unique] = file
         for index, directory in self._ledger.directories():
-            with contextlib.suppress(NotFoundError):
+            with _unbound(directory.handle, directory.inode):
                 operations.reopen_directory(directory.handle, directory.inode)
             self._directories[directory.handle] = index
             self._by_unique[directory.unique] = directory
@@ -188,6 +189,16 @@ class Handles:
             self._ledger.forget(index)
             yield handle, True
         self._modes.clear()
+
+
+@contextlib.contextmanager
+def _unbound(handle: int, inode: InodeId) -> Iterator[None]:
+    try:
+        yield
+    except NotFoundError:
+        pass  # deleted meanwhile
+    except (TieredError, OSError) as error:
+        _log.warning("handle %d of inode %d could not be bound again: %s", handle, inode, error)
 
 
 def _answer(file: OpenFile, *, keep_cache: bool) -> Answer:

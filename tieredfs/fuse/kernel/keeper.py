@@ -8,8 +8,9 @@ again and asks for what was unanswered. Programs wait a moment; reads and writes
 `daemon.serve_for_keeper(open_operations)`, which speaks the protocol below over the socket that `ENVIRONMENT` names::
 
     daemon -> keeper   {"say": "opened"}                        the volume is open, nothing is mounted yet
-    keeper -> daemon   {"say": "serve"} with two descriptors    the device (mounted now) and the ledger
+    keeper -> daemon   {"say": "serve", "beat_s"} with two descriptors    the device (mounted now) and the ledger
     daemon -> keeper   {"say": "ready"}                         INIT is answered, or the take-over is done
+    daemon -> keeper   {"say": "alive"}                         every `beat_s` from then on
     daemon -> keeper   {"say": "error", "kind", "text"}         instead of any of the above; then it exits
 
 The keeper tells whoever started it one line of the same form over a pipe: ready, or the error with nothing mounted.
@@ -19,8 +20,9 @@ finish, then both exit with 0. SIGTERM or SIGINT to the keeper unmounts: at once
 somebody still does after `STOP_PATIENCE_S`, and `UNMOUNT_WAIT_S` later those who still do lose it. SIGHUP replaces the
 daemon (an upgrade); that is not counted as a crash. After `DAEMON_RESTARTS_MAX` crashes within
 `DAEMON_RESTART_WINDOW_S` the keeper gives up, says so, and unmounts lazily: programs then see ENOTCONN instead of
-waiting for ever. The daemon ignores SIGTERM and SIGINT; its life is the keeper's business. When the keeper itself is
-killed, its daemon goes on serving, but nobody would follow it.
+waiting for ever. A daemon that does not say for `hang_s` that it is alive is killed and followed like one that crashed.
+The daemon ignores SIGTERM and SIGINT; its life is the keeper's business. When the keeper itself is
+killed, its daemon goes on serving, but nobody would follow it: `status` says that the mount is unguarded.
 
 One thread, and one more for the moment of umount(2), which may wait for the daemon. Imports stay few: this process
 lives as long as the mount and is all that has to survive.
@@ -45,7 +47,7 @@ from tieredfs import errors
 from tieredfs.errors import DeadlineError, MountPointError, NotAMountError, TieredError, UnavailableError
 from tieredfs.fuse.kernel import mounting
 from tieredfs.fuse.kernel.ledger import make_memory
-from tieredfs.limits import DAEMON_RESTART_WINDOW_S, DAEMON_RESTARTS_MAX, MOUNT_READY_S, UNMOUNT_WAIT_S
+from tieredfs.limits import DAEMON_HANG_S, DAEMON_RESTART_WINDOW_S, DAEMON_RESTARTS_MAX, MOUNT_READY_S, UNMOUNT_WAIT_S
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class KeeperOptions:
     log_path: str | None = None
     restarts_max: int = DAEMON_RESTARTS_MAX
     ready_s: float = MOUNT_READY_S
+    hang_s: float = DAEMON_HANG_S
 
 
 def start(options: KeeperOptions) -> "subprocess.Popen[bytes]":
@@ -159,9 +162,16 @@ class Daemon:
             raise DeadlineError("the daemon did not answer in time") from None
         return json.loads(message) if message else None
 
-    def hand_over(self, device: int, ledger: int) -> None:
+    def hand_over(self, device: int, ledger: int, beat_s: float) -> None:
+        message = json.dumps({"say": "serve", "beat_s": beat_s}).encode()
         with contextlib.suppress(OSError):  # dead already: `receive` will tell
-            socket.send_fds(self.channel, [json.dumps({"say": "serve"}).encode()], [device, ledger])
+            socket.send_fds(self.channel, [message], [device, ledger])
+
+    def heard(self) -> bool:
+        """Take what the daemon said; False: nothing, and it will say nothing any more."""
+        with contextlib.suppress(OSError):
+            return bool(self.channel.recv(MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT))
+        return False
 
     def end(self, wait_s: float) -> int:
         """Its exit status, after at most `wait_s` and a SIGKILL."""
@@ -185,6 +195,8 @@ class Keeper:
         self._mountpoint = options.mountpoint
         self._crashes: deque[float] = deque()
         self._stop_deadline_s: float | None = None
+        self._heard_s = 0.0
+        """When the daemon said something last."""
 
     def bring_up(self) -> Daemon:
         """Mount, served by a first daemon. Raises a domain error with nothing mounted."""
@@ -220,7 +232,11 @@ class Keeper:
                 self._crashes.clear()
             if event == "dead" and self._ended_cleanly(daemon):
                 return 0
-            if event in ("dead", "replace"):
+            if event == "hung":
+                _log.warning("the daemon of %s hangs: it is replaced", self._mountpoint)
+                daemon.process.kill()
+                daemon.end(UNMOUNT_WAIT_S)
+            if event in ("dead", "hung", "replace"):
                 successor = self._succeed()
                 if successor is None:
                     return 1
@@ -231,8 +247,9 @@ class Keeper:
         _expect(daemon.receive(deadline_s), "opened")
         if self._device < 0:
             self._device = mounting.mount_fuse(self._mountpoint, self._options.mount)
-        daemon.hand_over(self._device, self._ledger)
+        daemon.hand_over(self._device, self._ledger, self._options.hang_s / 10)
         _expect(daemon.receive(deadline_s), "ready")
+        self._heard_s = time.monotonic()
         entry = mounting.mount_at(self._mountpoint)
         if entry is not None:
             mounting.set_read_ahead(entry)
@@ -242,20 +259,35 @@ class Keeper:
         poll.register(self._device, 0)  # POLLERR is always reported
         poll.register(daemon.pidfd, select.POLLIN)
         poll.register(signals, select.POLLIN)
+        poll.register(daemon.channel, select.POLLIN)
         while True:
-            left_s = None if self._stop_deadline_s is None else max(0.0, self._stop_deadline_s - time.monotonic())
-            ready = {descriptor for descriptor, _ in poll.poll(None if left_s is None else left_s * 1000)}
+            ready = {descriptor for descriptor, _ in poll.poll(self._patience_s() * 1000)}
             if self._device in ready:
                 return "gone"
-            if not ready:
-                return "overdue"
             if daemon.pidfd in ready:
                 return "dead"
+            if daemon.channel.fileno() in ready:
+                if daemon.heard():
+                    self._heard_s = time.monotonic()
+                else:
+                    poll.unregister(daemon.channel)
+            now_s = time.monotonic()
+            if self._stop_deadline_s is not None and now_s >= self._stop_deadline_s:
+                return "overdue"
+            if now_s >= self._heard_s + self._options.hang_s:
+                return "hung"
             for number in os.read(signals, 64) if signals in ready else b"":
                 if number in (signal.SIGTERM, signal.SIGINT):
                     return "stop"
                 if number == signal.SIGHUP:
                     return "replace"
+
+    def _patience_s(self) -> float:
+        """Until something is due though nothing happens."""
+        deadline_s = self._heard_s + self._options.hang_s
+        if self._stop_deadline_s is not None:
+            deadline_s = min(deadline_s, self._stop_deadline_s)
+        return max(0.0, deadline_s - time.monotonic())
 
     def _is_gone(self) -> bool:
         poll = select.poll()

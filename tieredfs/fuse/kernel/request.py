@@ -150,11 +150,14 @@ Handler = Callable[[Request], Reply]
 class Timeouts:
     """How long the kernel may keep names and attributes, in the pieces that the structures want."""
 
-    __slots__ = ("attribute_ns", "attribute_s", "entry_ns", "entry_s", "negative_ns", "negative_s")
+    __slots__ = ("entry_ns", "entry_s", "negative_ns", "negative_s", "staged", "stored")
 
-    def __init__(self, entry_s: float, attribute_s: float, negative_s: float) -> None:
+    def __init__(self, entry_s: float, attribute_s: float, negative_s: float, staged_s: float | None = None) -> None:
         self.entry_s, self.entry_ns = _split(entry_s)
-        self.attribute_s, self.attribute_ns = _split(attribute_s)
+        self.stored = _split(attribute_s)
+        """Seconds and nanoseconds that attributes may be kept,"""
+        self.staged = _split(attribute_s if staged_s is None else min(staged_s, attribute_s))
+        """and those of an inode whose content is only staged."""
         self.negative_s, self.negative_ns = _split(negative_s)
 
 
@@ -184,17 +187,19 @@ def attribute_fields(attributes: Attributes) -> tuple[int, ...]:
 
 
 def encode_attributes(attributes: Attributes, timeouts: Timeouts) -> bytes:
-    return wire.ATTR_OUT.pack(timeouts.attribute_s, timeouts.attribute_ns, *attribute_fields(attributes))
+    seconds, nanoseconds = timeouts.staged if attributes.staged_in else timeouts.stored
+    return wire.ATTR_OUT.pack(seconds, nanoseconds, *attribute_fields(attributes))
 
 
 def encode_entry(attributes: Attributes, timeouts: Timeouts) -> bytes:
+    seconds, nanoseconds = timeouts.staged if attributes.staged_in else timeouts.stored
     return wire.ENTRY_OUT.pack(
         attributes.inode,
         0,
         timeouts.entry_s,
-        timeouts.attribute_s,
+        seconds,
         timeouts.entry_ns,
-        timeouts.attribute_ns,
+        nanoseconds,
         *attribute_fields(attributes),
     )
 

@@ -33,7 +33,7 @@ from tieredfs.fuse.kernel.request import DONE, NO_REPLY, Handler, Reply, Request
 from tieredfs.fuse.kernel.wire import Op
 from tieredfs.fuse.operations import Operations
 from tieredfs.host import Clock, SystemClock
-from tieredfs.limits import ATTRIBUTE_TIMEOUT_S, ENTRY_TIMEOUT_S, FUSE_READER_THREADS
+from tieredfs.limits import FUSE_READER_THREADS, STAGED_TIMEOUT_S
 from tieredfs.model import InodeId
 
 _log = logging.getLogger(__name__)
@@ -66,10 +66,11 @@ _KNOWN_AND_ABSENT: Final[dict[Op, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How a mount is served. `negative_timeout_s`: how long "no such name" is kept; 0, as others create names too."""
+    """How a mount is served. Longer timeouts of names and attributes need somebody who pushes what others change.
+    `negative_timeout_s`: how long "no such name" is kept; 0, as others create names too."""
 
-    attribute_timeout_s: float = ATTRIBUTE_TIMEOUT_S
-    entry_timeout_s: float = ENTRY_TIMEOUT_S
+    attribute_timeout_s: float = STAGED_TIMEOUT_S
+    entry_timeout_s: float = STAGED_TIMEOUT_S
     negative_timeout_s: float = 0.0
     passthrough: bool = True
     reader_threads: int = FUSE_READER_THREADS
@@ -108,10 +109,13 @@ class Session:
         self._options = options or SessionOptions()
         self._handles = Handles(BackingFiles(device), ledger)
         timeouts = Timeouts(
-            self._options.entry_timeout_s, self._options.attribute_timeout_s, self._options.negative_timeout_s
+            self._options.entry_timeout_s,
+            self._options.attribute_timeout_s,
+            self._options.negative_timeout_s,
+            STAGED_TIMEOUT_S,
         )
         self._names = NameHandlers(operations, timeouts, clock or SystemClock())
-        self._content = ContentHandlers(operations, timeouts, self._handles)
+        self._content = ContentHandlers(operations, timeouts, self._handles, self.forget_attributes)
         self._directories = DirectoryHandlers(operations, timeouts, self._handles)
         self._handlers = self._table()
         self._readers = Readers(device, self._options.reader_threads, self._dispatch)
@@ -176,6 +180,10 @@ class Session:
         """
         self._notify(wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(inode, offset, length))
 
+    def forget_attributes(self, inode: InodeId) -> None:
+        """Drop cached attributes of `inode` alone; from any thread: the kernel waits for nothing then."""
+        self.invalidate_inode(inode, -1)
+
     def invalidate_entry(self, parent: InodeId, name: bytes) -> None:
         """Drop a cached name. As `invalidate_inode`, not from a request on the same directory."""
         self._notify(wire.NOTIFY_INVAL_ENTRY, wire.INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0")
@@ -187,7 +195,7 @@ class Session:
     def _notify(self, code: int, body: bytes = b"") -> None:
         try:
             os.write(self._device, wire.OUT_HEADER.pack(wire.OUT_HEADER_BYTES + len(body), code, 0) + body)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass  # the kernel knows nothing of it
         except OSError as error:
             if error.errno not in GONE:

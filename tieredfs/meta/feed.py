@@ -1,0 +1,92 @@
+"""The change feed: which names and inodes were changed, for processes that keep copies of them elsewhere.
+
+A mount's kernel keeps names and attributes for long (`limits.ENTRY_TIMEOUT_S`), which is right only if it is told when
+somebody else changes them. So a process with a mount is a *follower*: it has a record, and every transaction of any
+process that changes an inode or a name appends what it changed, as long as somebody other than itself follows. A volume
+with one mount and nothing beside it appends nothing.
+
+A change is the keys that were written, and who wrote them (the session, where it follows itself; a follower leaves out
+its own, which its kernel knows already). The last `CHANGES_KEPT` are kept; a follower that falls behind further, because
+it did not run, has missed some, and then the kernel's own timeout is the bound. A successor of a killed daemon reads all
+that are kept.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from tieredfs.format import keys, records
+from tieredfs.format.keys import Counter, Tag
+from tieredfs.kv.engine import Reader, Writer
+from tieredfs.limits import CHANGE_KEYS_MAX, CHANGES_KEPT
+from tieredfs.meta import allocation
+from tieredfs.model import InodeId, SessionId
+
+_FOLLOWED: Final = frozenset({int(Tag.INODE), int(Tag.NAME)})
+
+
+class Change(NamedTuple):
+    """What others changed: inodes (attributes or content), and names as (directory, name)."""
+
+    inodes: frozenset[InodeId]
+    names: frozenset[tuple[InodeId, bytes]]
+
+
+class Recorder:
+    """A `Writer` that remembers which inodes and names it changed."""
+
+    __slots__ = ("_delete", "_put", "changed", "get", "get_many", "scan")
+
+    def __init__(self, writer: Writer) -> None:
+        self.get, self.get_many, self.scan = writer.get, writer.get_many, writer.scan
+        self._put, self._delete = writer.put, writer.delete
+        self.changed: list[bytes] = []
+
+    def put(self, key: bytes, value: bytes) -> None:
+        if key[keys.SHARD_BYTES] in _FOLLOWED:
+            self.changed.append(key)
+        self._put(key, value)
+
+    def delete(self, key: bytes) -> None:
+        if key[keys.SHARD_BYTES] in _FOLLOWED:
+            self.changed.append(key)
+        self._delete(key)
+
+
+def follow(writer: Writer, session: SessionId) -> None:
+    """From the next transaction on, what others change is in the feed."""
+    writer.put(keys.follower(session), records.EMPTY)
+
+
+def append(writer: Writer, origin: SessionId, changed: Sequence[bytes]) -> None:
+    """Nothing unless somebody but `origin` follows."""
+    if not changed:
+        return
+    prefix = keys.FOLLOWERS_PREFIX
+    followers = [keys.last_u64(key) for key, _ in writer.scan(prefix, keys.end_of(prefix), limit=2)]
+    if not followers or followers == [origin]:
+        return
+    for start in range(0, len(changed), CHANGE_KEYS_MAX):
+        number = allocation.take(writer, Counter.CHANGE)
+        encoded = records.encode_change(origin, changed[start : start + CHANGE_KEYS_MAX])
+        writer.put(keys.change(number), encoded)
+        if number > CHANGES_KEPT:
+            writer.delete(keys.change(number - CHANGES_KEPT))
+
+
+def changes(reader: Reader, after: int, origin: SessionId) -> tuple[Change, int]:
+    """What anybody but `origin` changed after `after`, and where the feed ends. Of what is not kept, nothing."""
+    first, last = keys.change(after + 1), keys.end_of(keys.CHANGES_PREFIX)
+    inodes: set[InodeId] = set()
+    names: set[tuple[InodeId, bytes]] = set()
+    for key, value in reader.scan(first, last):
+        after = keys.last_u64(key)
+        by, changed = records.decode_change(value)
+        if by == origin:
+            continue
+        for one in changed:
+            number = InodeId(keys.first_u64(one))
+            if keys.tag_of(one) is Tag.INODE:
+                inodes.add(number)
+            else:
+                names.add((number, keys.text_after_u64(one)))
+    return Change(frozenset(inodes), frozenset(names)), after
