@@ -21,7 +21,7 @@ ROUNDS = 8
 def pair() -> Iterator[Pair]:
     with endpoint("--no-access-log") as one:
         two = Endpoint(one.root, free_port(), one.key)
-        two.start("--no-access-log")
+        two.start()
         try:
             yield one, two
         finally:
