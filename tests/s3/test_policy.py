@@ -124,6 +124,8 @@ def test_conditions_hold_or_not(condition: dict[str, Any], context: dict[str, st
                 {"Principal": None},
                 {"Principal": {"Service": "x"}},
                 {"Principal": {"AWS": []}},
+                {"Principal": {"AWS": "arn:aws:iam::123456789012:root"}},
+                {"Principal": {"AWS": "arn:aws:iam::1:role/x"}},
                 {"NotAction": "s3:*"},
                 {"NotPrincipal": "*"},
                 {"Action": "ec2:Start"},
@@ -197,6 +199,8 @@ def test_anybody_may_write_where_a_policy_says_so(nobody: Any, s3: Any, bucket: 
     assert s3.get_object(Bucket=bucket, Key="inbox/k")["Body"].read() == b"from nobody"
     assert code(nobody.get_object, Bucket=bucket, Key="inbox/k") == "AccessDenied"
     assert code(nobody.put_object, Bucket=bucket, Key="k", Body=b"") == "AccessDenied"
+    assert code(nobody.put_object, Bucket=bucket, Key="inbox/k", Body=b"", ACL="public-read") == "AccessDenied"
+    assert code(nobody.put_object, Bucket=bucket, Key="inbox/k", Body=b"", Tagging="a=b") == "AccessDenied"
     assert code(nobody.copy_object, Bucket=bucket, Key="inbox/c", CopySource=f"{bucket}/inbox/k") == "AccessDenied"
     wanted = [{"Key": "inbox/k"}, {"Key": "k"}]
     done = nobody.delete_objects(Bucket=bucket, Delete={"Objects": wanted})

@@ -53,6 +53,7 @@ _OF_VERSIONS: Final = (
     "s3:PutObjectTagging",
     "s3:GetObjectAcl",
 )
+_WITH_OBJECT: Final = {"x-amz-acl": "s3:PutObjectAcl", "x-amz-tagging": "s3:PutObjectTagging"}
 _UNLOCKABLE: Final = ("GetBucketPolicy", "PutBucketPolicy", "DeleteBucketPolicy")
 _PUBLIC_BUCKET: Final = ("s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads")
 
@@ -74,19 +75,33 @@ def check(operation: Operation, request: Request, caller: Caller, believed: Beli
         if caller.is_anonymous:
             raise S3Error("AccessDenied")
         return True
-    action = action_of(operation, request)
-    resource = f"{request.bucket_name}/{request.key_name}" if request.key else request.bucket_name
-    verdict = judge(caller, believed, action, resource, context_of(operation, request))
-    if verdict is Verdict.DENIED and not (operation.name in _UNLOCKABLE and caller.key.scope == Scope()):
+    verdicts = [_judge(operation, request, caller, believed, action) for action in actions_of(operation, request)]
+    unlocked = operation.name in _UNLOCKABLE and caller.key.scope == Scope()
+    if Verdict.DENIED in verdicts and not unlocked:
         raise S3Error("AccessDenied")
-    if verdict is Verdict.ALLOWED or (not caller.is_anonymous and scope_allows(operation, request, caller.key.scope)):
+    by_scope = not caller.is_anonymous and scope_allows(operation, request, caller.key.scope)
+    if by_scope or all(verdict is Verdict.ALLOWED for verdict in verdicts):
         return True
+    action = action_of(operation, request)
     if caller.is_anonymous and not believed.blocks.ignore_acls:
         if believed.acl == PUBLIC_READ and action in _PUBLIC_BUCKET:
             return True
         if action in ("s3:GetObject", "s3:GetObjectVersion"):
             return False
     raise S3Error("AccessDenied")
+
+
+def actions_of(operation: Operation, request: Request) -> list[str]:
+    """All that must be allowed: an object may come with an ACL and with tags."""
+    actions = [action_of(operation, request)]
+    if actions[0] == "s3:PutObject":
+        actions += [action for header, action in _WITH_OBJECT.items() if header in request.headers]
+    return actions
+
+
+def _judge(operation: Operation, request: Request, caller: Caller, believed: Believed, action: str) -> Verdict:
+    resource = f"{request.bucket_name}/{request.key_name}" if request.key else request.bucket_name
+    return judge(caller, believed, action, resource, context_of(operation, request))
 
 
 def judge(caller: Caller, believed: Believed, action: str, resource: str, context: Mapping[str, str]) -> Verdict:

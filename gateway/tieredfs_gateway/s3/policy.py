@@ -23,6 +23,7 @@ POLICY_BYTES_MAX: Final = 20 * 1024
 _ARN: Final = "arn:aws:s3:::"
 _VERSIONS: Final = ("2012-10-17", "2008-10-17")
 _STATEMENT: Final = frozenset(["Sid", "Effect", "Principal", "Action", "Resource", "Condition"])
+_PRINCIPAL: Final = re.compile(r"(?:arn:aws:iam::\d*:user/(?:[^/]+/)*)?([A-Za-z0-9]{1,128})", re.ASCII)
 ANYBODY: Final = "*"
 
 
@@ -242,12 +243,14 @@ def _principals(value: Any) -> tuple[str, ...]:
         value = value["AWS"]
     elif value != ANYBODY:
         raise malformed("Invalid principal in policy")
-    found = tuple(
-        text.rpartition("/")[2] if text.startswith("arn:aws:iam::") else text for text in _texts(value, "principal")
-    )
-    if not all(text == ANYBODY or (text.isascii() and text.isalnum()) for text in found):
+    return tuple(_principal(text) for text in _texts(value, "principal"))
+
+
+def _principal(text: str) -> str:
+    match = _PRINCIPAL.fullmatch(text)
+    if text != ANYBODY and match is None:
         raise malformed("Invalid principal in policy: * and access key ids are known here")
-    return found
+    return text if match is None else match[1]
 
 
 def _action(text: str) -> str:

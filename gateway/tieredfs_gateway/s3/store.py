@@ -42,7 +42,7 @@ from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.settings import Settings
 from tieredfs_gateway.s3.versions import NULL, Object, Versioning
 
-_RACES_MAX: Final = 20
+_RACES_MAX: Final = 100
 _LOCKS: Final = 4096
 """A lock is held while the disk syncs, so two keys should rarely share one."""
 _LIST_BATCH: Final = 1000
