@@ -32,6 +32,7 @@ bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of mount and erasure c
 	$(BIN)/python -m bench.mount $(ARGS)
 	$(BIN)/python -m bench.erasure
 	$(BIN)/python -m bench.checkpoint
+	$(BIN)/python -m bench.s3
 
 lint: $(STAMP_DEV) ## ruff: rules and layout
 	$(BIN)/ruff check .
@@ -85,6 +86,6 @@ $(STAMP_DEMO): requirements/demo.txt $(STAMP_RUN)
 	$(PIP) -r requirements/run.txt -r requirements/demo.txt
 	@touch $@
 
-$(STAMP_BENCH): requirements/bench.txt $(STAMP_DEMO)
-	$(PIP) -r requirements/bench.txt
+$(STAMP_BENCH): requirements/bench.txt requirements/gateway.txt $(STAMP_DEMO)
+	$(PIP) -r requirements/gateway.txt -r requirements/bench.txt
 	@touch $@
