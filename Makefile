@@ -85,6 +85,6 @@ $(STAMP_DEMO): requirements/demo.txt $(STAMP_RUN)
 	$(PIP) -r requirements/run.txt -r requirements/demo.txt
 	@touch $@
 
-$(STAMP_BENCH): requirements/bench.txt $(STAMP_DEMO)
-	$(PIP) -r requirements/bench.txt
+$(STAMP_BENCH): requirements/bench.txt requirements/gateway.txt $(STAMP_DEMO)
+	$(PIP) -r requirements/gateway.txt -r requirements/bench.txt
 	@touch $@

@@ -85,6 +85,12 @@ class JuiceTarget:
         copy.chmod(copy.stat().st_mode | stat.S_IXUSR)
         return str(copy)
 
+    def gateway_line(self, port: int) -> list[str]:
+        """The command that serves the volume as S3, after `start`. Access key and secret come from its environment."""
+        meta, cache = f"sqlite3://{self.directory}/meta.db", str(self.directory / "gateway-cache")
+        quiet = ("--no-usage-report", "--no-banner", "--cache-dir", cache, "--cache-size", str(self._cache_mib))
+        return [self._binary(), "--no-agent", "gateway", *quiet, meta, f"127.0.0.1:{port}"]
+
     def _wait_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + READY_S

@@ -1,281 +1,373 @@
-"""The S3 endpoint against what lies below it, in one run: the same server sending a plain file, write + fsync, and uvicorn.
+"""The S3 endpoint against what lies below it and against other servers, in one run.
 
-    python -m bench.s3 [--rounds 5] [--folder /tmp] [--size 256M] [--objects 2000]
+    python -m bench.s3 [--rounds 3] [--rows get,put,small,list,copy,memory] [--size 256M] [--keys 100000] [--folder /tmp]
 
-Contenders alternate; numbers are medians, with the lowest and highest beside them. Large transfers are curl's (presigned
-links), small ones a client of this file: 32 connections, presigned, one select loop. Client and server share the machine.
+Large transfers are curl's, small ones wrk's, both with requests that were signed before; contenders alternate, and ratios are
+formed round by round. Client and server share the machine. What cannot run here is named, and its rows are without it.
 """
 
 import argparse
-import contextlib
-import functools
 import hashlib
-import json
 import os
-import selectors
-import shutil
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import boto3
-from botocore.config import Config
-
-from bench.mount import parse_size
-from tieredfs.config import parse_code
+from bench import machine
+from bench.mount import RESULTS, parse_size
+from bench.report import Bound, Row, Series, Target, alternate, document, failures, print_table, write_json
+from bench.s3_clients import BUCKET, CONNECTIONS, SMALL_BYTES, Client, curl, fetch, need
+from bench.s3_servers import Server, juicefs, moto, new_volume, plain, tieredfs
+from bench.targets import UnavailableTargetError
+from bench.workspace import workspace
+from tieredfs.config import parse_meta_url
 from tieredfs.limits import MIB
-from tieredfs.model import Durability
-from tieredfs.volume import FileSystem, format_volume
-from tieredfs_gateway.s3.keystore import AccessKey, Keystore, Scope, make_key
+from tieredfs.meta.metadata import Creation
+from tieredfs.model import FileKind
+from tieredfs.volume import FileSystem
+from tieredfs.volume.filesystem import Part
+from tieredfs_gateway.s3 import record
+from tieredfs_gateway.s3.keystore import AccessKey
+from tieredfs_gateway.s3.record import Record
 
-CONNECTIONS: Final = 32
-SMALL_BYTES: Final = 4096
-READY_S: Final = 30.0
-BUCKET: Final = "bench"
-SERVE: Final = """
-import json, sys
-from tieredfs_gateway.s3.server import serve
-from tieredfs_gateway.s3.serving import Serving
-url, port = json.loads(sys.argv[1])
-serve(Serving(url, "127.0.0.1", port, [], None, None, False, 1 << 36, 1 << 29))
-"""
-PLAIN: Final = """
-import os
-from fastapi import FastAPI
-from fastapi.responses import FileResponse
-
-app = FastAPI()
+OURS: Final = "tieredfs"
+ROWS: Final = ("get", "put", "small", "list", "copy", "memory")
+COPIED_BYTES: Final = 5 << 30
+COPY_BLOCK_BYTES: Final = 64 * MIB
+TRANSFERS: Final = 64
+Rate = Callable[[], float]
 
 
-@app.get("/file")
-async def file() -> FileResponse:
-    return FileResponse(os.environ["PLAIN_FILE"])
-"""
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all rows share."""
+
+    folder: Path
+    url: str
+    key: AccessKey
+    client: Client
+    chosen: argparse.Namespace
+    stack: ExitStack
+    missing: list[str]
+
+    def start(self, opened: "Callable[[], Server]") -> Server | None:
+        """A contender, or None and a line that says why not."""
+        try:
+            return opened()
+        except UnavailableTargetError as error:
+            self.missing.append(str(error))
+            return None
+
+    def measured(self, key: str, title: str, unit: str, sides: dict[str, Rate], targets: tuple[Target, ...]) -> Row:
+        return Row(key, title, unit, alternate(sides, self.chosen.rounds, progress=say), targets)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def say(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K  {line}", end="\r", file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def serving(arguments: Sequence[str], port: int, folder: Path, **environment: str) -> Iterator[int]:
-    """A server process, once it listens; its id."""
-    with open(folder / "log", "ab") as log:
-        process = subprocess.Popen(arguments, cwd=folder, env=os.environ | environment, stdout=log, stderr=log)
-    try:
-        deadline_s = time.monotonic() + READY_S
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError((folder / "log").read_text()[-2000:])
-            time.sleep(0.05)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(READY_S)
+def rate(amount: float, work: Callable[[], object]) -> float:
+    """Of `amount`, a second."""
+    started_s = time.monotonic()
+    work()
+    return amount / (time.monotonic() - started_s)
 
 
-def new_volume(folder: Path) -> tuple[str, AccessKey]:
-    url = f"sqlite://{folder}/volume.db"
-    code, data = parse_code("rs:2+1"), [f"disk://{folder}/d{{0..2}}"]
-    format_volume(url, data, code=code, durability=Durability.SSD, name="bench", block_bytes=64 * MIB)
-    key = make_key(Scope(), 0)
-    with FileSystem.at(url, purpose="bench") as volume:
-        Keystore(volume, volume.volume.host.clock).add(key)
-    return url, key
+def took_ms(work: Callable[[], object]) -> float:
+    started_s = time.monotonic()
+    work()
+    return (time.monotonic() - started_s) * 1e3
 
 
-class Client:
-    """Presigned links, curl, and a loop of many connections."""
-
-    def __init__(self, port: int, key: AccessKey) -> None:
-        self.address = f"http://127.0.0.1:{port}"
-        self.port = port
-        self.s3: Any = boto3.client(
-            "s3",
-            endpoint_url=self.address,
-            aws_access_key_id=key.access_key_id,
-            aws_secret_access_key=key.secret_access_key,
-            region_name="us-east-1",
-            config=Config(signature_version="s3v4"),
-        )
-        self.s3.create_bucket(Bucket=BUCKET)
-
-    def link(self, call: str, key: str) -> str:
-        made: str = self.s3.generate_presigned_url(call, Params={"Bucket": BUCKET, "Key": key}, ExpiresIn=3600)
-        return made
-
-    def put_file(self, path: Path, key: str) -> None:
-        curl("--upload-file", str(path), self.link("put_object", key))
-
-    def small(self, method: str, keys: Sequence[str]) -> float:
-        """Requests per second."""
-        call, body = ("put_object", bytes(SMALL_BYTES)) if method == "PUT" else ("get_object", b"")
-        heads = [
-            f"{method} {self.link(call, key)[len(self.address) :]} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
-            for key in keys
-        ]
-        requests = [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for head in heads]
-        started_s = time.monotonic()
-        exchange(self.port, requests)
-        return len(keys) / (time.monotonic() - started_s)
+# ---- large objects ---------------------------------------------------------------------------------------------------
 
 
-def curl(*arguments: str) -> None:
-    subprocess.run(["curl", "--silent", "--fail", "--output", "/dev/null", *arguments], check=True)
+def get_rows(bench: Bench) -> list[Row]:
+    size, big = bench.chosen.size, bench.folder / "big"
+    bench.client.put_file(big, "big")
+    links = {OURS: bench.client.link("get_object", Key="big")}
+    for name in ("granian", "uvicorn"):
+        workers = bench.chosen.workers
+        server = bench.start(partial(bench.stack.enter_context, plain(bench.folder, name, big, workers)))
+        if server is not None:
+            links[f"{name}, plain file"] = f"{server.address}/file"
+    for _ in range(2):  # into the page cache, and into whichever worker's hands
+        fetch(links[OURS], 8)
+    targets = (Target(OURS, "granian, plain file", 0.9), Target(OURS, "uvicorn, plain file", 3.0))
+    rows = []
+    for times in (1, 8):
+        sides: dict[str, Rate] = {
+            name: partial(rate, times * size / 1e6, partial(fetch, link, times)) for name, link in links.items()
+        }
+        title = f"GET {size >> 20} MiB, {times} client{'s' if times > 1 else ''}"
+        rows.append(bench.measured(f"get-{times}", title, "MB/s", sides, targets))
+    return rows
 
 
-def fetch(link: str, times: int) -> None:
-    """`times` clients at once."""
-    line = ["curl", "--silent", "--fail", "--output", "/dev/null", link]
-    clients = [subprocess.Popen(line) for _ in range(times)]
-    if any(client.wait() for client in clients):
-        raise RuntimeError(f"curl could not fetch {link}")
+def put_rows(bench: Bench) -> list[Row]:
+    size, big = bench.chosen.size, bench.folder / "big"
+    sha256 = hashlib.sha256(big.read_bytes()).hexdigest()
+    rows = []
+    for name, given in (("unsigned", ""), ("signed", sha256)):
+        below = f"write + fsync{' + SHA-256' if given else ''}"
+        sides: dict[str, Rate] = {
+            OURS: partial(rate, size / 1e6, partial(bench.client.put_file, big, "put", given)),
+            below: partial(rate, size / 1e6, partial(write_and_hash, big, bench.folder / "written", bool(given))),
+        }
+        title = f"PUT {size >> 20} MiB, {name} payload"
+        rows.append(bench.measured(f"put-{name}", title, "MB/s", sides, (Target(OURS, below, 0.6),)))
+    return rows
 
 
-def exchange(port: int, requests: Sequence[bytes]) -> None:
-    """Send them over `CONNECTIONS` connections, one at a time on each, and read every answer."""
-    waiting, left = iter(requests), len(requests)
-    selector = selectors.DefaultSelector()
-    for request in [next(waiting) for _ in range(min(CONNECTIONS, left))]:
-        connection = socket.create_connection(("127.0.0.1", port))
-        connection.sendall(request)
-        selector.register(connection, selectors.EVENT_READ, bytearray())
-    while left:
-        for ready, _ in selector.select(READY_S):
-            connection, answer = ready.fileobj, ready.data
-            assert isinstance(connection, socket.socket)
-            answer += connection.recv(1 << 16)
-            if not whole(answer):
-                continue
-            answer.clear()
-            left -= 1
-            following = next(waiting, None)
-            if following is None:
-                selector.unregister(connection)
-                connection.close()
-            else:
-                connection.sendall(following)
-
-
-def whole(answer: bytearray) -> bool:
-    end = answer.find(b"\r\n\r\n")
-    if end < 0:
-        return False
-    head = answer[:end].lower()
-    if not head.startswith(b"http/1.1 200"):
-        raise RuntimeError(answer[:500].decode("latin-1"))
-    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-    return len(answer) >= end + 4 + length
-
-
-def write_and_hash(path: Path, target: Path) -> None:
-    """What a PUT cannot do without: MD5 for the ETag, write, fsync."""
+def write_and_hash(path: Path, target: Path, hashed: bool) -> None:
+    """The bytes on the disk, then the checksum that the client asked for. (Ours makes an MD5 too, for the ETag.)"""
     content = path.read_bytes()
     with open(target, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    hashlib.md5(content, usedforsecurity=False).digest()
+    if hashed:
+        hashlib.sha256(content).digest()
 
 
-def rate(size_bytes: int, work: Callable[[], None]) -> float:
-    """MB/s."""
-    started_s = time.monotonic()
-    work()
-    return size_bytes / (time.monotonic() - started_s) / 1e6
+# ---- small objects and listings --------------------------------------------------------------------------------------
 
 
-def alternate(rounds: int, contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, work in contenders.items():
-            found[name].append(work())
-    return found
+def rivals(bench: Bench, *, with_moto: bool) -> tuple[dict[str, Client], Path | None]:
+    """Clients by server, and where JuiceFS's volume is mounted."""
+    found, root = {OURS: bench.client}, None
+    if with_moto:
+        server = bench.start(partial(bench.stack.enter_context, moto(bench.folder, bench.key)))
+        if server is not None:
+            found["moto"] = Client(server)
+    try:
+        server, target = bench.stack.enter_context(juicefs(bench.folder, bench.key))
+        found["juicefs gateway"], root = Client(server), target.root
+    except UnavailableTargetError as error:
+        bench.missing.append(str(error))
+    return found, root
 
 
-def show(title: str, found: dict[str, list[float]]) -> None:
-    print(title)
-    for name, values in found.items():
-        print(f"  {name:34} {statistics.median(values):9.1f}   ({min(values):.1f} to {max(values):.1f})")
+def small_rows(bench: Bench) -> list[Row]:
+    try:
+        need("wrk")
+    except UnavailableTargetError as error:
+        bench.missing.append(str(error))
+        return []
+    clients, _ = rivals(bench, with_moto=True)
+    keys = [f"small/{number:05d}" for number in range(bench.chosen.objects)]
+    for name, client in clients.items():
+        say(f"{len(keys)} small objects into {name}")
+        client.put_small(keys)
+    targets = (Target(OURS, "moto", 5.0), Target(OURS, "juicefs gateway", 2.0))
+    rows = []
+    for method in ("GET", "PUT"):
+        sides: dict[str, Rate] = {
+            name: partial(client.small, method, keys, bench.folder, bench.chosen.seconds)
+            for name, client in clients.items()
+        }
+        title = f"{method} {SMALL_BYTES} bytes, {CONNECTIONS} connections"
+        rows.append(bench.measured(f"small-{method.lower()}", title, "requests/s", sides, targets))
+    return rows
 
 
-def measure(client: Client, plain: dict[str, str], chosen: argparse.Namespace, folder: Path) -> None:
-    size, big = parse_size(chosen.size), folder / "big"
-    big.write_bytes(os.urandom(MIB) * (size // MIB))
-    client.put_file(big, "big")
-    for times in (1, 8):
-        links = {"tieredfs s3": client.link("get_object", "big")} | plain
-        contenders = {}
-        for name, link in links.items():
-            contenders[name] = functools.partial(rate, times * size, functools.partial(fetch, link, times))
-        show(f"GET {chosen.size}, {times} clients, MB/s", alternate(chosen.rounds, contenders))
-    puts = {
-        "tieredfs s3, unsigned payload": lambda: rate(size, lambda: client.put_file(big, "put")),
-        "write + fsync + MD5": lambda: rate(size, lambda: write_and_hash(big, folder / "written")),
+def list_rows(bench: Bench) -> list[Row]:
+    clients, root = rivals(bench, with_moto=False)
+    count = bench.chosen.keys
+    make_objects(bench.url, count)
+    if root is not None:
+        (root / "list").mkdir()
+        for number in range(count):
+            say(f"{number} of {count} files into JuiceFS") if number % 1000 == 0 else None
+            os.close(os.open(root / "list" / f"{number:06d}", os.O_CREAT | os.O_WRONLY))
+    sides: dict[str, Rate] = {}
+    for name, client in clients.items():
+        found = client.count_keys("list/")
+        if found != count:
+            bench.missing.append(f"{name} lists {found} of {count} keys")
+            continue
+        sides[name] = partial(rate, count, partial(client.count_keys, "list/"))
+    target = Target(OURS, "juicefs gateway", 2.0)
+    return [bench.measured("list", f"list {count:,} keys", "keys/s", sides, (target,))]
+
+
+def make_objects(url: str, count: int) -> None:
+    """Empty objects, as the endpoint makes them but for the syncs."""
+    described = record.encode(Record(hashlib.md5(b"", usedforsecurity=False).hexdigest(), record.SPLICED_VERSION))
+    with FileSystem.at(str(parse_meta_url(url)), purpose="bench") as volume:
+        parent = volume.make_directories(f"{BUCKET}/list".encode()).inode
+        metadata = volume.volume.metadata
+        for number in range(count):
+            made = metadata.create(parent, b"%06d" % number, Creation(FileKind.REGULAR, 0o644, 0, 0))
+            metadata.set_xattr(made.inode, record.ATTRIBUTE, described)
+
+
+# ---- by reference ----------------------------------------------------------------------------------------------------
+
+
+def copy_rows(bench: Bench) -> list[Row]:
+    """5 GiB made of one block, 80 times; what the server reads meanwhile is counted."""
+    block = bench.folder / "block"
+    block.write_bytes(os.urandom(MIB) * (COPY_BLOCK_BYTES // MIB))
+    bench.client.put_file(block, "block")
+    large = repeat_object(bench.url, "block", "large", COPIED_BYTES // COPY_BLOCK_BYTES)
+    sides: dict[str, Rate] = {
+        f"{COPIED_BYTES >> 30} GiB": lambda: took_ms(lambda: copy(bench.client, "large")),
+        f"{COPY_BLOCK_BYTES >> 20} MiB": lambda: took_ms(lambda: copy(bench.client, "block")),
     }
-    show(f"PUT {chosen.size}, MB/s", alternate(chosen.rounds, puts))
-    if not chosen.objects:
-        return
-    keys = [f"small/{number:06d}" for number in range(chosen.objects)]
-    small = {"PUT": lambda: client.small("PUT", keys), "GET": lambda: client.small("GET", keys)}
-    show(f"{SMALL_BYTES} bytes, {CONNECTIONS} connections, requests/s", alternate(chosen.rounds, small))
+    before = bytes_read(bench.client.server.pid)
+    rows = [bench.measured("copy", "server copy", "ms", sides, (Target(*sides, 5.0, Bound.AT_MOST),))]
+    sides = {
+        f"{COPIED_BYTES >> 30} GiB in 5 parts": lambda: complete(bench.client, "large", 1 << 30),
+        f"{5 * COPY_BLOCK_BYTES >> 20} MiB in 5 parts": lambda: complete(bench.client, "large", COPY_BLOCK_BYTES),
+    }
+    rows.append(bench.measured("complete", "multipart complete", "ms", sides, (Target(*sides, 5.0, Bound.AT_MOST),)))
+    read = (bytes_read(bench.client.server.pid) - before) / MIB
+    target = Target("read by the server", "size of one", 0.05, Bound.AT_MOST)
+    series = (Series("read by the server", (read,)), Series("size of one", (large / MIB,)))
+    rows.append(Row("copy-bytes", "bytes read during all of these", "MiB", series, (target,)))
+    return rows
 
-    def list_all() -> float:
-        pages = client.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="small/")
-        started_s = time.monotonic()
-        count = sum(len(page["Contents"]) for page in pages)
-        return count / (time.monotonic() - started_s)
 
-    def copy() -> float:
-        started_s = time.monotonic()
-        client.s3.copy_object(Bucket=BUCKET, Key="copy", CopySource=f"{BUCKET}/big")
-        return (time.monotonic() - started_s) * 1e3
+def repeat_object(url: str, source: str, key: str, times: int) -> int:
+    """An object that is another one several times over, by reference; its size."""
+    with FileSystem.at(str(parse_meta_url(url)), purpose="bench") as volume:
+        found = volume.stat(f"{BUCKET}/{source}".encode())
+        parts = [Part(found.inode, 0, found.size_bytes)] * times
+        with volume.splice(parts) as writing:
+            return writing.commit(f"{BUCKET}/{key}".encode()).size_bytes
 
-    show("listing, keys/s", alternate(chosen.rounds, {"list_objects_v2": list_all}))
-    show(f"copy of {chosen.size}, ms", alternate(chosen.rounds, {"copy_object": copy}))
+
+def copy(client: Client, source: str) -> None:
+    client.s3.copy_object(Bucket=BUCKET, Key="copy", CopySource=f"{BUCKET}/{source}")
+
+
+def complete(client: Client, source: str, part_bytes: int) -> float:
+    """Milliseconds of the completion alone."""
+    named = {"Bucket": BUCKET, "Key": "completed"}
+    named["UploadId"] = client.s3.create_multipart_upload(**named)["UploadId"]
+    parts = []
+    for number in range(5):
+        span = f"bytes={number * part_bytes}-{(number + 1) * part_bytes - 1}"
+        made = client.s3.upload_part_copy(
+            **named, PartNumber=number + 1, CopySource=f"{BUCKET}/{source}", CopySourceRange=span
+        )
+        parts.append({"PartNumber": number + 1, "ETag": made["CopyPartResult"]["ETag"]})
+    return took_ms(lambda: client.s3.complete_multipart_upload(**named, MultipartUpload={"Parts": parts}))
+
+
+def bytes_read(pid: int) -> int:
+    """By the server's processes, from files and sockets."""
+    total = 0
+    for process in machine.process_tree([pid]):
+        lines = Path(f"/proc/{process}/io").read_text().splitlines()
+        total += next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
+    return total
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory_rows(bench: Bench) -> list[Row]:
+    """Half of the transfers read, half write, all at once."""
+    size = bench.chosen.transfer
+    source = bench.folder / "transfer"
+    source.write_bytes(os.urandom(MIB) * max(1, size // MIB))
+    bench.client.put_file(source, "transfer")
+    with machine.watch_memory([bench.client.server.pid]) as peak:
+        run_at_once(
+            [partial(curl, bench.client.link("get_object", Key="transfer")) for _ in range(TRANSFERS // 2)]
+            + [partial(bench.client.put_file, source, f"transfer-{number}") for number in range(TRANSFERS // 2)]
+        )
+    ceiling = bench.chosen.memory * bench.chosen.workers
+    series = (Series("peak", (peak.peak.own / MIB,)), Series("ceiling", (ceiling / MIB,)))
+    note = f"{TRANSFERS} transfers of {size >> 20} MiB at once, half of them PUT; memory that the processes asked for"
+    return [Row("memory", "memory", "MiB", series, (Target("peak", "ceiling", 1.0, Bound.AT_MOST),), note)]
+
+
+def run_at_once(works: Sequence[Callable[[], object]]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        for done in [pool.submit(work) for work in works]:
+            done.result()
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+MEASURES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
+    "get": get_rows,
+    "put": put_rows,
+    "small": small_rows,
+    "list": list_rows,
+    "copy": copy_rows,
+    "memory": memory_rows,
+}
+
+
+def parse_rows(text: str) -> tuple[str, ...]:
+    """Raises ArgumentTypeError."""
+    chosen = tuple(text.split(","))
+    if not set(chosen) <= set(ROWS):
+        raise argparse.ArgumentTypeError(f"no such row; there are {', '.join(ROWS)}")
+    return chosen
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default=tempfile.gettempdir())
-    parser.add_argument("--size", default="256M")
-    parser.add_argument("--objects", type=int, default=2000, help="0: only the large ones")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=parse_rows, default=ROWS)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--size", type=parse_size, default=256 * MIB, help="of a large object")
+    parser.add_argument("--objects", type=int, default=500, help="small ones")
+    parser.add_argument("--seconds", type=int, default=5, help="of wrk, each time")
+    parser.add_argument("--keys", type=int, default=100_000, help="that are listed")
+    parser.add_argument("--transfer", type=parse_size, default=64 * MIB, help="size of each of the 64 at once")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of the endpoint")
+    parser.add_argument("--memory", type=parse_size, default=512 * MIB, help="ceiling of each")
+    parser.add_argument("--name", default="s3", help="of the file in bench/results")
     return parser.parse_args(argv)
+
+
+def run(chosen: argparse.Namespace) -> tuple[list[Row], list[str], dict[str, str]]:
+    with workspace(chosen.folder, "tieredfs-bench-s3-") as (folder, stack):
+        (folder / "big").write_bytes(os.urandom(MIB) * max(1, chosen.size // MIB))
+        url, key = new_volume(folder)
+        server = stack.enter_context(tieredfs(folder, url, key, chosen.workers, chosen.memory))
+        bench = Bench(folder, url, key, Client(server), chosen, stack, [])
+        rows: list[Row] = []
+        for name in chosen.rows:
+            with ExitStack() as own:  # one measure's contenders are gone before the next begins
+                rows += MEASURES[name](Bench(folder, url, key, bench.client, chosen, own, bench.missing))
+            print(f"  measured: {name}", file=sys.stderr, flush=True)
+        return rows, bench.missing, machine.facts(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments(argv)
-    folder = Path(tempfile.mkdtemp(prefix="tieredfs-bench-s3-", dir=chosen.folder))
-    (folder / "plain.py").write_text(PLAIN)
-    url, key = new_volume(folder)
-    ports = {name: free_port() for name in ("tieredfs", "granian", "uvicorn")}
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        served = [sys.executable, "-c", SERVE, json.dumps([url, ports["tieredfs"]])]
-        pid = stack.enter_context(serving(served, ports["tieredfs"], folder))
-        plain = {}
-        for name, options in (("granian", ["--interface", "asginl"]), ("uvicorn", [])):
-            line = [sys.executable, "-m", name, *options, "--port", str(ports[name]), "plain:app"]
-            try:
-                stack.enter_context(serving(line, ports[name], folder, PLAIN_FILE=str(folder / "big")))
-            except RuntimeError:
-                print(f"{name} does not start here: left out")
-                continue
-            plain[f"{name}, FastAPI's FileResponse"] = f"http://127.0.0.1:{ports[name]}/file"
-        print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
-        measure(Client(ports["tieredfs"], key), plain, chosen, folder)
-        peak = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
-        print(f"memory of the endpoint, at most: {int(peak.split()[1]) // 1024} MiB")
-    return 0
+    try:
+        rows, missing, found = run(chosen)
+    except KeyboardInterrupt:
+        print("stopped; nothing is left behind", file=sys.stderr)
+        return 130
+    except UnavailableTargetError as error:
+        print(error, file=sys.stderr)
+        return 1
+    settings = {name: str(value) for name, value in vars(chosen).items()} | {"not_measured": missing}
+    write_json(RESULTS / f"{chosen.name}.json", document(chosen.name, found, settings, rows))
+    for name, value in found.items():
+        print(f"{name:>13}: {value}")
+    print_table(f"{chosen.workers} processes, {chosen.rounds} round(s), alternating, client on the same machine", rows)
+    for line in missing:
+        print(f"missing: {line}")
+    return 1 if failures(rows) or missing else 0
 
 
 if __name__ == "__main__":

@@ -53,6 +53,25 @@ def test_killed_at_the_commit_the_object_is_old_or_new(mortal: Endpoint, point: 
     assert mortal.client().get_object(Bucket=bucket, Key="k")["Body"].read() == expected
 
 
+@pytest.mark.parametrize("point", ["create.file-made", "sync.data-durable", "place.committed"])
+def test_killed_at_the_commit_of_a_small_object_it_is_old_or_new(mortal: Endpoint, point: str) -> None:
+    assert point in crash.POINTS
+    s3 = mortal.client()
+    bucket = new_bucket(s3)
+    s3.put_object(Bucket=bucket, Key="k", Body=b"old")
+    assert mortal.stop() == 0
+    mortal.environment = {crash.ENVIRONMENT: f"{point}:1"}
+    mortal.start()
+    with pytest.raises((BotoCoreError, ClientError)):
+        mortal.client().put_object(Bucket=bucket, Key="k", Body=b"newer")
+    assert mortal.process is not None
+    assert mortal.process.wait(30) == -signal.SIGKILL
+    mortal.environment = {}
+    mortal.start()
+    expected = b"newer" if point == "place.committed" else b"old"
+    assert mortal.client().get_object(Bucket=bucket, Key="k")["Body"].read() == expected
+
+
 def test_killed_between_complete_and_its_end_completing_again_finds_it_done(mortal: Endpoint) -> None:
     s3 = mortal.client()
     bucket = new_bucket(s3)

@@ -40,6 +40,14 @@ def content_path(root: str, inode: InodeId, version: int) -> str:
     return f"{root}/content/{inode >> 8 & 0xFF:02x}/{inode:016x}.{version:x}"
 
 
+def is_of_this_boot(root: str, files: Files) -> bool:
+    """Whether the cache directory `root` was recovered since this machine came up."""
+    try:
+        return files.load(f"{root}/boot") == files.load(_BOOT_ID_PATH)
+    except OSError:  # none yet, or not ours to read
+        return False
+
+
 def bell_path(root: str) -> str:
     """Of the cache directory `root`."""
     return f"{root}/bell"
@@ -162,10 +170,7 @@ class CacheDirectory:
 
     def _is_same_boot(self) -> bool:
         """Whether this machine has been up since the directory was last used: only then are copies certainly whole."""
-        try:
-            return self._files.load(f"{self.path}/boot") == self._files.load(_BOOT_ID_PATH)
-        except FileNotFoundError:
-            return False
+        return is_of_this_boot(self.path, self._files)
 
     def note_boot(self) -> None:
         """What is here now is certainly whole, until the machine goes down."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
+from tieredfs.cache.borrow import Neighbours
 from tieredfs.cache.burials import Burials
 from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
@@ -31,7 +32,15 @@ from tieredfs.host import Host, crash
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
 from tieredfs.meta.metadata import Content, Creation, Placement, Removed
 from tieredfs.model import NO_CACHE, ROOT, Attributes, Durability, Entry, Extent, FileKind, InodeId
-from tieredfs.volume.open_files import Condition, Naming, TierReading, Unnamed, UnnamedOwner, caller_ids
+from tieredfs.volume.open_files import (
+    BorrowedReading,
+    Condition,
+    Naming,
+    TierReading,
+    Unnamed,
+    UnnamedOwner,
+    caller_ids,
+)
 from tieredfs.volume.ssd import SsdTier
 from tieredfs.volume.volume import Volume
 
@@ -213,6 +222,7 @@ class FileSystem(UnnamedOwner):
         self._tier = ssd.tier
         self._metadata = volume.metadata
         self._burials = Burials(volume.metadata, ssd.tier, volume.session)
+        self._neighbours = Neighbours(volume.metadata, volume.host, ssd.tier.cache)
 
     @classmethod
     def at(
@@ -398,7 +408,7 @@ class FileSystem(UnnamedOwner):
 
     # ---- contents ---------------------------------------------------------------------------------------------------
 
-    def open(self, path: bytes) -> TierReading:
+    def open(self, path: bytes) -> TierReading | BorrowedReading:
         """Raises NotFoundError, IsDirectoryError, InvalidRequestError (a device or a link), and what a fill raises."""
         attributes = self.stat(path)
         if attributes.kind is FileKind.DIRECTORY:
@@ -407,16 +417,19 @@ class FileSystem(UnnamedOwner):
             raise InvalidRequestError(f"{path!r} is not a regular file")
         return self.open_seen(attributes)
 
-    def open_seen(self, attributes: Attributes) -> TierReading:
+    def open_seen(self, attributes: Attributes) -> TierReading | BorrowedReading:
         """`open` of a regular file that was just looked at. Raises NotFoundError, and what a fill raises."""
-        return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
+        return self.open_here(attributes) or self._open_tier(attributes)
 
-    def open_here(self, attributes: Attributes) -> TierReading | None:
-        """See `FileSystemContract`. What is staged in another cache of this host is here too."""
-        is_ours = attributes.staged_in in {NO_CACHE, self._tier.cache}
-        if is_ours and not self._tier.holds(attributes.inode, attributes.version):
-            return None
-        return self.open_seen(attributes)
+    def open_here(self, attributes: Attributes) -> TierReading | BorrowedReading | None:
+        """See `FileSystemContract`. What another process of this host has on its SSD is here too."""
+        if attributes.staged_in == NO_CACHE and not self._tier.holds(attributes.inode, attributes.version):
+            descriptor = self._neighbours.open_copy(attributes)
+            return None if descriptor is None else BorrowedReading(attributes, descriptor, self.volume.host.files)
+        return self._open_tier(attributes)
+
+    def _open_tier(self, attributes: Attributes) -> TierReading:
+        return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
 
     def create(self) -> Unnamed:
         """A file to write, without a name until `commit`. Waits, bounded, for room on the SSD (NoSpaceError)."""

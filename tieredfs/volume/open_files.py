@@ -67,6 +67,38 @@ class TierReading:
         self.close()
 
 
+class BorrowedReading:
+    """A whole copy in another process's cache, open for reading."""
+
+    def __init__(self, attributes: Attributes, descriptor: int, files: Files) -> None:
+        self.attributes = attributes
+        self._descriptor = descriptor
+        self._files = files
+
+    @property
+    def descriptor(self) -> int | None:
+        """See `tieredfs.volume.filesystem.Reading`."""
+        return self._descriptor
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        """See `tieredfs.volume.filesystem.Reading`."""
+        if offset < 0:
+            raise InvalidRequestError("a negative offset")
+        length = max(0, min(len(target), self.attributes.size_bytes - offset))
+        return self._files.read_into(self._descriptor, target[:length], offset) if length else 0
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            self._files.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class Unnamed:
     """A file without a name: staged and being written (`file`), or made by reference (no `file`). `recorded`: the metadata
     knows of it. `grouped`: others are committed beside it, and one sync is for them all. `durable`: its bytes are.

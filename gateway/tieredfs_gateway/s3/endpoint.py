@@ -274,6 +274,8 @@ class Endpoint:
         store = self._objects.put_part if is_part else self._objects.put
         if _is_small(request) and self._volume.has_room():
             check = expect if is_part else self._objects.expect_small
+            if "expect" in request.headers:  # the client asks whether to send at all
+                await self._run(expect, request, caller)
             put = SmallPut(
                 await exchange.body.all(SMALL_BODY_BYTES),
                 functools.partial(check, request, caller),
@@ -461,7 +463,7 @@ class _Slot(contextlib.AbstractAsyncContextManager[None]):
 
 def _is_small(request: Request) -> bool:
     size = request.headers.get("content-length", "")
-    return size.isdigit() and len(size) < 19 and int(size) <= SMALL_BODY_BYTES and "expect" not in request.headers
+    return size.isdigit() and len(size) < 19 and int(size) <= SMALL_BODY_BYTES
 
 
 def _store_and_close(

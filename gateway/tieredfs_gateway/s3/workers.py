@@ -24,8 +24,8 @@ from tieredfs.errors import UnavailableError
 from tieredfs_gateway.s3.serving import Serving
 
 STOP_WAIT_S: Final = 60.0
-SHORT_LIFE_S: Final = 5.0
-SHORT_LIVES_MAX: Final = 5
+SHORT_LIFE_S: Final = 30.0
+SHORT_LIVES_MAX: Final = 3
 _METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 _log: Final = logging.getLogger("tieredfs_gateway.s3")
 
