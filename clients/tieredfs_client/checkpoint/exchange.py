@@ -1,7 +1,8 @@
-"""Checkpoints to and from plain files: `export` to safetensors, `import` from safetensors and torch.save.
+"""Checkpoints to and from plain files: `export` to safetensors, `import` from safetensors, torch.save and DCP directories.
 
 Export needs neither torch nor numpy: tensors are loaded, verified, straight into the mapped output file. Import reads with the
-formats' own libraries; torch.save files with `weights_only`, so that no foreign code runs.
+formats' own libraries; torch.save files with `weights_only`, DCP's metadata with an unpickler that admits
+nothing else, so that no foreign code runs.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from tieredfs_client.checkpoint.layout import FILE_BYTES_MAX, Item, StoredTensor
 from tieredfs_client.checkpoint.load import Loader
 
 SAFETENSORS: Final = ".safetensors"
+_DCP_METADATA: Final = ".metadata"
 TORCH_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -79,15 +81,17 @@ def _write_file(host: Host, path: str, loader: Loader, tensors: Sequence[tuple[i
 
 
 def read_foreign(path: str) -> Any:
-    """The tree in a safetensors or torch.save file, or in all safetensors files of a directory.
+    """The tree in a safetensors or torch.save file, in all safetensors files of a directory, or in a DCP directory.
 
     Raises ConfigurationError for anything else, and where the library that it takes is not installed.
     """
     try:
+        if os.path.isfile(os.path.join(path, _DCP_METADATA)):
+            return importlib.import_module("tieredfs_client.dcp.foreign").read_dcp_directory(path)
         if os.path.isdir(path):
             parts = sorted(name for name in os.listdir(path) if name.endswith(SAFETENSORS))
             if not parts:
-                raise ConfigurationError(f"{path} has no {SAFETENSORS} files")
+                raise ConfigurationError(f"{path} has neither {SAFETENSORS} files nor a {_DCP_METADATA} of DCP")
             return {key: item for name in parts for key, item in _read_safetensors(os.path.join(path, name)).items()}
         if path.endswith(SAFETENSORS):
             return _read_safetensors(path)
