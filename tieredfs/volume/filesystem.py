@@ -25,6 +25,7 @@ from tieredfs.errors import (
     IsDirectoryError,
     NotDirectoryError,
     NotFoundError,
+    StaleError,
 )
 from tieredfs.host import Host, crash
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
@@ -206,6 +207,10 @@ class FileSystem(UnnamedOwner):
 
     # ---- names ------------------------------------------------------------------------------------------------------
 
+    def attributes(self, inode: InodeId) -> Attributes:
+        """Of an inode, whatever its name is now. Raises NotFoundError."""
+        return self._metadata.attributes(inode)
+
     def stat(self, path: bytes) -> Attributes:
         """Symlinks are not followed. Raises NotFoundError, NotDirectoryError."""
         return self._metadata.resolve(_checked(path))
@@ -331,6 +336,15 @@ class FileSystem(UnnamedOwner):
         if attributes.kind is not FileKind.REGULAR:
             raise InvalidRequestError(f"{path!r} is not a regular file")
         return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
+
+    def open_version(self, attributes: Attributes) -> TierReading:
+        """The regular file whose content `attributes` describe, with or without a name. Raises StaleError when its content
+        is another one now, NotFoundError when it is gone, and what a fill raises."""
+        reading = TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
+        if reading.version != attributes.version:
+            reading.close()
+            raise StaleError(f"inode {attributes.inode} has another content than version {attributes.version}")
+        return reading
 
     def create(self) -> Unnamed:
         """A file to write, without a name until `commit`. Waits, bounded, for room on the SSD (NoSpaceError)."""

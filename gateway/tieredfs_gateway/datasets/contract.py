@@ -1,12 +1,12 @@
 """What reading promises and serving relies on: one global sequence of batches per epoch.
 
-**The sequence.** A dataset version (which files, with which contents), a selection (columns, filter), an order (shuffle, seed) and a batch size
-determine, for every epoch, one sequence of batches 0, 1, 2 … of rows. It does not depend on world size, workers, threads, restarts or
-other readers. Batch `i` belongs to rank `i % world_size`: so a *position* is (epoch, number of batches that all ranks together have consumed), and
-any world size can go on from it.
+**The sequence.** A dataset version (which files, with which contents), a selection (columns, filter), an order (shuffle, seed)
+and a batch size determine, for every epoch, one sequence of batches 0, 1, 2 … of rows. It does not depend on world size,
+workers, threads, restarts or other readers. Batch `i` belongs to rank `i % world_size`: so a *position* is (epoch, number of
+batches that all ranks together have consumed), and any world size can go on from it.
 
-**Batches are pure.** Reading batch `i` twice gives equal rows. A `Reader` may be asked for batches in any order, but is built for
-increasing ones, from one iterator or several; `batches` starts at any position without replaying what is before it.
+**Batches are pure.** Reading batch `i` twice gives equal rows. A `Reader` may be asked for batches in any order, but is
+built for increasing ones, from one iterator or several; `batches` starts at any position without replaying what is before it.
 
 This module is pure: values and protocols, no I/O.
 """
@@ -34,7 +34,11 @@ class Shuffle(enum.StrEnum):
 
 
 class OnBadShard(enum.StrEnum):
-    """What an unreadable file or split does: end the epoch with the file's name, or be skipped and counted."""
+    """What an unreadable file or split does: end the epoch with the file's name, or be skipped and counted.
+
+    A file that cannot be opened is left out before batches are numbered. A split that turns out to be damaged later leaves
+    its rows out: batches keep their numbers, and may be short, or empty.
+    """
 
     FAIL = "fail"
     SKIP = "skip"
@@ -53,10 +57,12 @@ class Remainder(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """What to read. `source`: a path, directory or glob within the volume. `columns`: None for all; `a.b` names a nested field.
+    """What to read. `source`: a path, directory or glob within the volume. `columns`: None for all; `a.b` names a nested
+    field, and the column is called so.
 
-    `filter`: an expression over columns, as text (`dep_delay > 0 and origin in ("JFK", "LGA")`); parsed, never evaluated as code. `format`: None to
-    tell it by names and contents. `transforms`: names that the gateway's configuration allows, applied in turn.
+    `filter`: an expression over columns, as text (`dep_delay > 0 and origin in ("JFK", "LGA")`); parsed, never evaluated as
+    code. `format`: parquet, ipc, csv, jsonl, tar, raw, or None to tell it by names and contents. `transforms`: names that
+    the gateway's configuration allows, applied in turn to what a `Reader` gives; readers do not look at them.
     """
 
     source: str
@@ -87,7 +93,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class NumberedBatch:
-    """Batch `index` of its epoch."""
+    """Batch `index` of its epoch. Dictionary columns have a dictionary of their own in each batch."""
 
     index: int
     rows: "pa.RecordBatch"
@@ -96,8 +102,9 @@ class NumberedBatch:
 class Reader(Protocol):
     """One selection of a pinned dataset version in one order. Safe from any thread; a context manager.
 
-    All of it raises the domain's errors (`tieredfs.errors`): NotFoundError (nothing matches), ConfigurationError (columns, filter, types that do not fit;
-    which and why), CorruptError with the file's name (unless bad shards are skipped), UnavailableError, DeadlineError.
+    All of it raises the domain's errors (`tieredfs.errors`): NotFoundError (nothing matches), ConfigurationError (columns,
+    filter, types that do not fit; which and why), CorruptError with the file's name (unless bad shards are skipped),
+    UnavailableError, DeadlineError.
     """
 
     @property
@@ -119,14 +126,21 @@ class Reader(Protocol):
         ...
 
     def batches(self, position: Position, stride: int = 1) -> Iterator[NumberedBatch]:
-        """Batches `position.batches`, + stride, + 2 stride … to the end of the epoch. Reads ahead, within the reader's memory.
+        """Batches `position.batches`, + stride, + 2 stride … to the end of the epoch; none beyond it. Reads ahead, within the
+        reader's memory.
 
-        Closing the iterator (its `close()`) ends the reading ahead. Several iterators of one reader share fetch and decode.
+        Closing the iterator (its `close()`) ends the reading ahead. Several iterators of one reader share fetch and decode;
+        each is for one thread at a time.
         """
         ...
 
     def skipped(self) -> dict[str, str]:
         """Files that were left out under `OnBadShard.SKIP`, and why."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """What was done so far; they only rise. `splits_decoded`, `rows_decoded`, `bytes_read`, `bytes_decoded`,
+        `spilled_bytes`, `segments_built`, `segments_shared`."""
         ...
 
     def close(self) -> None:

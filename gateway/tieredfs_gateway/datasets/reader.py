@@ -1,0 +1,311 @@
+"""`open_reader`: a dataset, pinned and ordered, as one sequence of batches per epoch. The implementation of `contract.Reader`.
+
+Threads of a pool read ahead of every iterator, segment by segment, within the reader's memory; iterators that need the same segment
+share it. A consumer that comes before the pool makes its segment itself, so a reader works with any number of threads, and
+closing an iterator only has to give its loans back.
+
+Memory: `memory_bytes` bounds what is decoded and kept. Past it reading ahead stops. What each open iterator is being served from
+always has its place: with many iterators far apart, or segments larger than the memory, that is one segment each.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, Self, TypeVar
+
+import pyarrow as pa
+
+from tieredfs.errors import ConfigurationError, InvalidRequestError
+from tieredfs.limits import MEMORY_BYTES_DEFAULT
+from tieredfs.volume.filesystem import FileSystem
+from tieredfs_gateway.datasets.arrow_files import ByteCount
+from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Shuffle
+from tieredfs_gateway.datasets.dataset import Dataset
+from tieredfs_gateway.datasets.listing import list_source, partitions
+from tieredfs_gateway.datasets.order import Sequence, split_order
+from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, WindowPlan
+from tieredfs_gateway.datasets.shelf import Loan, Shelf
+from tieredfs_gateway.datasets.sources.parquet import ParquetSource
+from tieredfs_gateway.datasets.versions import Snapshot
+
+SCRATCH_BYTES_DEFAULT: Final = 16 << 30
+THREADS_MAX: Final = 64
+AHEAD_MAX: Final = 32
+"""Segments that one iterator reads ahead at most."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def open_reader(
+    volume: FileSystem,
+    spec: DatasetSpec,
+    order: OrderSpec,
+    *,
+    memory_bytes: int = MEMORY_BYTES_DEFAULT,
+    threads: int | None = None,
+    scratch_directory: str | None = None,
+    scratch_bytes: int = SCRATCH_BYTES_DEFAULT,
+) -> "DatasetReader":
+    """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises."""
+    if order.batch_size < 1:
+        raise ConfigurationError(f"batch_size is {order.batch_size}; it must be at least 1")
+    if order.window_rows < 1:
+        raise ConfigurationError(f"window_rows is {order.window_rows}; it must be at least 1")
+    count = max(1, min(threads or max(2, os.cpu_count() or 2), THREADS_MAX))
+    listing = list_source(volume, spec.source)
+    constants = partitions(listing.base, [path for path, _ in listing.files])
+    snapshot = Snapshot(volume, listing.files)
+    pool = ThreadPoolExecutor(count, "tieredfs-dataset")
+    try:
+        bytes_read = ByteCount()
+        source = ParquetSource(snapshot, bytes_read)
+        dataset = Dataset(source, snapshot.files, constants, spec, partial(_parallel, pool, count))
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        snapshot.close()
+        raise
+    return DatasetReader(snapshot, dataset, order, pool, count, memory_bytes, bytes_read)
+
+
+def _parallel(pool: ThreadPoolExecutor, count: int, work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """`map`, with no more under way than there are threads, so that an error ends it soon."""
+    waiting: deque[Any] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+class DatasetReader:
+    """See `contract.Reader`."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        dataset: Dataset,
+        order: OrderSpec,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        memory_bytes: int,
+        bytes_read: ByteCount,
+    ) -> None:
+        self._snapshot = snapshot
+        self._dataset = dataset
+        self._order = order
+        self._pool = pool
+        self._threads = threads
+        self._bytes_read = bytes_read
+        self._counts = Counts(dataset, partial(_parallel, pool, threads))
+        self._segments: Shelf[Segment] = Shelf(memory_bytes // 2, lambda segment: segment.size_bytes)
+        self._splits: Shelf[Segment] = Shelf(memory_bytes // 4, lambda segment: segment.size_bytes)
+        self._plans: dict[int, tuple[EpochPlan, int]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._schema = pa.schema(
+            [
+                field.with_type(pa.dictionary(pa.int32(), field.type)) if field.name in dataset.encoded else field
+                for field in dataset.schema
+            ]
+        )
+
+    @property
+    def version(self) -> str:
+        return self._snapshot.version
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema
+
+    def row_count(self) -> int:
+        self._check_open()
+        return int(self._counts.all().sum())
+
+    def batch_count(self) -> int:
+        return -(-self.row_count() // self._order.batch_size)
+
+    def skipped(self) -> dict[str, str]:
+        return dict(self._dataset.skipped)
+
+    def counters(self) -> dict[str, int]:
+        return {
+            "splits_decoded": self._dataset.splits_decoded,
+            "rows_decoded": self._dataset.rows_decoded,
+            "bytes_decoded": self._dataset.bytes_decoded,
+            "bytes_read": self._bytes_read.total,
+            "spilled_bytes": 0,
+            "segments_built": self._segments.made,
+            "segments_shared": self._segments.shared,
+        }
+
+    # ---- batches ----------------------------------------------------------------------------------------------------
+
+    def batches(self, position: Position, stride: int = 1) -> Iterator[NumberedBatch]:
+        self._check_open()
+        if position.epoch < 0 or position.batches < 0 or stride < 1:
+            raise ConfigurationError(f"{position}, stride {stride}: they begin at 0 and 1")
+        return self._generate(position, stride)
+
+    def _generate(self, position: Position, stride: int) -> Iterator[NumberedBatch]:
+        plan = self._enter(position.epoch)
+        cursor = _Cursor(plan, self._segments, self._pool, min(AHEAD_MAX, 2 * self._threads))
+        size = self._order.batch_size
+        try:
+            number = position.batches
+            while True:
+                self._check_open()
+                pieces = cursor.rows(number * size, (number + 1) * size)
+                if pieces is None:
+                    return
+                yield NumberedBatch(number, self._batch(pieces))
+                number += stride
+        finally:
+            cursor.close()
+            self._leave(position.epoch)
+
+    def _batch(self, pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+        """One batch, with dictionaries of its own."""
+        if not pieces:
+            return _empty(self._schema)
+        whole = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
+        if not self._dataset.encoded:
+            return whole
+        columns = [
+            column.dictionary_encode() if name in self._dataset.encoded else column
+            for name, column in zip(whole.schema.names, whole.columns, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    # ---- epochs -----------------------------------------------------------------------------------------------------
+
+    def _enter(self, epoch: int) -> EpochPlan:
+        """The plan of an epoch, shared by its iterators."""
+        with self._lock:
+            plan, users = self._plans.get(epoch, (None, 0))
+            if plan is not None:
+                self._plans[epoch] = plan, users + 1
+                return plan
+        made = self._planned(epoch)
+        with self._lock:
+            plan, users = self._plans.get(epoch, (made, 0))
+            self._plans[epoch] = plan, users + 1
+            return plan
+
+    def _leave(self, epoch: int) -> None:
+        with self._lock:
+            plan, users = self._plans[epoch]
+            self._plans[epoch] = plan, users - 1
+            if users == 1:
+                del self._plans[epoch]
+        if users == 1:
+            plan.close()
+
+    def _planned(self, epoch: int) -> EpochPlan:
+        shuffle, seed = self._order.shuffle, self._order.seed
+        splits = split_order(len(self._dataset.splits), seed, epoch, shuffled=shuffle is not Shuffle.NONE)
+        if shuffle in (Shuffle.NONE, Shuffle.SHARDS):
+            return SplitPlan(self._dataset, self._counts, splits)
+        sequence = Sequence(splits, self._counts.all())
+        return WindowPlan(self._dataset, sequence, self._splits, (self._order.window_rows, seed, epoch))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequestError("the reader is closed")
+
+    def close(self) -> None:
+        """Waits for what is being decoded at the moment."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._pool.shutdown(cancel_futures=True)
+        self._snapshot.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+class _Cursor:
+    """An iterator's place in an epoch, and what it has on loan. For one thread at a time."""
+
+    def __init__(self, plan: EpochPlan, shelf: Shelf[Segment], pool: ThreadPoolExecutor, ahead: int) -> None:
+        self._plan = plan
+        self._shelf = shelf
+        self._pool = pool
+        self._ahead = ahead
+        self._loans: dict[int, Loan[Segment]] = {}
+        self._number = -1
+        self._start = 0
+
+    def rows(self, start: int, end: int) -> list[pa.RecordBatch] | None:
+        """Those of the positions [start, end), which only move forward; None beyond the last position."""
+        if self._number < 0:
+            self._number, self._start = self._plan.find(start)
+        pieces: list[pa.RecordBatch] = []
+        at = start
+        while at < end:
+            segment = self._forward(at)
+            if segment is None:
+                return None if at == start else pieces
+            stop = min(end, self._start + segment.length)
+            pieces += segment.slice(at - self._start, stop - self._start)
+            at = stop
+        return pieces
+
+    def _forward(self, row: int) -> Segment | None:
+        """The segment with that position."""
+        while self._number < self._plan.segment_count:
+            length = self._plan.length(self._number)
+            if length is None or row < self._start + length:
+                segment = self._segment()
+                if row < self._start + segment.length:
+                    return segment
+                length = segment.length
+            self._release(self._number)
+            self._number += 1
+            self._start += length
+        return None
+
+    def _segment(self) -> Segment:
+        if self._number not in self._loans:
+            self._loans[self._number] = self._shelf.borrow(*self._order(self._number))
+        self._read_ahead()
+        return self._loans[self._number].value()
+
+    def _read_ahead(self) -> None:
+        last = min(self._number + self._ahead, self._plan.segment_count - 1)
+        for number in range(self._number + 1, last + 1):
+            if number not in self._loans:
+                loan = self._shelf.borrow_ahead(*self._order(number))
+                if loan is None:
+                    return
+                self._loans[number] = loan
+                self._pool.submit(loan.fill)
+
+    def _order(self, number: int) -> tuple[Any, Callable[[], Segment], int]:
+        return self._plan.key(number), partial(self._plan.make, number), self._plan.estimate(number)
+
+    def _release(self, number: int) -> None:
+        loan = self._loans.pop(number, None)
+        if loan is not None:
+            loan.release()
+
+    def close(self) -> None:
+        for number in list(self._loans):
+            self._release(number)
