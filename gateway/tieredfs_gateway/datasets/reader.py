@@ -8,11 +8,13 @@ Memory: `memory_bytes` bounds what is decoded and kept. Past it reading ahead st
 always has its place: with many iterators far apart, or segments larger than the memory, that is one segment each.
 """
 
+import contextlib
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
@@ -25,10 +27,13 @@ from tieredfs_gateway.datasets.arrow_files import ByteCount
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Shuffle
 from tieredfs_gateway.datasets.dataset import Dataset
 from tieredfs_gateway.datasets.listing import list_source, partitions
-from tieredfs_gateway.datasets.order import Sequence, split_order
-from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, WindowPlan
+from tieredfs_gateway.datasets.order import Permutation, Sequence, epoch_key, split_order
+from tieredfs_gateway.datasets.pieces import Pieces
+from tieredfs_gateway.datasets.scratch import Scratch
+from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, SplitShelf, WindowPlan
 from tieredfs_gateway.datasets.shelf import Loan, Shelf
-from tieredfs_gateway.datasets.sources.parquet import ParquetSource
+from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
+from tieredfs_gateway.datasets.sources.formats import choose, source_of
 from tieredfs_gateway.datasets.versions import Snapshot
 
 SCRATCH_BYTES_DEFAULT: Final = 16 << 30
@@ -56,19 +61,21 @@ def open_reader(
     if order.window_rows < 1:
         raise ConfigurationError(f"window_rows is {order.window_rows}; it must be at least 1")
     count = max(1, min(threads or max(2, os.cpu_count() or 2), THREADS_MAX))
+    room = Room(memory_bytes, scratch_directory, scratch_bytes)
     listing = list_source(volume, spec.source)
-    constants = partitions(listing.base, [path for path, _ in listing.files])
-    snapshot = Snapshot(volume, listing.files)
-    pool = ThreadPoolExecutor(count, "tieredfs-dataset")
-    try:
-        bytes_read = ByteCount()
-        source = ParquetSource(snapshot, bytes_read)
+    chosen = choose(volume, listing.files, spec.format)
+    with contextlib.ExitStack() as stack:
+        snapshot = stack.enter_context(contextlib.closing(Snapshot(volume, chosen.files)))
+        tally = Tally()
+        unpacked = stack.enter_context(contextlib.closing(room.scratch(tally)))
+        pool = ThreadPoolExecutor(count, "tieredfs-dataset")
+        stack.callback(pool.shutdown, cancel_futures=True)
+        source = source_of(chosen, volume, snapshot, unpacked, tally.read)
+        constants = partitions(listing.base, [path for path, _ in chosen.files])
         dataset = Dataset(source, snapshot.files, constants, spec, partial(_parallel, pool, count))
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        snapshot.close()
-        raise
-    return DatasetReader(snapshot, dataset, order, pool, count, memory_bytes, bytes_read)
+        version = snapshot.version
+        threads_of = Threads(pool, count)
+        return DatasetReader(version, dataset, order, threads_of, room, tally, stack.pop_all())
 
 
 def _parallel(pool: ThreadPoolExecutor, count: int, work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
@@ -86,28 +93,58 @@ def _parallel(pool: ThreadPoolExecutor, count: int, work: Callable[[T], U], item
             future.cancel()
 
 
+class Tally:
+    """What was read, and what was written to scratch files."""
+
+    def __init__(self) -> None:
+        self.read = ByteCount()
+        self.spilled = ByteCount()
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a reader may take: memory, and scratch files below `directory` (None: that of temporary files)."""
+
+    memory_bytes: int
+    directory: str | None
+    scratch_bytes: int
+
+    def scratch(self, tally: Tally) -> Scratch:
+        return Scratch(self.directory, self.scratch_bytes, tally.spilled.add)
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    pool: ThreadPoolExecutor
+    count: int
+
+
 class DatasetReader:
     """See `contract.Reader`."""
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        version: str,
         dataset: Dataset,
         order: OrderSpec,
-        pool: ThreadPoolExecutor,
-        threads: int,
-        memory_bytes: int,
-        bytes_read: ByteCount,
+        threads: Threads,
+        room: Room,
+        tally: Tally,
+        held: contextlib.ExitStack,
     ) -> None:
-        self._snapshot = snapshot
+        """`held`: what is to be let go at the end."""
+        self._version = version
         self._dataset = dataset
         self._order = order
-        self._pool = pool
         self._threads = threads
-        self._bytes_read = bytes_read
-        self._counts = Counts(dataset, partial(_parallel, pool, threads))
-        self._segments: Shelf[Segment] = Shelf(memory_bytes // 2, lambda segment: segment.size_bytes)
-        self._splits: Shelf[Segment] = Shelf(memory_bytes // 4, lambda segment: segment.size_bytes)
+        self._room = room
+        self._tally = tally
+        self._held = held
+        self._counts = Counts(dataset, partial(_parallel, threads.pool, threads.count))
+        whole_splits = order.shuffle in (Shuffle.NONE, Shuffle.SHARDS)
+        share = room.memory_bytes // 2 if whole_splits else room.memory_bytes // 4
+        self._segments: Shelf[Segment] = Shelf(share, lambda segment: segment.size_bytes)
+        self._splits = SplitShelf(dataset, room.memory_bytes // 4)
         self._plans: dict[int, tuple[EpochPlan, int]] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -120,7 +157,7 @@ class DatasetReader:
 
     @property
     def version(self) -> str:
-        return self._snapshot.version
+        return self._version
 
     @property
     def schema(self) -> pa.Schema:
@@ -141,8 +178,8 @@ class DatasetReader:
             "splits_decoded": self._dataset.splits_decoded,
             "rows_decoded": self._dataset.rows_decoded,
             "bytes_decoded": self._dataset.bytes_decoded,
-            "bytes_read": self._bytes_read.total,
-            "spilled_bytes": 0,
+            "bytes_read": self._tally.read.total,
+            "spilled_bytes": self._tally.spilled.total,
             "segments_built": self._segments.made,
             "segments_shared": self._segments.shared,
         }
@@ -157,7 +194,7 @@ class DatasetReader:
 
     def _generate(self, position: Position, stride: int) -> Iterator[NumberedBatch]:
         plan = self._enter(position.epoch)
-        cursor = _Cursor(plan, self._segments, self._pool, min(AHEAD_MAX, 2 * self._threads))
+        cursor = _Cursor(plan, self._segments, self._threads.pool, min(AHEAD_MAX, 2 * self._threads.count))
         size = self._order.batch_size
         try:
             number = position.batches
@@ -210,12 +247,27 @@ class DatasetReader:
             plan.close()
 
     def _planned(self, epoch: int) -> EpochPlan:
-        shuffle, seed = self._order.shuffle, self._order.seed
-        splits = split_order(len(self._dataset.splits), seed, epoch, shuffled=shuffle is not Shuffle.NONE)
-        if shuffle in (Shuffle.NONE, Shuffle.SHARDS):
-            return SplitPlan(self._dataset, self._counts, splits)
-        sequence = Sequence(splits, self._counts.all())
-        return WindowPlan(self._dataset, sequence, self._splits, (self._order.window_rows, seed, epoch))
+        shuffle, seed, count = self._order.shuffle, self._order.seed, len(self._dataset.splits)
+        if shuffle is Shuffle.FULL:
+            return self._planned_full(epoch)
+        splits = split_order(count, seed, epoch, shuffled=shuffle is not Shuffle.NONE)
+        if shuffle is Shuffle.WINDOW:
+            sequence = Sequence(splits, self._counts.all())
+            return WindowPlan(self._splits, sequence, (self._order.window_rows, seed, epoch))
+        return SplitPlan(self._dataset, self._counts, splits)
+
+    def _planned_full(self, epoch: int) -> EpochPlan:
+        dataset, room = self._dataset, self._room
+        count = len(dataset.splits)
+        sequence = Sequence(split_order(count, 0, 0, shuffled=False), self._counts.all())
+        permutation = Permutation(sequence.size, epoch_key(self._order.seed, epoch, "rows"))
+        row_bytes = dataset.row_bytes()
+        rows = bucket_rows(row_bytes, room.memory_bytes, self._order.batch_size)
+        buckets = Buckets(epoch, permutation, rows, row_bytes)
+        if dataset.has_rows:
+            return GatherPlan(dataset, sequence, buckets)
+        pieces = Pieces(dataset.schema, room.memory_bytes // 4, room.scratch(self._tally))
+        return BucketPlan(self._splits, sequence, buckets, pieces)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -227,8 +279,7 @@ class DatasetReader:
             if self._closed:
                 return
             self._closed = True
-        self._pool.shutdown(cancel_futures=True)
-        self._snapshot.close()
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self
