@@ -1,7 +1,8 @@
 """A pinned dataset under one selection: its splits, and each of them as rows of one schema.
 
-A *split* is a part of a file. `read` gives its rows that match the filter, with the columns that are asked for: the filter's
-columns first, and the others only where something matches. Splits are numbered over all files, by path.
+A *split* is a part of a file. `read` gives its rows that match the filter, with the columns that are asked for. After a split in
+which nothing matched, the filter's columns are read first, and the others only if something matches. Splits are numbered over
+all files, by path.
 """
 
 import threading
@@ -54,13 +55,17 @@ class Dataset:
         constants: Sequence[dict[str, PartitionValue]],
         spec: DatasetSpec,
         parallel: ParallelMap,
+        look: Callable[[PinnedFile], FileIndex],
     ) -> None:
-        """Looks into every file. Raises ConfigurationError (columns, filter, schemas that do not fit), CorruptError."""
+        """Looks into every file, by `look`. Raises ConfigurationError (columns, filter, schemas that do not fit), CorruptError."""
         self._source = source
+        self._look = look
         self._skips = spec.on_bad_shard is OnBadShard.SKIP
         self._lock = threading.Lock()
         self.skipped: dict[str, str] = {}
         """Under the lock."""
+        self._matched_last = True
+        """A guess at the next split: where nothing matches, reading the filter's columns alone, first, costs less."""
         self.splits_decoded = self.rows_decoded = self.bytes_decoded = 0
         found = parallel(self._looked, files)
         self.files = [
@@ -89,7 +94,7 @@ class Dataset:
 
     def _looked(self, file: PinnedFile) -> FileIndex | None:
         try:
-            return self._source.look(file)
+            return self._look(file)
         except IntegrityError as error:
             self._skip(file, error)
             return None
@@ -181,16 +186,20 @@ class Dataset:
             return self.schema.empty_table()
         filtering = self._filter_columns()
         seen = {path for _, path, _ in filtering}
-        if self._source.columnar and any(path not in seen for _, path, _ in self._selected):
+        rest_wanted = any(path not in seen for _, path, _ in self._selected)
+        if self._source.columnar and rest_wanted and not self._matched_last:
             table = self._conformed(each, split, filtering)
             mask = self._mask(table)
-            if not pc.any(mask).as_py():
+            self._matched_last = bool(pc.any(mask).as_py())
+            if not self._matched_last:
                 return self.schema.empty_table()
             rest = self._conformed(each, split, [one for one in self._selected if one[1] not in seen])
             return self._picked(rest, table).filter(mask)
         wanted = [*filtering, *((_key(path), path, kind) for _, path, kind in self._selected if path not in seen)]
         table = self._conformed(each, split, wanted)
-        return self._picked(table, table).filter(self._mask(table))
+        found = self._picked(table, table).filter(self._mask(table))
+        self._matched_last = found.num_rows > 0
+        return found
 
     def _picked(self, rest: pa.Table, filtering: pa.Table) -> pa.Table:
         """The selected columns, by name or by the key of a path, from either table."""

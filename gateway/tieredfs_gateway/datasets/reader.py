@@ -32,10 +32,13 @@ from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, Split
 from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
 from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
 from tieredfs_gateway.datasets.sources.formats import choose, source_of
+from tieredfs_gateway.datasets.sources.indexes import IndexCache
 from tieredfs_gateway.datasets.threads import Threads
 from tieredfs_gateway.datasets.versions import Snapshot
 
 SCRATCH_BYTES_DEFAULT: Final = 16 << 30
+INDEXES: Final = IndexCache()
+"""Of this process."""
 AHEAD_MAX: Final = 32
 """Segments that one iterator reads ahead at most."""
 
@@ -49,8 +52,12 @@ def open_reader(
     threads: int | None = None,
     scratch_directory: str | None = None,
     scratch_bytes: int = SCRATCH_BYTES_DEFAULT,
+    indexes: IndexCache = INDEXES,
 ) -> "DatasetReader":
-    """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises."""
+    """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises.
+
+    `scratch_directory` None: that of temporary files; it should be on the local SSD. `indexes`: what is known of files already.
+    """
     if order.batch_size < 1:
         raise ConfigurationError(f"batch_size is {order.batch_size}; it must be at least 1")
     if order.window_rows < 1:
@@ -65,7 +72,8 @@ def open_reader(
         pool = stack.enter_context(contextlib.closing(Threads(threads or max(2, os.cpu_count() or 2))))
         source = source_of(chosen, volume, snapshot, unpacked, tally.read)
         constants = partitions(listing.base, [path for path, _ in chosen.files])
-        dataset = Dataset(source, snapshot.files, constants, spec, pool.map)
+        look = partial(indexes.look, volume.volume.config.uuid, chosen.format, look=source.look)
+        dataset = Dataset(source, snapshot.files, constants, spec, pool.map, look)
         return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all())
 
 
@@ -299,6 +307,7 @@ class _Cursor:
         self._threads = threads
         self._ahead = min(AHEAD_MAX, 2 * threads.count)
         self._loans: dict[int, Loan[Segment]] = {}
+        self._begun = False
         self._number = -1
         self._start = 0
 
@@ -334,8 +343,13 @@ class _Cursor:
     def _segment(self) -> Segment:
         if self._number not in self._loans:
             self._loans[self._number] = self._shelf.borrow(*self._order(self._number))
+        if self._begun:
+            self._read_ahead()
+            return self._loans[self._number].value()
+        first = self._loans[self._number].value()  # nothing competes with what is waited for
+        self._begun = True
         self._read_ahead()
-        return self._loans[self._number].value()
+        return first
 
     def _read_ahead(self) -> None:
         last = min(self._number + self._ahead, self._plan.segment_count - 1)

@@ -22,11 +22,13 @@ PART_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileIndex:
-    """What `look` found. `rows` of each part; `detail` is the format's own."""
+    """What `look` found. `rows` of each part; `detail` is the format's own. `held_bytes`: about how much memory it takes, where
+    it holds for the content wherever it is read; 0 where it refers to something of this reader's."""
 
     schema: pa.Schema
     rows: tuple[int, ...]
     detail: Any
+    held_bytes: int = 0
 
 
 class Source(Protocol):

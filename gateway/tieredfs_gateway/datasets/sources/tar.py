@@ -43,6 +43,10 @@ class _Shard:
     places: dict[str, tuple[Indices, Indices]]
     starts: tuple[int, ...]
 
+    @property
+    def held_bytes(self) -> int:
+        return 4096 + sum(50 + len(key) for key in self.keys) + 16 * len(self.keys) * len(self.places)
+
 
 class TarSource:
     """See `Source`, `HasRows`."""
@@ -63,7 +67,9 @@ class TarSource:
                 kind = _kind(name) or _documents_type(file, archive, name, offsets, lengths)
                 fields.append(pa.field(name, kind))
         ends = [*shard.starts[1:], len(shard.keys)]
-        return FileIndex(pa.schema(fields), tuple(b - a for a, b in zip(shard.starts, ends, strict=True)), shard)
+        return FileIndex(
+            pa.schema(fields), tuple(b - a for a, b in zip(shard.starts, ends, strict=True)), shard, shard.held_bytes
+        )
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         return self.take(file, index, part, np.arange(index.rows[part], dtype=np.int64), paths)
