@@ -255,7 +255,7 @@ class DatasetReader:
         row_bytes = dataset.row_bytes()
         rows = bucket_rows(row_bytes, room.memory_bytes, self._order.batch_size)
         buckets = Buckets(epoch, permutation, rows, row_bytes)
-        if dataset.has_rows:
+        if dataset.rows_source is not None:
             return GatherPlan(dataset, sequence, buckets)
         pieces = Pieces(dataset.schema, room.memory_bytes // 4, room.scratch(self._tally))
         return BucketPlan(self._splits, sequence, buckets, pieces)

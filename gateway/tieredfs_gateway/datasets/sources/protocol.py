@@ -63,3 +63,13 @@ class HasRows(Protocol):
     def take(self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, paths: Sequence[Path]) -> pa.Table:
         """Those rows of a part, in that order."""
         ...
+
+    def payload_lengths(self, index: FileIndex, part: int, rows: Indices, path: Path) -> Indices | None:
+        """Of a column of bytes that are in the file as they are (-1: null); None for any other column."""
+        ...
+
+    def fill(
+        self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
+    ) -> None:
+        """Read those bytes, each into a target of its length."""
+        ...

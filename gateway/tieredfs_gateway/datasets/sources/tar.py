@@ -91,6 +91,22 @@ class TarSource:
             columns[KEY] = pa.nulls(len(rows), pa.string())
         return pa.table(columns)
 
+    def payload_lengths(self, index: FileIndex, part: int, rows: Indices, path: Path) -> Indices | None:
+        shard: _Shard = index.detail
+        if len(path) > 1 or path[0] not in shard.places or _kind(path[0]) != pa.binary():
+            return None
+        return shard.places[path[0]][1][rows + shard.starts[part]]
+
+    def fill(
+        self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
+    ) -> None:
+        shard: _Shard = index.detail
+        offsets = shard.places[path[0]][0][rows + shard.starts[part]]
+        with self._archives.opened(file) as archive:
+            for offset, target in zip(offsets.tolist(), targets, strict=True):
+                if target and archive.read_into(offset, target) != len(target):
+                    raise CorruptError(f"{file.name}: {len(target)} bytes at {offset} are not there")
+
     def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         shard: _Shard = index.detail
         start = shard.starts[part]
