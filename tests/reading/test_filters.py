@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tieredfs.errors import ConfigurationError
@@ -141,6 +141,7 @@ EXPRESSIONS = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(EXPRESSIONS, ROWS)
 def test_a_filter_keeps_what_sql_would_keep(expression: tuple[str, Oracle], rows: list[dict[str, Any]]) -> None:
     text, oracle = expression
@@ -148,6 +149,7 @@ def test_a_filter_keeps_what_sql_would_keep(expression: tuple[str, Oracle], rows
     assert kept(text, table) == [at for at, row in enumerate(rows) if oracle(row)]
 
 
+@settings(deadline=None)
 @given(EXPRESSIONS, ROWS)
 def test_statistics_never_lose_a_row(expression: tuple[str, Oracle], rows: list[dict[str, Any]]) -> None:
     text, oracle = expression
@@ -261,6 +263,7 @@ def test_a_bad_filter_is_told_where_and_why(text: str, at: int | None, problem: 
         assert message.splitlines()[2].index("^") - 2 == min(at - 1, 40)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     with contextlib.suppress(ConfigurationError):

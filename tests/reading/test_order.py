@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tieredfs_gateway.datasets.order import Permutation, Run, Sequence, epoch_key, split_order, window_order
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200_000), st.integers(0, 2**64), st.integers(0, 1000))
 def test_a_permutation_is_a_bijection_and_has_an_inverse(size: int, seed: int, epoch: int) -> None:
     permutation = Permutation(size, epoch_key(seed, epoch, "rows"))
@@ -17,6 +18,7 @@ def test_a_permutation_is_a_bijection_and_has_an_inverse(size: int, seed: int, e
     assert np.array_equal(permutation.inverse(rows), every)
 
 
+@settings(deadline=None)
 @given(st.integers(2**33, 2**45), st.lists(st.integers(0, 2**33 - 1), min_size=1, max_size=50))
 def test_a_permutation_of_billions_costs_no_table(size: int, positions: list[int]) -> None:
     permutation = Permutation(size, epoch_key(1, 2, "rows"))
@@ -61,6 +63,7 @@ def test_epochs_seeds_and_purposes_differ() -> None:
     assert len(orders) == 18
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=30), st.data())
 def test_runs_are_the_rows_between_two_places(counts: list[int], data: st.DataObject) -> None:
     order = split_order(len(counts), 5, 0, shuffled=True)

@@ -4,7 +4,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tieredfs_gateway.datasets.sources.tar_headers import BadTarError, Member, members
@@ -46,6 +46,7 @@ def test_members_are_those_that_tarfile_sees(kind: int) -> None:
     assert len(expected) == len(names)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5119))
 def test_a_truncated_archive_is_told(cut: int) -> None:
     """Wherever it is cut: the directory, two members and a link, and their headers, are 5120 bytes."""
