@@ -27,6 +27,7 @@ from tieredfs.errors import (
     IsDirectoryError,
     NotDirectoryError,
     NotFoundError,
+    StaleError,
 )
 from tieredfs.host import Host, crash
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
@@ -259,6 +260,14 @@ class FileSystem(UnnamedOwner):
 
     # ---- names ------------------------------------------------------------------------------------------------------
 
+    def attributes(self, inode: InodeId) -> Attributes:
+        """Of an inode, whatever its name is now. Raises NotFoundError."""
+        return self._metadata.attributes(inode)
+
+    def versions(self, inodes: Sequence[InodeId]) -> dict[InodeId, int]:
+        """Of the contents of many inodes, in one snapshot; those that exist."""
+        return self._metadata.versions(inodes)
+
     def stat(self, path: bytes) -> Attributes:
         """Symlinks are not followed. Raises NotFoundError, NotDirectoryError."""
         return self._metadata.resolve(_checked(path))
@@ -430,6 +439,15 @@ class FileSystem(UnnamedOwner):
 
     def _open_tier(self, attributes: Attributes) -> TierReading:
         return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
+
+    def open_version(self, attributes: Attributes) -> TierReading:
+        """The regular file whose content `attributes` describe, with or without a name. Raises StaleError when its content
+        is another one now, NotFoundError when it is gone, and what a fill raises."""
+        reading = TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
+        if reading.version != attributes.version:
+            reading.close()
+            raise StaleError(f"inode {attributes.inode} has another content than version {attributes.version}")
+        return reading
 
     def create(self) -> Unnamed:
         """A file to write, without a name until `commit`. Waits, bounded, for room on the SSD (NoSpaceError)."""

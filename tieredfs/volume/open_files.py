@@ -44,6 +44,11 @@ class TierReading:
         """See `tieredfs.volume.filesystem.Reading`."""
         return self._file.descriptor if self._file.whole else None
 
+    @property
+    def version(self) -> int | None:
+        """Of the content that is read; None when it is read where another process has it staged, and may go on writing."""
+        return None if self._file.borrowed else self._file.version
+
     def read_into(self, offset: int, target: memoryview) -> int:
         """See `tieredfs.volume.filesystem.Reading`."""
         if offset < 0:

@@ -1,0 +1,237 @@
+"""A pinned dataset under one selection: its splits, and each of them as rows of one schema.
+
+A *split* is a part of a file. `read` gives its rows that match the filter, with the columns that are asked for. After a split in
+which nothing matched, the filter's columns are read first, and the others only if something matches. Splits are numbered over
+all files, by path.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tieredfs.errors import ConfigurationError, CorruptError, IntegrityError
+from tieredfs_gateway.datasets import schemas
+from tieredfs_gateway.datasets.contract import DatasetSpec, OnBadShard
+from tieredfs_gateway.datasets.filters import Bounds, bind_columns, bind_filter
+from tieredfs_gateway.datasets.listing import PartitionValue, partition_names
+from tieredfs_gateway.datasets.schemas import Column, Path
+from tieredfs_gateway.datasets.sources.protocol import FileIndex, HasRows, HasStatistics, Source
+from tieredfs_gateway.datasets.versions import PinnedFile
+
+T = TypeVar("T")
+ParallelMap = Callable[[Callable[[PinnedFile], Any], Iterable[PinnedFile]], Iterator[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Part `part` of file `file` (in `Dataset.files`), `rows` before any filter."""
+
+    file: int
+    part: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFile:
+    """A file that could be opened. `constants`: what its directories say."""
+
+    file: PinnedFile
+    index: FileIndex
+    constants: dict[str, PartitionValue]
+
+
+class Dataset:
+    """Immutable but for what it counts. Safe from any thread."""
+
+    def __init__(
+        self,
+        source: Source,
+        files: Sequence[PinnedFile],
+        constants: Sequence[dict[str, PartitionValue]],
+        spec: DatasetSpec,
+        parallel: ParallelMap,
+        look: Callable[[PinnedFile], FileIndex],
+    ) -> None:
+        """Looks into every file, by `look`. Raises ConfigurationError (columns, filter, schemas that do not fit), CorruptError."""
+        self._source = source
+        self._look = look
+        self._skips = spec.on_bad_shard is OnBadShard.SKIP
+        self._lock = threading.Lock()
+        self.skipped: dict[str, str] = {}
+        """Under the lock."""
+        self._matched_last = True
+        """A guess at the next split: where nothing matches, reading the filter's columns alone, first, costs less."""
+        self.splits_decoded = self.rows_decoded = self.bytes_decoded = 0
+        found = parallel(self._looked, files)
+        self.files = [
+            DatasetFile(file, index, values)
+            for file, index, values in zip(files, found, constants, strict=True)
+            if index is not None
+        ]
+        if not self.files:
+            raise CorruptError(
+                f"none of the {len(files)} files can be read; the first: {next(iter(self.skipped.items()))}"
+            )
+        self.columns = self._unified(constants)
+        self.filter = bind_filter(spec.filter, self.columns)
+        if spec.columns is not None and not spec.columns:
+            raise ConfigurationError("columns: at least one is needed")
+        self.selected = [
+            (name, path, schemas.type_at(self.columns, path)) for name, path in bind_columns(spec.columns, self.columns)
+        ]
+        self.splits = [
+            Split(number, part, rows)
+            for number, each in enumerate(self.files)
+            for part, rows in enumerate(each.index.rows)
+        ]
+        self.schema = pa.schema([pa.field(name, kind) for name, _, kind in self.selected])
+        self.encoded = [name for name, path, _ in self.selected if len(path) == 1 and self.columns[path[0]].encoded]
+
+    def _looked(self, file: PinnedFile) -> FileIndex | None:
+        try:
+            return self._look(file)
+        except IntegrityError as error:
+            self.skip(file, error)
+            return None
+
+    def skip(self, file: PinnedFile, error: IntegrityError) -> None:
+        """Remember that it is left out; raises the error where damaged files are not."""
+        if not self._skips:
+            raise error
+        with self._lock:
+            self.skipped.setdefault(file.name, str(error))
+
+    def _unified(self, constants: Sequence[dict[str, PartitionValue]]) -> dict[str, Column]:
+        columns = schemas.unify((each.file.name, each.index.schema) for each in self.files)
+        for name in partition_names(constants):
+            values = [values.get(name) for values in constants]
+            kind = pa.string() if any(isinstance(value, str) for value in values) else pa.int64()
+            columns[name] = Column(kind, False, self.files[0].file.name)
+        return columns
+
+    # ---- one split --------------------------------------------------------------------------------------------------
+
+    def read(self, number: int) -> list[pa.RecordBatch] | None:
+        """The matching rows; None when the split is damaged and damaged ones are left out."""
+        split = self.splits[number]
+        each = self.files[split.file]
+        try:
+            table = self._read(each, split)
+        except IntegrityError as error:
+            self.skip(each.file, error)
+            return None
+        self.count_decoded(split.rows, table.nbytes, splits=1)
+        return list(table.to_batches())
+
+    def count_decoded(self, rows: int, size_bytes: int, splits: int = 0) -> None:
+        with self._lock:
+            self.splits_decoded += splits
+            self.rows_decoded += rows
+            self.bytes_decoded += size_bytes
+
+    def count(self, number: int) -> int:
+        """How many rows match; reads the filter's columns if it must. A damaged split has none, where such are left out."""
+        split = self.splits[number]
+        if self.filter is None or not split.rows:
+            return split.rows
+        each = self.files[split.file]
+        if not self._may_match(each, split.part):
+            return 0
+        try:
+            table = self._conformed(each, split, self._filter_columns())
+        except IntegrityError as error:
+            self.skip(each.file, error)
+            return 0
+        return int(pc.sum(self._mask(table)).as_py() or 0)
+
+    def decoded_bytes(self, number: int) -> int:
+        """About how much memory a split takes, before the filter."""
+        split = self.splits[number]
+        each = self.files[split.file]
+        paths = [path for _, path, _ in self.selected]
+        return self._source.decoded_bytes(each.index, split.part, paths)
+
+    def row_bytes(self) -> int:
+        """About how much memory a row takes."""
+        rows = sum(split.rows for split in self.splits)
+        return sum(self.decoded_bytes(number) for number in range(len(self.splits))) // max(1, rows)
+
+    @property
+    def rows_source(self) -> HasRows | None:
+        """Of single rows, where there is no filter and the format has a row in one place."""
+        return self._source if self.filter is None and isinstance(self._source, HasRows) else None
+
+    def _read(self, each: DatasetFile, split: Split) -> pa.Table:
+        if self.filter is None:
+            return self._conformed(each, split, self.selected)
+        if not split.rows or not self._may_match(each, split.part):
+            return self.schema.empty_table()
+        filtering = self._filter_columns()
+        seen = {path for _, path, _ in filtering}
+        rest_wanted = any(path not in seen for _, path, _ in self.selected)
+        if self._source.columnar and rest_wanted and not self._matched_last:
+            table = self._conformed(each, split, filtering)
+            mask = self._mask(table)
+            self._matched_last = bool(pc.any(mask).as_py())
+            if not self._matched_last:
+                return self.schema.empty_table()
+            rest = self._conformed(each, split, [one for one in self.selected if one[1] not in seen])
+            return self._picked(rest, table).filter(mask)
+        wanted = [*filtering, *((_key(path), path, kind) for _, path, kind in self.selected if path not in seen)]
+        table = self._conformed(each, split, wanted)
+        found = self._picked(table, table).filter(self._mask(table))
+        self._matched_last = found.num_rows > 0
+        return found
+
+    def _picked(self, rest: pa.Table, filtering: pa.Table) -> pa.Table:
+        """The selected columns, by name or by the key of a path, from either table."""
+        columns = []
+        for name, path, _ in self.selected:
+            key = _key(path)
+            if key in filtering.schema.names:
+                columns.append(filtering.column(key))
+            else:
+                columns.append(rest.column(key if key in rest.schema.names else name))
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+    def _filter_columns(self) -> list[tuple[str, Path, pa.DataType]]:
+        assert self.filter is not None
+        return [(_key(path), path, schemas.type_at(self.columns, path)) for path in self.filter.paths]
+
+    def _mask(self, table: pa.Table) -> pa.ChunkedArray:
+        assert self.filter is not None
+        return self.filter.mask(lambda path: table.column(_key(path)))
+
+    def _conformed(self, each: DatasetFile, split: Split, wanted: list[tuple[str, Path, pa.DataType]]) -> pa.Table:
+        paths = [path for _, path, _ in wanted if path[0] not in each.constants]
+        table = self._source.read(each.file, each.index, split.part, paths)
+        return self.fitted(each, table, wanted)
+
+    def fitted(self, each: DatasetFile, table: pa.Table, wanted: list[tuple[str, Path, pa.DataType]]) -> pa.Table:
+        try:
+            return schemas.conform(table, wanted, each.constants)
+        except pa.ArrowInvalid as error:
+            raise CorruptError(f"{each.file.name}: {error}") from error
+
+    def _may_match(self, each: DatasetFile, part: int) -> bool:
+        assert self.filter is not None
+
+        def statistics(path: Path) -> Bounds | None:
+            rows = each.index.rows[part]
+            if path[0] in each.constants:
+                value = each.constants[path[0]]
+                return Bounds(value, value, rows if value is None else 0, rows)
+            if each.index.schema.get_field_index(path[0]) < 0:
+                return Bounds(None, None, rows, rows)
+            return self._source.bounds(each.index, part, path) if isinstance(self._source, HasStatistics) else None
+
+        return self.filter.may_match(statistics)
+
+
+def _key(path: Path) -> str:
+    """A name for the column of a path that no two paths share."""
+    return "\0".join(path)

@@ -1,0 +1,374 @@
+"""`open_reader`: a dataset, pinned and ordered, as one sequence of batches per epoch. The implementation of `contract.Reader`.
+
+Threads of a pool read ahead of every iterator, segment by segment, within the reader's memory; iterators that need the same segment
+share it. A consumer that comes before the pool makes its segment itself, so a reader works with any number of threads, and
+closing an iterator only has to give its loans back.
+
+Memory: `memory_bytes` bounds what is decoded and kept. Past it reading ahead stops. What each open iterator is being served from
+always has its place: with many iterators far apart, or segments larger than the memory, that is one segment each.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Self
+
+import pyarrow as pa
+
+from tieredfs.errors import ConfigurationError, DeadlineError, InvalidRequestError
+from tieredfs.limits import MEMORY_BYTES_DEFAULT
+from tieredfs.volume.filesystem import FileSystem
+from tieredfs_gateway.datasets.arrow_files import ByteCount
+from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Shuffle
+from tieredfs_gateway.datasets.dataset import Dataset
+from tieredfs_gateway.datasets.listing import list_source, partitions
+from tieredfs_gateway.datasets.order import Permutation, Sequence, epoch_key, split_order
+from tieredfs_gateway.datasets.pieces import Pieces
+from tieredfs_gateway.datasets.scratch import Scratch
+from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, SplitShelf, WindowPlan
+from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
+from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
+from tieredfs_gateway.datasets.sources.formats import choose, source_of
+from tieredfs_gateway.datasets.sources.indexes import IndexCache
+from tieredfs_gateway.datasets.threads import Threads
+from tieredfs_gateway.datasets.versions import Snapshot
+
+SCRATCH_BYTES_DEFAULT: Final = 16 << 30
+INDEXES: Final = IndexCache()
+"""Of this process."""
+AHEAD_MAX: Final = 32
+"""Segments that one iterator reads ahead at most."""
+
+
+def open_reader(
+    volume: FileSystem,
+    spec: DatasetSpec,
+    order: OrderSpec,
+    *,
+    memory_bytes: int = MEMORY_BYTES_DEFAULT,
+    threads: int | None = None,
+    scratch_directory: str | None = None,
+    scratch_bytes: int = SCRATCH_BYTES_DEFAULT,
+    indexes: IndexCache = INDEXES,
+) -> "DatasetReader":
+    """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises.
+
+    `scratch_directory` None: that of temporary files; it should be on the local SSD. `indexes`: what is known of files already.
+    """
+    if order.batch_size < 1:
+        raise ConfigurationError(f"batch_size is {order.batch_size}; it must be at least 1")
+    if order.window_rows < 1:
+        raise ConfigurationError(f"window_rows is {order.window_rows}; it must be at least 1")
+    room = Room(memory_bytes, scratch_directory, scratch_bytes)
+    listing = list_source(volume, spec.source)
+    chosen = choose(volume, listing.files, spec.format)
+    with contextlib.ExitStack() as stack:
+        snapshot = stack.enter_context(contextlib.closing(Snapshot(volume, chosen.files)))
+        tally = Tally()
+        unpacked = stack.enter_context(contextlib.closing(room.scratch(tally)))
+        pool = stack.enter_context(contextlib.closing(Threads(threads or max(2, os.cpu_count() or 2))))
+        source = source_of(chosen, volume, snapshot, unpacked, tally.read)
+        constants = partitions(listing.base, [path for path, _ in chosen.files])
+        look = partial(indexes.look, volume.volume.config.uuid, chosen.format, look=source.look)
+        dataset = Dataset(source, snapshot.files, constants, spec, pool.map, look)
+        return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all())
+
+
+class Tally:
+    """What was read, and what was written to scratch files."""
+
+    def __init__(self) -> None:
+        self.read = ByteCount()
+        self.spilled = ByteCount()
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a reader may take: memory, and scratch files below `directory` (None: that of temporary files)."""
+
+    memory_bytes: int
+    directory: str | None
+    scratch_bytes: int
+
+    def scratch(self, tally: Tally) -> Scratch:
+        return Scratch(self.directory, self.scratch_bytes, tally.spilled.add)
+
+
+@dataclass(slots=True, eq=False)
+class _Epoch:
+    """A plan, and how many iterators use it (under the reader's lock)."""
+
+    plan: EpochPlan
+    users: int = 0
+
+
+class DatasetReader:
+    """See `contract.Reader`."""
+
+    def __init__(
+        self,
+        version: str,
+        dataset: Dataset,
+        order: OrderSpec,
+        threads: Threads,
+        room: Room,
+        tally: Tally,
+        held: contextlib.ExitStack,
+    ) -> None:
+        """`held`: what is to be let go at the end."""
+        self._version = version
+        self._dataset = dataset
+        self._order = order
+        self._threads = threads
+        self._room = room
+        self._tally = tally
+        self._held = held
+        self._counts = Counts(dataset, threads.map)
+        whole_splits = order.shuffle in (Shuffle.NONE, Shuffle.SHARDS)
+        share = room.memory_bytes // 2 if whole_splits else room.memory_bytes // 4
+        self._segments: Shelf[Segment] = Shelf(share, lambda segment: segment.size_bytes)
+        self._splits = SplitShelf(dataset, room.memory_bytes // 4)
+        self._epochs: dict[int, _Epoch] = {}
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._working = 0
+        self._closed = False
+        self._schema = pa.schema(
+            [
+                field.with_type(pa.dictionary(pa.int32(), field.type)) if field.name in dataset.encoded else field
+                for field in dataset.schema
+            ]
+        )
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema
+
+    def row_count(self) -> int:
+        with self._work():
+            return int(self._counts.all().sum())
+
+    def batch_count(self) -> int:
+        return -(-self.row_count() // self._order.batch_size)
+
+    def skipped(self) -> dict[str, str]:
+        return dict(self._dataset.skipped)
+
+    def counters(self) -> dict[str, int]:
+        return {
+            "splits_decoded": self._dataset.splits_decoded,
+            "rows_decoded": self._dataset.rows_decoded,
+            "bytes_decoded": self._dataset.bytes_decoded,
+            "bytes_read": self._tally.read.total,
+            "spilled_bytes": self._tally.spilled.total,
+            "segments_built": self._segments.made,
+            "segments_shared": self._segments.shared,
+        }
+
+    # ---- batches ----------------------------------------------------------------------------------------------------
+
+    def batches(self, position: Position, stride: int = 1) -> Iterator[NumberedBatch]:
+        self._check_open()
+        if position.epoch < 0 or position.batches < 0 or stride < 1:
+            raise ConfigurationError(f"{position}, stride {stride}: they begin at 0 and 1")
+        return self._generate(position, stride)
+
+    def _generate(self, position: Position, stride: int) -> Iterator[NumberedBatch]:
+        with self._work():
+            epoch = self._enter(position.epoch)
+        cursor = _Cursor(epoch.plan, self._segments, self._threads)
+        size = self._order.batch_size
+        try:
+            number = position.batches
+            while True:
+                with self._work():
+                    pieces = cursor.rows(number * size, (number + 1) * size)
+                if pieces is None:
+                    return
+                yield NumberedBatch(number, self._batch(pieces))
+                number += stride
+        finally:
+            cursor.close()
+            self._leave(position.epoch, epoch)
+
+    def _batch(self, pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+        """One batch, with dictionaries of its own."""
+        if not pieces:
+            return _empty(self._schema)
+        whole = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
+        if not self._dataset.encoded:
+            return whole
+        columns = [
+            column.dictionary_encode() if name in self._dataset.encoded else column
+            for name, column in zip(whole.schema.names, whole.columns, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    # ---- epochs -----------------------------------------------------------------------------------------------------
+
+    def _enter(self, number: int) -> _Epoch:
+        """The plan of an epoch, shared by its iterators; a new one where the last one failed."""
+        with self._lock:
+            epoch = self._epochs.get(number)
+            if epoch is not None and not epoch.plan.failed:
+                epoch.users += 1
+                return epoch
+        made = _Epoch(self._planned(number))
+        with self._lock:
+            epoch = self._epochs.get(number)
+            if epoch is None or epoch.plan.failed:
+                epoch = self._epochs[number] = made
+            epoch.users += 1
+            return epoch
+
+    def _leave(self, number: int, epoch: _Epoch) -> None:
+        with self._lock:
+            epoch.users -= 1
+            if epoch.users:
+                return
+            if self._epochs.get(number) is epoch:
+                del self._epochs[number]
+        epoch.plan.close()
+
+    def _planned(self, epoch: int) -> EpochPlan:
+        shuffle, seed, count = self._order.shuffle, self._order.seed, len(self._dataset.splits)
+        if shuffle is Shuffle.FULL:
+            return self._planned_full(epoch)
+        splits = split_order(count, seed, epoch, shuffled=shuffle is not Shuffle.NONE)
+        if shuffle is Shuffle.WINDOW:
+            sequence = Sequence(splits, self._counts.all())
+            return WindowPlan(self._splits, sequence, (self._order.window_rows, seed, epoch))
+        return SplitPlan(self._dataset, self._counts, splits)
+
+    def _planned_full(self, epoch: int) -> EpochPlan:
+        dataset, room = self._dataset, self._room
+        count = len(dataset.splits)
+        sequence = Sequence(split_order(count, 0, 0, shuffled=False), self._counts.all())
+        permutation = Permutation(sequence.size, epoch_key(self._order.seed, epoch, "rows"))
+        row_bytes = dataset.row_bytes()
+        rows = bucket_rows(row_bytes, room.memory_bytes, self._order.batch_size)
+        buckets = Buckets(epoch, permutation, rows, row_bytes)
+        if dataset.rows_source is not None:
+            return GatherPlan(dataset, sequence, buckets)
+        pieces = Pieces(dataset.schema, room.memory_bytes // 4, room.scratch(self._tally))
+        return BucketPlan(self._splits, sequence, buckets, pieces)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequestError("the reader is closed")
+
+    @contextlib.contextmanager
+    def _work(self) -> Iterator[None]:
+        """A consumer's thread reads for itself: what it reads from stays open as long."""
+        with self._lock:
+            self._check_open()
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Waits for what is being decoded at the moment. Raises DeadlineError."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if not self._changed.wait_for(lambda: not self._working, WAIT_S):
+                raise DeadlineError(f"a batch was still being read after {WAIT_S:.0f} s")
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+class _Cursor:
+    """An iterator's place in an epoch, and what it has on loan. For one thread at a time."""
+
+    def __init__(self, plan: EpochPlan, shelf: Shelf[Segment], threads: Threads) -> None:
+        self._plan = plan
+        self._shelf = shelf
+        self._threads = threads
+        self._ahead = min(AHEAD_MAX, 2 * threads.count)
+        self._loans: dict[int, Loan[Segment]] = {}
+        self._begun = False
+        self._number = -1
+        self._start = 0
+
+    def rows(self, start: int, end: int) -> list[pa.RecordBatch] | None:
+        """Those of the positions [start, end), which only move forward; None beyond the last position."""
+        if self._number < 0:
+            self._number, self._start = self._plan.find(start)
+        pieces: list[pa.RecordBatch] = []
+        at = start
+        while at < end:
+            segment = self._forward(at)
+            if segment is None:
+                return None if at == start else pieces
+            stop = min(end, self._start + segment.length)
+            pieces += segment.slice(at - self._start, stop - self._start)
+            at = stop
+        return pieces
+
+    def _forward(self, row: int) -> Segment | None:
+        """The segment with that position."""
+        while self._number < self._plan.segment_count:
+            length = self._plan.length(self._number)
+            if length is None or row < self._start + length:
+                segment = self._segment()
+                if row < self._start + segment.length:
+                    return segment
+                length = segment.length
+            self._release(self._number)
+            self._number += 1
+            self._start += length
+        return None
+
+    def _segment(self) -> Segment:
+        if self._number not in self._loans:
+            self._loans[self._number] = self._shelf.borrow(*self._order(self._number))
+        if self._begun:
+            self._read_ahead()
+            return self._loans[self._number].value()
+        first = self._loans[self._number].value()  # nothing competes with what is waited for
+        self._begun = True
+        self._read_ahead()
+        return first
+
+    def _read_ahead(self) -> None:
+        last = min(self._number + self._ahead, self._plan.segment_count - 1)
+        for number in range(self._number + 1, last + 1):
+            if number not in self._loans:
+                loan = self._shelf.borrow_ahead(*self._order(number))
+                if loan is None:
+                    return
+                self._loans[number] = loan
+                self._threads.submit(loan.fill)
+
+    def _order(self, number: int) -> tuple[Any, Callable[[], Segment], int]:
+        return self._plan.key(number), partial(self._plan.make, number), self._plan.estimate(number)
+
+    def _release(self, number: int) -> None:
+        loan = self._loans.pop(number, None)
+        if loan is not None:
+            loan.release()
+
+    def close(self) -> None:
+        for number in list(self._loans):
+            self._release(number)

@@ -1,0 +1,75 @@
+"""What a format does: look into a file once, then read its parts.
+
+A *part* is what is decoded at one time: a row group, a record batch, a run of lines, a run of samples. Sources keep nothing of the
+files' contents between calls but what `look` returned, and may be called from any thread. All of them raise CorruptError with
+the file's name for what cannot be decoded, and what the volume raises: DataLossError, UnavailableError, DeadlineError.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from tieredfs_gateway.datasets.filters import Bounds
+from tieredfs_gateway.datasets.order import Indices
+from tieredfs_gateway.datasets.schemas import Path
+from tieredfs_gateway.datasets.versions import PinnedFile
+
+PART_BYTES: Final = 16 << 20
+"""How large a part is where the format does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileIndex:
+    """What `look` found. `rows` of each part; `detail` is the format's own. `held_bytes`: about how much memory it takes, where
+    it holds for the content wherever it is read; 0 where it refers to something of this reader's."""
+
+    schema: pa.Schema
+    rows: tuple[int, ...]
+    detail: Any
+    held_bytes: int = 0
+
+
+class Source(Protocol):
+    """One format."""
+
+    columnar: bool
+    """Reading some columns costs less than reading all."""
+
+    def look(self, file: PinnedFile) -> FileIndex: ...
+
+    def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
+        """The rows of a part, with the file's own types. At least the columns of `paths` that the file has, in any order;
+        of a struct perhaps only the fields that are asked for."""
+        ...
+
+    def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
+        """About how much memory that takes."""
+        ...
+
+
+@runtime_checkable
+class HasStatistics(Protocol):
+    """A format that knows something of a part without reading it."""
+
+    def bounds(self, index: FileIndex, part: int, path: Path) -> Bounds | None: ...
+
+
+@runtime_checkable
+class HasRows(Protocol):
+    """A format of which single rows can be read: whole samples in one place."""
+
+    def take(self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, paths: Sequence[Path]) -> pa.Table:
+        """Those rows of a part, in that order."""
+        ...
+
+    def payload_lengths(self, index: FileIndex, part: int, rows: Indices, path: Path) -> Indices | None:
+        """Of a column of bytes that are in the file as they are (-1: null); None for any other column."""
+        ...
+
+    def fill(
+        self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
+    ) -> None:
+        """Read those bytes, each into a target of its length."""
+        ...

@@ -1,0 +1,224 @@
+"""Pinning: which files a dataset is, and that they stay what they are while somebody reads them.
+
+A `Snapshot` holds the contents by reference: files without a name, made by `FileSystem.splice` of up to 4,096 files each, refer to
+the same blocks. No byte is moved, and no block is deleted, whatever becomes of the names. A file is read through its own
+inode, hence from the copy that the SSD has of it, as long as that has the pinned version; once it is overwritten or deleted,
+from a file of its own made out of the hold.
+
+The holds belong to this process's session in the metadata. `close` lets them go. After a crash the session's heartbeat stops, and
+whoever collects garbage next (a mount's caretaker, `tieredfs gc`) reclaims them. Nothing has to be cleaned up by hand.
+"""
+
+import contextlib
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs.errors import ConflictError, InvalidRequestError, NotFoundError, StaleError, UnavailableError
+from tieredfs.model import NO_CACHE, Attributes
+from tieredfs.volume.filesystem import FileSystem, Part, Reading, Writing
+
+HOLD_FILES_MAX: Final = 4096
+OPEN_FILES_MAX: Final = 64
+_RACES_MAX: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file of the dataset: `hold`, `offset` say where its bytes are held."""
+
+    path: bytes
+    attributes: Attributes
+    hold: int
+    offset: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return shown(self.path)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.attributes.size_bytes
+
+
+def shown(path: bytes) -> str:
+    """A path for people: what is not UTF-8 is escaped."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def version_of(files: Sequence[PinnedFile]) -> str:
+    """32 hex digits: equal for equal names with equal contents of a volume, whoever asks."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        found = file.attributes
+        digest.update(b"%d:%s %d %d %d\n" % (len(file.path), file.path, found.inode, found.version, found.size_bytes))
+    return digest.hexdigest()
+
+
+class Snapshot:
+    """Files, pinned. Safe from any thread."""
+
+    def __init__(self, volume: FileSystem, found: Sequence[tuple[bytes, Attributes]]) -> None:
+        """Raises NotFoundError (one vanished), DeadlineError (one is being written, and is not stored within a minute)."""
+        self._volume = volume
+        self._holds: list[Writing] = []
+        self._own: dict[bytes, Writing] = {}
+        self._open: OrderedDict[bytes, _Shared] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pinned: dict[bytes, PinnedFile] = {}
+        try:
+            self.files = tuple(self.add(found))
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, found: Sequence[tuple[bytes, Attributes]]) -> list[PinnedFile]:
+        """Pin more files: those that the first ones name. Raises what `__init__` raises."""
+        files: list[PinnedFile] = []
+        for start in range(0, len(found), HOLD_FILES_MAX):
+            files += self._hold(found[start : start + HOLD_FILES_MAX])
+        with self._lock:
+            self._pinned |= {file.path: file for file in files}
+        return files
+
+    @property
+    def version(self) -> str:
+        """Of everything that is pinned: see `version_of`."""
+        with self._lock:
+            return version_of([file for _, file in sorted(self._pinned.items())])
+
+    def _hold(self, found: Sequence[tuple[bytes, Attributes]]) -> list[PinnedFile]:
+        """One unnamed file that refers to all of them; those that changed meanwhile are looked at again."""
+        current = list(found)
+        for _ in range(_RACES_MAX):
+            parts = [Part(seen.inode, 0, seen.size_bytes) for _, seen in current if seen.size_bytes]
+            try:
+                hold = self._volume.splice(parts)
+            except (InvalidRequestError, StaleError, NotFoundError, ConflictError):
+                current = [(path, self._volume.stat(path)) for path, _ in current]
+                continue
+            now = self._latest(current)
+            if [_content(seen) for _, seen in now] == [_content(seen) for _, seen in current]:
+                with self._lock:
+                    self._holds.append(hold)
+                    return _placed(now, len(self._holds) - 1)
+            hold.discard()
+            current = now
+        raise ConflictError("the files of the dataset change faster than they can be pinned")
+
+    def _latest(self, found: Sequence[tuple[bytes, Attributes]]) -> list[tuple[bytes, Attributes]]:
+        """As they are now. A stored content has one version for ever; what was staged may have grown since it was listed."""
+        versions = self._volume.versions([seen.inode for _, seen in found])
+        return [
+            (path, seen)
+            if seen.staged_in == NO_CACHE and versions.get(seen.inode) == seen.version
+            else (path, self._looked_up(path, seen))
+            for path, seen in found
+        ]
+
+    def _looked_up(self, path: bytes, seen: Attributes) -> Attributes:
+        try:
+            return self._volume.attributes(seen.inode)
+        except (NotFoundError, StaleError):
+            return self._volume.stat(path)
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reading(self, file: PinnedFile) -> Iterator[Reading]:
+        """The file, open, as it was when it was pinned. A few files stay open between uses."""
+        shared = self._enter(file)
+        try:
+            yield shared.reading(lambda: self._opened(file))
+        finally:
+            self._leave(shared)
+
+    def _enter(self, file: PinnedFile) -> "_Shared":
+        with self._lock:
+            if self._closed:
+                raise InvalidRequestError("the dataset is closed")
+            shared = self._open.get(file.path)
+            if shared is None:
+                shared = self._open[file.path] = _Shared()
+            self._open.move_to_end(file.path)
+            shared.users += 1
+            return shared
+
+    def _leave(self, shared: "_Shared") -> None:
+        with self._lock:
+            shared.users -= 1
+            idle = [path for path, each in self._open.items() if not each.users]
+            surplus = max(0, len(self._open) - OPEN_FILES_MAX)
+            closing = [self._open.pop(path) for path in idle[:surplus]]
+        for each in closing:
+            each.close()
+
+    def _opened(self, file: PinnedFile) -> Reading:
+        with self._lock:
+            own = self._own.get(file.path)
+        if own is None:
+            try:
+                return self._volume.open_version(file.attributes)
+            except (NotFoundError, StaleError, UnavailableError):
+                own = self._made_own(file)
+        return self._volume.open_version(self._volume.attributes(own.inode))
+
+    def _made_own(self, file: PinnedFile) -> Writing:
+        """A file of its own, out of the hold: its inode shows something else now."""
+        parts = [Part(self._holds[file.hold].inode, file.offset, file.size_bytes)] if file.size_bytes else []
+        made = self._volume.splice(parts)
+        with self._lock:
+            kept = self._own.setdefault(file.path, made)
+        if kept is not made:
+            made.discard()
+        return kept
+
+    def close(self) -> None:
+        """Nobody reads any more. Blocks that nothing else refers to may go from now on."""
+        with self._lock:
+            self._closed = True
+            shared, self._open = list(self._open.values()), OrderedDict()
+            held, self._holds, self._own = [*self._own.values(), *self._holds], [], {}
+        for each in shared:
+            each.close()
+        for hold in held:
+            hold.discard()
+
+
+class _Shared:
+    """One opening for several users; the first opens it."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        """Under the snapshot's lock."""
+        self._reading: Reading | None = None
+        self._lock = threading.Lock()
+
+    def reading(self, opened: Callable[[], Reading]) -> Reading:
+        with self._lock:
+            if self._reading is None:
+                self._reading = opened()
+            return self._reading
+
+    def close(self) -> None:
+        with self._lock:
+            reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.close()
+
+
+def _placed(found: Sequence[tuple[bytes, Attributes]], hold: int) -> list[PinnedFile]:
+    placed, offset = [], 0
+    for path, attributes in found:
+        placed.append(PinnedFile(path, attributes, hold, offset))
+        offset += attributes.size_bytes
+    return placed
+
+
+def _content(attributes: Attributes) -> tuple[int, int, int]:
+    return attributes.inode, attributes.version, attributes.size_bytes
