@@ -1,4 +1,4 @@
-"""A real gateway for the tests of this folder: a volume of three directories with Parquet in it, `tieredfs gateway` as a process."""
+"""A real gateway for the tests of this folder: a volume with Parquet in it, `tieredfs gateway` as a process."""
 
 import contextlib
 import io
@@ -151,4 +151,16 @@ def gateway(*options: str, **environment: str) -> Iterator[Gateway]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-__all__ = ["ROWS", "SOURCE", "WAIT_S", "Gateway", "eventually", "gateway", "ids", "numbers", "put_table", "sys", "urllib"]
+__all__ = [
+    "ROWS",
+    "SOURCE",
+    "WAIT_S",
+    "Gateway",
+    "eventually",
+    "gateway",
+    "ids",
+    "numbers",
+    "put_table",
+    "sys",
+    "urllib",
+]

@@ -151,6 +151,10 @@ class SharedConnection:
         if self._out == len(self._returned):
             self._socket.close()
 
+    def __del__(self) -> None:
+        """Batches refer to their connection: nothing of it is out when it goes."""
+        self._socket.close()
+
 
 def _batch(data: object) -> pa.RecordBatch:
     return pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch()

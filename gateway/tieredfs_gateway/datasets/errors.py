@@ -39,7 +39,7 @@ CODES: Final[dict[str, Answer]] = {
     "busy": Answer(503, retryable=True),
     "unavailable": Answer(503, retryable=True),
     "deadline": Answer(503, retryable=True),
-    "no_space": Answer(507, retryable=True),
+    "no_space": Answer(507),
     "corrupt": Answer(500),
     "internal": Answer(500),
 }

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from tieredfs.errors import ConfigurationError
+from tieredfs.errors import ConfigurationError, NotFoundError
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Reader
 from tieredfs_gateway.datasets.errors import Refusal
 from tieredfs_gateway.datasets.sharing import Encoders, Follower, Form, Share
@@ -170,7 +170,10 @@ class Sessions:
         with self._lock:
             if len(self._opened) >= READERS_MAX:
                 raise Refusal("too_many_sessions", f"{READERS_MAX} different datasets or orders are open")
-        reader = self._open_reader(*key)
+        try:
+            reader = self._open_reader(*key)
+        except NotFoundError as error:
+            raise NotFoundError(f"{key[0].source}: nothing of the volume is named so ({error})") from error
         try:
             _check_version(reader, version, key[0].source)
             made = Opened(key, reader, self._transforms, self.encoders, self._window_bytes)
