@@ -147,6 +147,11 @@ class Dataset:
         paths = [path for _, path, _ in self._selected]
         return self._source.decoded_bytes(each.index, split.part, paths)
 
+    def row_bytes(self) -> int:
+        """About how much memory a row takes."""
+        rows = sum(split.rows for split in self.splits)
+        return sum(self.decoded_bytes(number) for number in range(len(self.splits))) // max(1, rows)
+
     @property
     def has_rows(self) -> bool:
         """Single rows can be read: no filter, and a format in which a row is in one place."""

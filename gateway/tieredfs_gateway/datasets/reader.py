@@ -8,36 +8,36 @@ Memory: `memory_bytes` bounds what is decoded and kept. Past it reading ahead st
 always has its place: with many iterators far apart, or segments larger than the memory, that is one segment each.
 """
 
+import contextlib
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import pyarrow as pa
 
-from tieredfs.errors import ConfigurationError, InvalidRequestError
+from tieredfs.errors import ConfigurationError, DeadlineError, InvalidRequestError
 from tieredfs.limits import MEMORY_BYTES_DEFAULT
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs_gateway.datasets.arrow_files import ByteCount
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Shuffle
 from tieredfs_gateway.datasets.dataset import Dataset
 from tieredfs_gateway.datasets.listing import list_source, partitions
-from tieredfs_gateway.datasets.order import Sequence, split_order
-from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, WindowPlan
-from tieredfs_gateway.datasets.shelf import Loan, Shelf
-from tieredfs_gateway.datasets.sources.parquet import ParquetSource
+from tieredfs_gateway.datasets.order import Permutation, Sequence, epoch_key, split_order
+from tieredfs_gateway.datasets.pieces import Pieces
+from tieredfs_gateway.datasets.scratch import Scratch
+from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, SplitShelf, WindowPlan
+from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
+from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
+from tieredfs_gateway.datasets.sources.formats import choose, source_of
+from tieredfs_gateway.datasets.threads import Threads
 from tieredfs_gateway.datasets.versions import Snapshot
 
 SCRATCH_BYTES_DEFAULT: Final = 16 << 30
-THREADS_MAX: Final = 64
 AHEAD_MAX: Final = 32
 """Segments that one iterator reads ahead at most."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def open_reader(
@@ -55,35 +55,46 @@ def open_reader(
         raise ConfigurationError(f"batch_size is {order.batch_size}; it must be at least 1")
     if order.window_rows < 1:
         raise ConfigurationError(f"window_rows is {order.window_rows}; it must be at least 1")
-    count = max(1, min(threads or max(2, os.cpu_count() or 2), THREADS_MAX))
+    room = Room(memory_bytes, scratch_directory, scratch_bytes)
     listing = list_source(volume, spec.source)
-    constants = partitions(listing.base, [path for path, _ in listing.files])
-    snapshot = Snapshot(volume, listing.files)
-    pool = ThreadPoolExecutor(count, "tieredfs-dataset")
-    try:
-        bytes_read = ByteCount()
-        source = ParquetSource(snapshot, bytes_read)
-        dataset = Dataset(source, snapshot.files, constants, spec, partial(_parallel, pool, count))
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        snapshot.close()
-        raise
-    return DatasetReader(snapshot, dataset, order, pool, count, memory_bytes, bytes_read)
+    chosen = choose(volume, listing.files, spec.format)
+    with contextlib.ExitStack() as stack:
+        snapshot = stack.enter_context(contextlib.closing(Snapshot(volume, chosen.files)))
+        tally = Tally()
+        unpacked = stack.enter_context(contextlib.closing(room.scratch(tally)))
+        pool = stack.enter_context(contextlib.closing(Threads(threads or max(2, os.cpu_count() or 2))))
+        source = source_of(chosen, volume, snapshot, unpacked, tally.read)
+        constants = partitions(listing.base, [path for path, _ in chosen.files])
+        dataset = Dataset(source, snapshot.files, constants, spec, pool.map)
+        return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all())
 
 
-def _parallel(pool: ThreadPoolExecutor, count: int, work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """`map`, with no more under way than there are threads, so that an error ends it soon."""
-    waiting: deque[Any] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= 2 * count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+class Tally:
+    """What was read, and what was written to scratch files."""
+
+    def __init__(self) -> None:
+        self.read = ByteCount()
+        self.spilled = ByteCount()
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a reader may take: memory, and scratch files below `directory` (None: that of temporary files)."""
+
+    memory_bytes: int
+    directory: str | None
+    scratch_bytes: int
+
+    def scratch(self, tally: Tally) -> Scratch:
+        return Scratch(self.directory, self.scratch_bytes, tally.spilled.add)
+
+
+@dataclass(slots=True, eq=False)
+class _Epoch:
+    """A plan, and how many iterators use it (under the reader's lock)."""
+
+    plan: EpochPlan
+    users: int = 0
 
 
 class DatasetReader:
@@ -91,25 +102,31 @@ class DatasetReader:
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        version: str,
         dataset: Dataset,
         order: OrderSpec,
-        pool: ThreadPoolExecutor,
-        threads: int,
-        memory_bytes: int,
-        bytes_read: ByteCount,
+        threads: Threads,
+        room: Room,
+        tally: Tally,
+        held: contextlib.ExitStack,
     ) -> None:
-        self._snapshot = snapshot
+        """`held`: what is to be let go at the end."""
+        self._version = version
         self._dataset = dataset
         self._order = order
-        self._pool = pool
         self._threads = threads
-        self._bytes_read = bytes_read
-        self._counts = Counts(dataset, partial(_parallel, pool, threads))
-        self._segments: Shelf[Segment] = Shelf(memory_bytes // 2, lambda segment: segment.size_bytes)
-        self._splits: Shelf[Segment] = Shelf(memory_bytes // 4, lambda segment: segment.size_bytes)
-        self._plans: dict[int, tuple[EpochPlan, int]] = {}
+        self._room = room
+        self._tally = tally
+        self._held = held
+        self._counts = Counts(dataset, threads.map)
+        whole_splits = order.shuffle in (Shuffle.NONE, Shuffle.SHARDS)
+        share = room.memory_bytes // 2 if whole_splits else room.memory_bytes // 4
+        self._segments: Shelf[Segment] = Shelf(share, lambda segment: segment.size_bytes)
+        self._splits = SplitShelf(dataset, room.memory_bytes // 4)
+        self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._working = 0
         self._closed = False
         self._schema = pa.schema(
             [
@@ -120,15 +137,15 @@ class DatasetReader:
 
     @property
     def version(self) -> str:
-        return self._snapshot.version
+        return self._version
 
     @property
     def schema(self) -> pa.Schema:
         return self._schema
 
     def row_count(self) -> int:
-        self._check_open()
-        return int(self._counts.all().sum())
+        with self._work():
+            return int(self._counts.all().sum())
 
     def batch_count(self) -> int:
         return -(-self.row_count() // self._order.batch_size)
@@ -141,8 +158,8 @@ class DatasetReader:
             "splits_decoded": self._dataset.splits_decoded,
             "rows_decoded": self._dataset.rows_decoded,
             "bytes_decoded": self._dataset.bytes_decoded,
-            "bytes_read": self._bytes_read.total,
-            "spilled_bytes": 0,
+            "bytes_read": self._tally.read.total,
+            "spilled_bytes": self._tally.spilled.total,
             "segments_built": self._segments.made,
             "segments_shared": self._segments.shared,
         }
@@ -156,21 +173,22 @@ class DatasetReader:
         return self._generate(position, stride)
 
     def _generate(self, position: Position, stride: int) -> Iterator[NumberedBatch]:
-        plan = self._enter(position.epoch)
-        cursor = _Cursor(plan, self._segments, self._pool, min(AHEAD_MAX, 2 * self._threads))
+        with self._work():
+            epoch = self._enter(position.epoch)
+        cursor = _Cursor(epoch.plan, self._segments, self._threads)
         size = self._order.batch_size
         try:
             number = position.batches
             while True:
-                self._check_open()
-                pieces = cursor.rows(number * size, (number + 1) * size)
+                with self._work():
+                    pieces = cursor.rows(number * size, (number + 1) * size)
                 if pieces is None:
                     return
                 yield NumberedBatch(number, self._batch(pieces))
                 number += stride
         finally:
             cursor.close()
-            self._leave(position.epoch)
+            self._leave(position.epoch, epoch)
 
     def _batch(self, pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
         """One batch, with dictionaries of its own."""
@@ -187,48 +205,79 @@ class DatasetReader:
 
     # ---- epochs -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch, shared by its iterators."""
+    def _enter(self, number: int) -> _Epoch:
+        """The plan of an epoch, shared by its iterators; a new one where the last one failed."""
         with self._lock:
-            plan, users = self._plans.get(epoch, (None, 0))
-            if plan is not None:
-                self._plans[epoch] = plan, users + 1
-                return plan
-        made = self._planned(epoch)
+            epoch = self._epochs.get(number)
+            if epoch is not None and not epoch.plan.failed:
+                epoch.users += 1
+                return epoch
+        made = _Epoch(self._planned(number))
         with self._lock:
-            plan, users = self._plans.get(epoch, (made, 0))
-            self._plans[epoch] = plan, users + 1
-            return plan
+            epoch = self._epochs.get(number)
+            if epoch is None or epoch.plan.failed:
+                epoch = self._epochs[number] = made
+            epoch.users += 1
+            return epoch
 
-    def _leave(self, epoch: int) -> None:
+    def _leave(self, number: int, epoch: _Epoch) -> None:
         with self._lock:
-            plan, users = self._plans[epoch]
-            self._plans[epoch] = plan, users - 1
-            if users == 1:
-                del self._plans[epoch]
-        if users == 1:
-            plan.close()
+            epoch.users -= 1
+            if epoch.users:
+                return
+            if self._epochs.get(number) is epoch:
+                del self._epochs[number]
+        epoch.plan.close()
 
     def _planned(self, epoch: int) -> EpochPlan:
-        shuffle, seed = self._order.shuffle, self._order.seed
-        splits = split_order(len(self._dataset.splits), seed, epoch, shuffled=shuffle is not Shuffle.NONE)
-        if shuffle in (Shuffle.NONE, Shuffle.SHARDS):
-            return SplitPlan(self._dataset, self._counts, splits)
-        sequence = Sequence(splits, self._counts.all())
-        return WindowPlan(self._dataset, sequence, self._splits, (self._order.window_rows, seed, epoch))
+        shuffle, seed, count = self._order.shuffle, self._order.seed, len(self._dataset.splits)
+        if shuffle is Shuffle.FULL:
+            return self._planned_full(epoch)
+        splits = split_order(count, seed, epoch, shuffled=shuffle is not Shuffle.NONE)
+        if shuffle is Shuffle.WINDOW:
+            sequence = Sequence(splits, self._counts.all())
+            return WindowPlan(self._splits, sequence, (self._order.window_rows, seed, epoch))
+        return SplitPlan(self._dataset, self._counts, splits)
+
+    def _planned_full(self, epoch: int) -> EpochPlan:
+        dataset, room = self._dataset, self._room
+        count = len(dataset.splits)
+        sequence = Sequence(split_order(count, 0, 0, shuffled=False), self._counts.all())
+        permutation = Permutation(sequence.size, epoch_key(self._order.seed, epoch, "rows"))
+        row_bytes = dataset.row_bytes()
+        rows = bucket_rows(row_bytes, room.memory_bytes, self._order.batch_size)
+        buckets = Buckets(epoch, permutation, rows, row_bytes)
+        if dataset.has_rows:
+            return GatherPlan(dataset, sequence, buckets)
+        pieces = Pieces(dataset.schema, room.memory_bytes // 4, room.scratch(self._tally))
+        return BucketPlan(self._splits, sequence, buckets, pieces)
 
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidRequestError("the reader is closed")
 
+    @contextlib.contextmanager
+    def _work(self) -> Iterator[None]:
+        """A consumer's thread reads for itself: what it reads from stays open as long."""
+        with self._lock:
+            self._check_open()
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working -= 1
+                self._changed.notify_all()
+
     def close(self) -> None:
-        """Waits for what is being decoded at the moment."""
+        """Waits for what is being decoded at the moment. Raises DeadlineError."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        self._pool.shutdown(cancel_futures=True)
-        self._snapshot.close()
+            if not self._changed.wait_for(lambda: not self._working, WAIT_S):
+                raise DeadlineError(f"a batch was still being read after {WAIT_S:.0f} s")
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self
@@ -244,11 +293,11 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
 class _Cursor:
     """An iterator's place in an epoch, and what it has on loan. For one thread at a time."""
 
-    def __init__(self, plan: EpochPlan, shelf: Shelf[Segment], pool: ThreadPoolExecutor, ahead: int) -> None:
+    def __init__(self, plan: EpochPlan, shelf: Shelf[Segment], threads: Threads) -> None:
         self._plan = plan
         self._shelf = shelf
-        self._pool = pool
-        self._ahead = ahead
+        self._threads = threads
+        self._ahead = min(AHEAD_MAX, 2 * threads.count)
         self._loans: dict[int, Loan[Segment]] = {}
         self._number = -1
         self._start = 0
@@ -296,7 +345,7 @@ class _Cursor:
                 if loan is None:
                     return
                 self._loans[number] = loan
-                self._pool.submit(loan.fill)
+                self._threads.submit(loan.fill)
 
     def _order(self, number: int) -> tuple[Any, Callable[[], Segment], int]:
         return self._plan.key(number), partial(self._plan.make, number), self._plan.estimate(number)

@@ -7,8 +7,9 @@ split turned out to be damaged, and damaged ones are left out.
 that of `full`.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -72,6 +73,11 @@ class EpochPlan(Protocol):
 
     @property
     def segment_count(self) -> int: ...
+    @property
+    def failed(self) -> bool:
+        """It is of no more use: who comes next makes another."""
+        ...
+
     def find(self, row: int) -> tuple[int, int]:
         """The segment with that position, and the first position of it; the number of segments for one beyond the last."""
         ...
@@ -81,7 +87,7 @@ class EpochPlan(Protocol):
         ...
 
     def key(self, number: int) -> Hashable:
-        """Equal for segments with equal rows, of any epoch."""
+        """Of the segment; equal only for segments with equal rows, of any plan."""
         ...
 
     def estimate(self, number: int) -> int:
@@ -132,6 +138,8 @@ class Counts:
 class SplitPlan:
     """`none` and `shards`: a segment is a split. Splits whose rows are not counted yet are counted by reading them."""
 
+    failed = False
+
     def __init__(self, dataset: Dataset, counts: Counts, order: Indices) -> None:
         self._dataset = dataset
         self._counts = counts
@@ -172,14 +180,34 @@ class SplitPlan:
         """Nothing is kept."""
 
 
+class SplitShelf:
+    """Decoded splits, shared by those who arrange their rows anew, and kept for the next epoch where there is room."""
+
+    def __init__(self, dataset: Dataset, limit_bytes: int) -> None:
+        self.dataset = dataset
+        self._shelf: Shelf[Rows] = Shelf(limit_bytes, lambda rows: sum(batch.nbytes for batch in rows))
+
+    @contextlib.contextmanager
+    def rows(self, split: int) -> Iterator[Rows]:
+        """None at all when the split is left out."""
+        loan = self._shelf.borrow(split, partial(self._read, split), self.dataset.decoded_bytes(split))
+        try:
+            yield loan.value()
+        finally:
+            loan.release()
+
+    def _read(self, split: int) -> Rows:
+        return tuple(self.dataset.read(split) or ())
+
+
 class WindowPlan:
     """`window`: splits in random order, cut into windows of equally many rows, each mixed."""
 
-    def __init__(
-        self, dataset: Dataset, sequence: RowSequence, splits: Shelf[Segment], order: tuple[int, int, int]
-    ) -> None:
+    failed = False
+
+    def __init__(self, splits: SplitShelf, sequence: RowSequence, order: tuple[int, int, int]) -> None:
         """`order`: rows of a window, seed, epoch."""
-        self._dataset = dataset
+        self._dataset = splits.dataset
         self._sequence = sequence
         self._splits = splits
         self._window_rows, self._seed, self._epoch = order
@@ -214,13 +242,8 @@ class WindowPlan:
         there: list[Indices] = []
         at = 0
         for run in self._runs(number):
-            loan = self._splits.borrow(
-                run.split, partial(read_split, self._dataset, run.split), self._dataset.decoded_bytes(run.split)
-            )
-            try:
-                found = slice_rows(loan.value().rows, run.first, run.first + run.count)
-            finally:
-                loan.release()
+            with self._splits.rows(run.split) as rows:
+                found = slice_rows(rows, run.first, run.first + run.count)
             if found:
                 pieces += found
                 there.append(np.arange(at, at + run.count, dtype=np.int64))
@@ -229,12 +252,6 @@ class WindowPlan:
 
     def close(self) -> None:
         """Nothing is kept."""
-
-
-def read_split(dataset: Dataset, split: int) -> Segment:
-    """A split as rows; without any when it is left out."""
-    rows = dataset.read(split) or []
-    return Segment(sum(batch.num_rows for batch in rows), tuple(rows))
 
 
 def arranged(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], there: Sequence[Indices], order: Indices) -> Segment:

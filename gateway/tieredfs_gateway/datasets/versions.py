@@ -69,15 +69,28 @@ class Snapshot:
         self._own: dict[bytes, Writing] = {}
         self._open: OrderedDict[bytes, _Shared] = OrderedDict()
         self._lock = threading.Lock()
-        files: list[PinnedFile] = []
+        self._closed = False
+        self._pinned: dict[bytes, PinnedFile] = {}
         try:
-            for start in range(0, len(found), HOLD_FILES_MAX):
-                files += self._hold(found[start : start + HOLD_FILES_MAX])
+            self.files = tuple(self.add(found))
         except BaseException:
             self.close()
             raise
-        self.files = tuple(files)
-        self.version = version_of(files)
+
+    def add(self, found: Sequence[tuple[bytes, Attributes]]) -> list[PinnedFile]:
+        """Pin more files: those that the first ones name. Raises what `__init__` raises."""
+        files: list[PinnedFile] = []
+        for start in range(0, len(found), HOLD_FILES_MAX):
+            files += self._hold(found[start : start + HOLD_FILES_MAX])
+        with self._lock:
+            self._pinned |= {file.path: file for file in files}
+        return files
+
+    @property
+    def version(self) -> str:
+        """Of everything that is pinned: see `version_of`."""
+        with self._lock:
+            return version_of([file for _, file in sorted(self._pinned.items())])
 
     def _hold(self, found: Sequence[tuple[bytes, Attributes]]) -> list[PinnedFile]:
         """One unnamed file that refers to all of them; those that changed meanwhile are looked at again."""
@@ -91,8 +104,9 @@ class Snapshot:
                 continue
             now = [(path, self._latest(path, seen)) for path, seen in current]
             if [_content(seen) for _, seen in now] == [_content(seen) for _, seen in current]:
-                self._holds.append(hold)
-                return self._placed(now)
+                with self._lock:
+                    self._holds.append(hold)
+                    return _placed(now, len(self._holds) - 1)
             hold.discard()
             current = now
         raise ConflictError("the files of the dataset change faster than they can be pinned")
@@ -102,13 +116,6 @@ class Snapshot:
             return self._volume.attributes(seen.inode)
         except (NotFoundError, StaleError):
             return self._volume.stat(path)
-
-    def _placed(self, found: Sequence[tuple[bytes, Attributes]]) -> list[PinnedFile]:
-        placed, offset = [], 0
-        for path, attributes in found:
-            placed.append(PinnedFile(path, attributes, len(self._holds) - 1, offset))
-            offset += attributes.size_bytes
-        return placed
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -123,6 +130,8 @@ class Snapshot:
 
     def _enter(self, file: PinnedFile) -> "_Shared":
         with self._lock:
+            if self._closed:
+                raise InvalidRequestError("the dataset is closed")
             shared = self._open.get(file.path)
             if shared is None:
                 shared = self._open[file.path] = _Shared()
@@ -162,6 +171,7 @@ class Snapshot:
     def close(self) -> None:
         """Nobody reads any more. Blocks that nothing else refers to may go from now on."""
         with self._lock:
+            self._closed = True
             shared, self._open = list(self._open.values()), OrderedDict()
             held, self._holds, self._own = [*self._own.values(), *self._holds], [], {}
         for each in shared:
@@ -190,6 +200,14 @@ class _Shared:
             reading, self._reading = self._reading, None
         if reading is not None:
             reading.close()
+
+
+def _placed(found: Sequence[tuple[bytes, Attributes]], hold: int) -> list[PinnedFile]:
+    placed, offset = [], 0
+    for path, attributes in found:
+        placed.append(PinnedFile(path, attributes, hold, offset))
+        offset += attributes.size_bytes
+    return placed
 
 
 def _content(attributes: Attributes) -> tuple[int, int, int]:

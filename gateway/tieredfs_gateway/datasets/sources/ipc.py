@@ -1,0 +1,93 @@
+"""Arrow IPC files (Feather version 2) and streams: a part is a record batch; of a stream, the whole of it.
+
+A file that is whole on the SSD is mapped: uncompressed columns are not copied, and columns that are not asked for are not touched.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import pyarrow as pa
+
+from tieredfs.errors import CorruptError
+from tieredfs_gateway.datasets.arrow_files import ByteCount, arrow_file
+from tieredfs_gateway.datasets.schemas import Path
+from tieredfs_gateway.datasets.sources.protocol import FileIndex
+from tieredfs_gateway.datasets.versions import PinnedFile, Snapshot
+
+_MAGIC: Final = b"ARROW1"
+
+
+class IpcSource:
+    """See `Source`. `FileIndex.detail`: whether it is a stream."""
+
+    columnar = True
+
+    def __init__(self, snapshot: Snapshot, count: ByteCount) -> None:
+        self._snapshot = snapshot
+        self._count = count
+
+    def look(self, file: PinnedFile) -> FileIndex:
+        with _translated(file), self._opened(file) as native:
+            if native.read(len(_MAGIC)) != _MAGIC:
+                native.seek(0)
+                with pa.ipc.open_stream(native) as stream:
+                    return FileIndex(stream.schema.remove_metadata(), (sum(batch.num_rows for batch in stream),), True)
+            native.seek(0)
+            with pa.ipc.open_file(native) as opened:
+                schema = opened.schema.remove_metadata()
+            options = pa.ipc.IpcReadOptions(included_fields=[_narrowest(schema)] if len(schema) else [])
+            with pa.ipc.open_file(native, options=options) as narrow:
+                rows = tuple(narrow.get_batch(number).num_rows for number in range(narrow.num_record_batches))
+            return FileIndex(schema, rows, False)
+
+    def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
+        names = {path[0] for path in paths}
+        fields = [at for at, field in enumerate(index.schema) if field.name in names]
+        if not fields and len(index.schema):  # to Arrow none is all
+            fields = [_narrowest(index.schema)]
+        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        with _translated(file), self._opened(file) as native:
+            if index.detail:
+                with pa.ipc.open_stream(native, options=options) as stream:
+                    table = stream.read_all()
+            else:
+                with pa.ipc.open_file(native, options=options) as opened:
+                    table = pa.Table.from_batches([opened.get_batch(part)])
+            self._count.add(table.nbytes)
+            return table
+
+    def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
+        rows, names = index.rows[part], {path[0] for path in paths}
+        return sum(rows * _width(field.type) for field in index.schema if field.name in names)
+
+    @contextmanager
+    def _opened(self, file: PinnedFile) -> Iterator[pa.NativeFile]:
+        with self._snapshot.reading(file) as reading:
+            descriptor = reading.descriptor
+            if descriptor is not None and file.size_bytes:
+                with pa.memory_map(f"/proc/self/fd/{descriptor}", "r") as mapped:
+                    yield mapped
+            else:
+                with arrow_file(reading, self._count, 0) as native:
+                    yield native
+
+
+def _narrowest(schema: pa.Schema) -> int:
+    """The column that costs least to read: batches have their number of rows beside their columns only."""
+    return min(range(len(schema)), key=lambda at: _width(schema.field(at).type))
+
+
+def _width(kind: pa.DataType) -> int:
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:
+        return 64  # a guess: a footer does not say how long texts are
+
+
+@contextmanager
+def _translated(file: PinnedFile) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(f"{file.name}: not readable as Arrow IPC: {error}") from error

@@ -1,0 +1,100 @@
+"""JSON Lines: a part is a run of lines, a row is an object. Types are those that hold for every line of a file.
+
+What looks like a time is one if all values of the column do; else it is text. Other disagreements are errors with the line.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.json
+
+from tieredfs.errors import CorruptError
+from tieredfs_gateway.datasets import schemas
+from tieredfs_gateway.datasets.schemas import Path
+from tieredfs_gateway.datasets.sources.protocol import FileIndex
+from tieredfs_gateway.datasets.sources.text import Stretch, TextFiles, as_file, end_of_lines, unreadable
+from tieredfs_gateway.datasets.versions import PinnedFile
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    stretches: tuple[Stretch, ...]
+    sizes: tuple[int, ...]
+    """Decoded."""
+
+
+class JsonLinesSource:
+    """See `Source`."""
+
+    columnar = False
+
+    def __init__(self, files: TextFiles) -> None:
+        self._files = files
+
+    def look(self, file: PinnedFile) -> FileIndex:
+        kinds: dict[str, pa.DataType] = {}
+        rows, stretches, sizes = [], [], []
+        for stretch, text in self._files.stretches(file, end_of_lines):
+            table = parsed(file, stretch, text, None)
+            for field in table.schema:
+                kinds[field.name] = _joined(file, stretch, field, kinds.get(field.name, pa.null()))
+            rows.append(table.num_rows)
+            stretches.append(stretch)
+            sizes.append(table.nbytes)
+        schema = pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
+        return FileIndex(schema, tuple(rows), _Parts(tuple(stretches), tuple(sizes)))
+
+    def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
+        stretch = index.detail.stretches[part]
+        wanted = {path[0] for path in paths}
+        schema = pa.schema([field for field in index.schema if field.name in wanted])
+        return parsed(file, stretch, self._files.read(file, stretch), schema)
+
+    def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
+        share = len({path[0] for path in paths}) / max(1, len(index.schema))
+        return int(index.detail.sizes[part] * min(1.0, share))
+
+
+def parsed(file: PinnedFile, stretch: Stretch, text: pa.Buffer, schema: pa.Schema | None) -> pa.Table:
+    """`schema` None: types are guessed, of all columns. Raises CorruptError with the line."""
+    options = pa.json.ParseOptions(
+        explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore"
+    )
+    if not bytes(memoryview(text)).strip():
+        return pa.table({})
+    try:
+        with unreadable(file, "JSON Lines", stretch.line):
+            return pa.json.read_json(
+                as_file(text), pa.json.ReadOptions(use_threads=False, block_size=text.size + 1), options
+            )
+    except CorruptError as error:
+        raise _with_line(file, stretch, text) or error from error
+
+
+def _with_line(file: PinnedFile, stretch: Stretch, text: pa.Buffer) -> CorruptError | None:
+    """The first line that is no JSON object; None: each is one."""
+    for number, line in enumerate(bytes(memoryview(text)).split(b"\n"), stretch.line):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as problem:
+                return CorruptError(f"{file.name}, line {number}: not JSON: {problem}")
+            if not isinstance(value, dict):
+                return CorruptError(f"{file.name}, line {number}: not an object")
+    return None
+
+
+def _joined(file: PinnedFile, stretch: Stretch, field: pa.Field, seen: pa.DataType) -> pa.DataType:
+    try:
+        return schemas.common_type(seen, field.type)
+    except schemas.TypesDifferError:
+        pair = {seen, field.type}
+        if any(pa.types.is_timestamp(kind) for kind in pair) and any(pa.types.is_string(kind) for kind in pair):
+            return pa.string()
+        if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in pair):
+            return pa.float64()
+        raise CorruptError(
+            f"{file.name}: column {field.name!r} is {seen} at first and {field.type} after line {stretch.line}"
+        ) from None

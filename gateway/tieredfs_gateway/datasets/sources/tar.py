@@ -1,0 +1,234 @@
+"""WebDataset shards: a sample is the members of a tar archive that share a key; a row is a sample.
+
+The key is the path up to the first dot of the last name, the rest says what a member is: `train/0001.seg.png` is the field
+`seg.png` of the sample `train/0001`. Columns are `__key__` and the fields: `txt` and `text` are texts, `cls` and `index`
+integers, `json` a struct of what the documents of the shard have, anything else bytes. A field that a sample does not have
+is null.
+
+`look` walks the headers of a shard, and reads its JSON documents: a column needs one type. Payloads are read when they are asked
+for, each with one read straight into the column, so any row costs its own bytes only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+
+from tieredfs.errors import CorruptError, TooLargeError
+from tieredfs_gateway.datasets.order import Indices
+from tieredfs_gateway.datasets.schemas import Path
+from tieredfs_gateway.datasets.sources.archives import Archive, Archives
+from tieredfs_gateway.datasets.sources.protocol import PART_BYTES, FileIndex
+from tieredfs_gateway.datasets.sources.tar_headers import BLOCK, BadTarError, Member, members
+from tieredfs_gateway.datasets.sources.text import unreadable
+from tieredfs_gateway.datasets.versions import PinnedFile
+
+KEY: Final = "__key__"
+_TEXTS: Final = frozenset({"txt", "text", "transcript"})
+_INTEGERS: Final = frozenset({"cls", "cls2", "index"})
+_LOOK_BYTES: Final = 64 << 10
+COLUMN_BYTES_MAX: Final = (1 << 31) - 1
+"""What the offsets of a binary column reach."""
+PART_SAMPLES_MAX: Final = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """`keys` of all samples; offsets and lengths of each field, -1 where there is none; the first sample of each part."""
+
+    keys: tuple[bytes, ...]
+    places: dict[str, tuple[Indices, Indices]]
+    starts: tuple[int, ...]
+
+
+class TarSource:
+    """See `Source`, `HasRows`."""
+
+    columnar = True
+
+    def __init__(self, archives: Archives) -> None:
+        self._archives = archives
+
+    def look(self, file: PinnedFile) -> FileIndex:
+        with self._archives.opened(file) as archive:
+            try:
+                shard = _grouped(list(members(_buffered(archive), archive.size_bytes)))
+            except BadTarError as problem:
+                raise CorruptError(f"{file.name}: not readable as tar: {problem}") from problem
+            fields = [pa.field(KEY, pa.string())]
+            for name, (offsets, lengths) in shard.places.items():
+                kind = _kind(name) or _documents_type(file, archive, name, offsets, lengths)
+                fields.append(pa.field(name, kind))
+        ends = [*shard.starts[1:], len(shard.keys)]
+        return FileIndex(pa.schema(fields), tuple(b - a for a, b in zip(shard.starts, ends, strict=True)), shard)
+
+    def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
+        return self.take(file, index, part, np.arange(index.rows[part], dtype=np.int64), paths)
+
+    def take(self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, paths: Sequence[Path]) -> pa.Table:
+        shard: _Shard = index.detail
+        rows = rows + shard.starts[part]
+        wanted = dict.fromkeys(path[0] for path in paths)
+        columns: dict[str, pa.Array] = {}
+        with self._archives.opened(file) as archive:
+            for name in wanted:
+                if name == KEY:
+                    columns[name] = pa.array([_text(shard.keys[row]) for row in rows.tolist()], pa.string())
+                elif name in shard.places:
+                    offsets, lengths = shard.places[name]
+                    payloads = read_payloads(file, archive.read_into, offsets[rows], lengths[rows])
+                    columns[name] = _decoded(file, name, payloads, index.schema.field(name).type)
+        if not columns:
+            columns[KEY] = pa.nulls(len(rows), pa.string())
+        return pa.table(columns)
+
+    def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
+        shard: _Shard = index.detail
+        start = shard.starts[part]
+        end = start + index.rows[part]
+        total = 32 * (end - start)
+        for name in {path[0] for path in paths} & shard.places.keys():
+            total += int(np.maximum(shard.places[name][1][start:end], 0).sum())
+        return total
+
+
+def _buffered(archive: Archive) -> Callable[[int, int], bytes]:
+    """Headers of small members lie close together: one read brings many."""
+    held_at, held = 0, b""
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal held_at, held
+        if length > BLOCK:
+            return archive.read(offset, length)
+        if not held_at <= offset <= held_at + len(held) - length:
+            near = bool(held) and offset < held_at + len(held) + _LOOK_BYTES
+            held_at, held = offset, archive.read(offset, _LOOK_BYTES if near or not held else BLOCK)
+        return held[offset - held_at : offset - held_at + length]
+
+    return read
+
+
+def _grouped(found: Sequence[Member]) -> _Shard:
+    """Members that follow each other with one key are a sample."""
+    keys: list[bytes] = []
+    sizes: list[int] = []
+    fields: dict[str, dict[int, Member]] = {}
+    for member in found:
+        directory, slash, name = member.name.rpartition(b"/")
+        stem, dot, extension = name.partition(b".")
+        if not stem or not dot:
+            continue  # hidden, or without a field
+        key, field = directory + slash + stem, _text(extension.lower())
+        if not keys or keys[-1] != key or len(keys) - 1 in fields.get(field, ()):
+            keys.append(key)
+            sizes.append(0)
+        fields.setdefault(field, {})[len(keys) - 1] = member
+        sizes[-1] += member.size
+    places = {}
+    for field, by_sample in fields.items():
+        offsets, lengths = np.full(len(keys), -1, np.int64), np.full(len(keys), -1, np.int64)
+        for sample, member in by_sample.items():
+            offsets[sample], lengths[sample] = member.offset, member.size
+        places[field] = offsets, lengths
+    return _Shard(tuple(keys), places, cut(sizes))
+
+
+def cut(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Where parts of about `PART_BYTES` begin."""
+    starts: list[int] = []
+    held = count = 0
+    for at, size in enumerate(sizes):
+        if not starts or held + size > PART_BYTES or count >= PART_SAMPLES_MAX:
+            starts.append(at)
+            held = count = 0
+        held, count = held + size, count + 1
+    return tuple(starts)
+
+
+def read_payloads(
+    file: PinnedFile, read_into: Callable[[int, memoryview], int], offsets: Indices, lengths: Indices
+) -> pa.BinaryArray:
+    """A column of the bytes at those places; null where the length is negative. Raises CorruptError, TooLargeError."""
+    ends = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.maximum(lengths, 0), out=ends[1:])
+    total = int(ends[-1])
+    if total > COLUMN_BYTES_MAX:
+        raise TooLargeError(
+            f"{file.name}: {len(lengths)} rows of one column have {total} bytes; {COLUMN_BYTES_MAX} fit"
+        )
+    data = pa.allocate_buffer(total)
+    view = memoryview(data).cast("B") if total else memoryview(b"")
+    for at, offset, length in zip(ends.tolist(), offsets.tolist(), lengths.tolist(), strict=False):
+        if length > 0 and read_into(offset, view[at : at + length]) != length:
+            raise CorruptError(f"{file.name}: it is shorter than it was: {length} bytes at {offset} are not there")
+    missing = lengths < 0
+    validity = pa.array(~missing).buffers()[1] if missing.any() else None
+    buffers = [validity, pa.py_buffer(ends.astype(np.int32)), data]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(lengths), buffers)
+
+
+# ---- what fields mean ------------------------------------------------------------------------------------------------
+
+
+def _kind(field: str) -> pa.DataType | None:
+    """By the last part of the extension. None: the documents say."""
+    last = field.rpartition(".")[2]
+    if last in _TEXTS:
+        return pa.string()
+    if last in _INTEGERS:
+        return pa.int64()
+    return None if last == "json" else pa.binary()
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _decoded(file: PinnedFile, field: str, payloads: pa.BinaryArray, kind: pa.DataType) -> pa.Array:
+    if kind == pa.binary():
+        return payloads
+    with unreadable(file, f"field {field!r}"):
+        if kind == pa.string():
+            return payloads.cast(pa.string())
+        if kind == pa.int64():
+            return pa.compute.utf8_trim_whitespace(payloads.cast(pa.string())).cast(pa.int64())
+        return _documents(payloads, kind)
+
+
+def _documents_type(file: PinnedFile, archive: Archive, field: str, offsets: Indices, lengths: Indices) -> pa.DataType:
+    payloads = read_payloads(file, archive.read_into, offsets, lengths)
+    with unreadable(file, f"field {field!r}"):
+        return _documents(payloads, None).type
+
+
+def _documents(payloads: pa.BinaryArray, kind: pa.DataType | None) -> pa.Array:
+    """JSON documents as structs; text where they are no objects, or have no common type."""
+    if kind == pa.string():
+        return payloads.cast(pa.string())
+    there = payloads.drop_null()
+    lines = b"".join(document.as_py().replace(b"\n", b" ").replace(b"\r", b" ") + b"\n" for document in there)
+    if not lines.strip():
+        return pa.nulls(len(payloads), kind or pa.null())
+    schema = None if kind is None else pa.schema(list(kind))
+    options = pa.json.ParseOptions(
+        explicit_schema=schema, unexpected_field_behavior="infer" if kind is None else "error"
+    )
+    reading = pa.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
+    try:
+        table = pa.json.read_json(pa.BufferReader(lines), reading, options)
+    except pa.ArrowInvalid:
+        if kind is None:
+            return payloads.cast(pa.string())
+        raise
+    found = pa.StructArray.from_arrays(
+        [column.combine_chunks() for column in table.columns],
+        fields=[field.with_nullable(True) for field in table.schema],
+    )
+    if payloads.null_count:
+        places = np.cumsum(~np.asarray(payloads.is_null())) - 1
+        indices = pa.array(places, mask=np.asarray(payloads.is_null()))
+        found = found.take(indices)
+    return found

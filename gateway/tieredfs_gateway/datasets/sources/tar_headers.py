@@ -1,0 +1,99 @@
+"""The members of a tar archive: ustar, with the long names and sizes of GNU and pax. Pure: headers in, members out.
+
+Source of the format: POSIX.1-2001 (pax interchange format), and GNU tar's manual ("Basic Tar Format") for types L and base-256.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+BLOCK: Final = 512
+_EXTENDED_MAX: Final = 1 << 20
+
+
+class BadTarError(Exception):
+    """What is wrong, and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file of the archive: its bytes are `size` at `offset`."""
+
+    name: bytes
+    offset: int
+    size: int
+
+
+def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
+    """`read(offset, length)` gives bytes of the archive of `total` bytes. Raises BadTarError.
+
+    An archive ends with blocks of zeros; one that does not was cut off, perhaps between two members.
+    """
+    at = 0
+    long_name: bytes | None = None
+    pax: dict[bytes, bytes] = {}
+    while at < total:
+        header = read(at, BLOCK)
+        if len(header) < BLOCK:
+            raise BadTarError(f"it ends within a header, at byte {at}")
+        if not header.strip(b"\0"):
+            return
+        _check(header, at)
+        size = int(pax[b"size"]) if b"size" in pax else _number(header[124:136], at)
+        kind, data = header[156:157], at + BLOCK
+        if data + size > total:
+            raise BadTarError(f"it is truncated: the member at byte {at} has {size} bytes, {total - data} are there")
+        if kind == b"L":
+            long_name = _extended(read, data, size, at).rstrip(b"\0")
+        elif kind == b"x":
+            pax = _pax(_extended(read, data, size, at), at)
+        elif kind in b"0\0" or kind == b"7":
+            name = pax.get(b"path") or long_name or _name(header)
+            yield Member(name, data, size)
+        if kind not in (b"L", b"x", b"g"):
+            long_name, pax = None, {}
+        at = data + -(-size // BLOCK) * BLOCK
+    raise BadTarError(f"it is truncated: its {total} bytes do not end with the mark of an end")
+
+
+def _check(header: bytes, at: int) -> None:
+    stated = _number(header[148:156], at)
+    actual = sum(header) - sum(header[148:156]) + 8 * 0x20
+    if stated != actual:
+        raise BadTarError(f"the header at byte {at} has a wrong checksum")
+
+
+def _number(field: bytes, at: int) -> int:
+    if field[0] & 0x80:  # GNU: base 256
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    text = field.strip(b" \0")
+    try:
+        return int(text, 8) if text else 0
+    except ValueError:
+        raise BadTarError(f"the header at byte {at} has {text!r} where a number belongs") from None
+
+
+def _name(header: bytes) -> bytes:
+    name = header[:100].rstrip(b"\0")
+    prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _extended(read: Callable[[int, int], bytes], offset: int, size: int, at: int) -> bytes:
+    if size > _EXTENDED_MAX:
+        raise BadTarError(f"the extended header at byte {at} has {size} bytes")
+    return read(offset, size)
+
+
+def _pax(data: bytes, at: int) -> dict[bytes, bytes]:
+    """Records `length key=value\\n`, the length counting itself."""
+    found: dict[bytes, bytes] = {}
+    while data:
+        length, _, _ = data.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(data):
+            raise BadTarError(f"the extended header at byte {at} has a record without a length")
+        key, equals, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        if equals:
+            found[key] = value
+        data = data[int(length) :]
+    return found
