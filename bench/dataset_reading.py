@@ -47,6 +47,7 @@ class Bench:
     scale: float
     repeats: int
     say: Callable[[str], None]
+    meta_url: str = ""
     made: set[str] = field(default_factory=set)
 
     def put(self, name: str, content: bytes) -> None:
