@@ -225,7 +225,7 @@ def shuffle_tabular(bench: Bench) -> Iterator[Row]:
         OURS: lambda: rate(rows, lambda: rows_of(bench, DatasetSpec("flights"), OrderSpec(BATCH, Shuffle.FULL, 1)))
     }
     found = rivals.tabular(path, bench.plain / "converted", BATCH)
-    sides |= {name: lambda work=rival.epoch: rate(rows, work) for name, rival in found.items()}  # type: ignore[misc]
+    sides |= {name: lambda rival=rival: rate(rival.rows or rows, rival.epoch) for name, rival in found.items()}  # type: ignore[misc]
     yield _against_the_best("shuffle-tabular", "full shuffle, flights", bench.alternate(sides), found)
 
 
@@ -241,7 +241,7 @@ def shuffle_images(bench: Bench) -> Iterator[Row]:
 
     sides: dict[str, Callable[[], float]] = {OURS: lambda: rate(rows, pictures)}
     found = rivals.images(bench.plain / "images", bench.plain / "pictures", bench.plain / "converted", BATCH)
-    sides |= {name: lambda work=rival.epoch: rate(rows, work) for name, rival in found.items()}  # type: ignore[misc]
+    sides |= {name: lambda rival=rival: rate(rival.rows or rows, rival.epoch) for name, rival in found.items()}  # type: ignore[misc]
     yield _against_the_best("shuffle-images", "full shuffle, 100 KB images", bench.alternate(sides), found)
     shutil.rmtree(bench.plain / "converted", ignore_errors=True)
 
