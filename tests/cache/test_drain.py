@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from tests.cache.rigs import Rig, in_threads, noise, opened, rig, volume_folder, wait_until
+from tests.cache.rigs import WIDE, Rig, in_threads, noise, opened, rig, volume_folder, wait_until
 from tieredfs.cache.room import Room
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NoSpaceError, TieredError
@@ -275,7 +275,7 @@ def test_a_staged_file_that_vanished_from_the_ssd_does_not_stop_the_others() -> 
 
 @pytest.mark.allows_warnings(DRAIN_FAILED)
 def test_two_disks_are_enough_less_and_three_are_too_many() -> None:
-    with rig() as made:
+    with rig(**WIDE) as made:
         for disk in (0, 1):
             shutil.rmtree(made.root / f"d{disk}")
         inode = made.put("file", noise(2 * BLOCK))

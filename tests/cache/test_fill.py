@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.cache.rigs import Rig, in_threads, noise, rig, wait_until
+from tests.cache.rigs import WIDE, Rig, in_threads, noise, rig, wait_until
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import DataLossError
 from tieredfs.limits import KIB
@@ -72,7 +72,7 @@ def test_many_readers_of_one_file_fetch_each_block_once() -> None:
 
 @pytest.mark.allows_warnings("damaged beyond repair")
 def test_a_fill_that_fails_tells_every_reader_and_the_next_open_begins_anew() -> None:
-    with rig() as made:
+    with rig(**WIDE) as made:
         inode = evicted_file(made)
         made.hide(0, 1, 2)
         made.blocks.hold(lambda kind, _block: kind == "read")
@@ -110,7 +110,7 @@ def test_a_fill_that_fails_tells_every_reader_and_the_next_open_begins_anew() ->
 
 
 def test_two_lost_disks_are_decoded_around() -> None:
-    with rig() as made:
+    with rig(**WIDE) as made:
         inode = evicted_file(made)
         made.hide(1, 4)
         assert made.get(inode) == DATA
@@ -191,7 +191,7 @@ def test_no_descriptor_is_left_behind() -> None:
 
 @pytest.mark.allows_warnings("damaged beyond repair")
 def test_no_descriptor_is_left_behind_by_a_fill_that_fails() -> None:
-    with rig() as made:
+    with rig(**WIDE) as made:
         inode = evicted_file(made)
         made.hide(0, 1, 2)
         for _ in range(5):

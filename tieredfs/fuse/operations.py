@@ -17,8 +17,7 @@ from typing import NamedTuple, Protocol
 from tieredfs.model import AttributeChange, Attributes, Entry, InodeId
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asks, and the kernel's number of the request (`unique`), which is the same when the kernel sends it again."""
 
     uid: int

@@ -258,9 +258,13 @@ class VolumeOperations:
 
     def open(self, inode: InodeId, flags: int, caller: Caller) -> Opened:  # noqa: ARG002 - rights are the kernel's
         writer = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if not writer:
+            try:  # as below; a generator costs 1.5 us, and this is the hot one
+                file = self._tier.open_read(inode)
+            except NotFoundError:
+                raise StaleError(f"inode {inode} was deleted") from None
+            return self._opened(file, writer=False)
         with _stale_when_deleted(inode):
-            if not writer:
-                return self._opened(self._tier.open_read(inode), writer=False)
             self._check_writable()
             return self._opened(self._tier.open_write(inode, truncate=bool(flags & os.O_TRUNC)), writer=True)
 

@@ -1,0 +1,100 @@
+"""One thread reads and carries out; before it waits, another reads on. And it stays near who asks."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tieredfs.fuse.kernel.nearness import LOOK_EVERY, Nearness, processor_of
+from tieredfs.fuse.kernel.readers import THREADS_MAX, Readers
+from tieredfs.fuse.kernel.request import Request
+from tieredfs.host.waiting import about_to_wait
+
+pytestmark = [pytest.mark.timeout(60)]
+QUICK, WAITS, ENDS = b"q", b"w", b"e"
+
+
+class Served:
+    """Readers over a socket whose messages say how a request behaves."""
+
+    def __init__(self) -> None:
+        self.kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.kernel.settimeout(20)
+        self.device = device
+        self.go = threading.Event()
+        self.readers = Readers(device.fileno(), 2, self.serve)
+        self.thread = threading.Thread(target=self.readers.run, daemon=True)
+        self.thread.start()
+
+    def serve(self, request: Request) -> None:
+        if bytes(request.view[:1]) == WAITS:
+            about_to_wait()
+            assert self.go.wait(20)
+        os.write(request.device, b"%d" % request.slot)
+
+    def ask(self, kind: bytes) -> int:
+        self.kernel.send(kind)
+        return int(self.kernel.recv(16))
+
+    def close(self) -> None:
+        self.go.set()
+        self.kernel.close()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        self.device.close()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    made = Served()
+    yield made
+    made.close()
+
+
+def test_quick_requests_are_served_by_one_thread(served: Served) -> None:
+    assert len({served.ask(QUICK) for _ in range(200)}) == 1
+
+
+def test_while_one_waits_another_reads_on_and_leads_from_then(served: Served) -> None:
+    first = served.ask(QUICK)
+    served.kernel.send(WAITS)
+    others = {served.ask(QUICK) for _ in range(50)}
+    assert len(others) == 1
+    assert first not in others
+    served.go.set()
+    assert int(served.kernel.recv(16)) == first
+    assert {served.ask(QUICK) for _ in range(50)} == others, "who came back follows"
+
+
+def test_as_many_as_wait_are_joined_by_one_more(served: Served) -> None:
+    for _ in range(20):
+        served.kernel.send(WAITS)
+    served.ask(QUICK)
+    assert 21 <= served.readers.threads <= THREADS_MAX
+    served.go.set()
+    slots = {int(served.kernel.recv(16)) for _ in range(20)}
+    assert len(slots) == 20, "each waited in a thread of its own"
+
+
+def test_a_dense_stream_is_served_where_its_program_runs() -> None:
+    everywhere = os.sched_getaffinity(0)
+    nearness = Nearness()
+    thread = threading.get_native_id()
+    try:
+        for _ in range(1000 * LOOK_EVERY):  # a busy machine may make some of them look sparse
+            nearness.note(thread)
+            if os.sched_getaffinity(0) != everywhere or len(everywhere) == 1:
+                break
+        assert len(os.sched_getaffinity(0)) == 1
+        nearness.note(thread + 1)
+        assert os.sched_getaffinity(0) == everywhere, "two programs: the scheduler's choice"
+    finally:
+        nearness.let_go()
+    assert os.sched_getaffinity(0) == everywhere
+
+
+def test_where_a_thread_runs() -> None:
+    assert processor_of(threading.get_native_id()) in range(os.cpu_count() or 1)
+    assert processor_of(1 << 30) == -1
