@@ -360,17 +360,9 @@ class FileSystem(UnnamedOwner):
     ) -> None:
         """Atomic; parents of the target are made. Durable on return. Raises ConflictError when the target shows another
         inode than `expected_target` (0: nothing)."""
-        source_parent, source_name = self._parent_of(source)
-        target_parent, target_name = self._parent_of(target, make=True)
-        removed = self._metadata.rename(
-            source_parent,
-            source_name,
-            target_parent,
-            target_name,
-            replace=replace,
-            holder=self.volume.session,
-            expected_target=expected_target,
-        )
+        names = *self._parent_of(source), *self._parent_of(target, make=True)
+        holder = self.volume.session
+        removed = self._metadata.rename(*names, replace=replace, holder=holder, expected_target=expected_target)
         crash.here("rename.committed")
         if removed is not None:
             self._bury(removed)
