@@ -185,7 +185,8 @@ def list_rows(bench: Bench) -> list[Row]:
     if root is not None:
         (root / "list").mkdir()
         for number in range(count):
-            say(f"{number} of {count} files into JuiceFS") if number % 1000 == 0 else None
+            if number % 1000 == 0:
+                say(f"{number} of {count} files into JuiceFS")
             os.close(os.open(root / "list" / f"{number:06d}", os.O_CREAT | os.O_WRONLY))
     sides: dict[str, Rate] = {}
     for name, client in clients.items():

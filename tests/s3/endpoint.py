@@ -82,7 +82,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if '--cert' in self.options else 'http'}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         arguments = ["s3", self.meta_url, "--listen", f"127.0.0.1:{self.port}", *self.options]
@@ -97,7 +97,7 @@ class Endpoint:
 
     def _answers(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/healthz", timeout=2).status_code == 200
+            return httpx.get(f"{self.url}/healthz", timeout=2, verify=False).status_code == 200
         return False
 
     def stop(self, number: int = signal.SIGTERM) -> int:

@@ -2,12 +2,17 @@
 
 import contextlib
 import os
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import boto3
 import httpx
+import pytest
 
 from tests.s3.endpoint import Endpoint, endpoint, new_bucket
 from tieredfs.limits import MIB
@@ -92,6 +97,31 @@ def test_a_link_that_was_used_before_is_refused_after_its_time(served: Endpoint,
         time.sleep(0.2)
     assert answer.status_code == 403
     assert b"Request has expired" in answer.content
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not here")
+def test_tls(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names]
+    subprocess.run([*made, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True, timeout=WAIT_S)
+    with endpoint("--workers", "2", "--cert", str(cert), "--key", str(key)) as secure:
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=secure.url,
+            aws_access_key_id=secure.key.access_key_id,
+            aws_secret_access_key=secure.key.secret_access_key,
+            region_name="us-east-1",
+            verify=str(cert),
+        )
+        bucket = new_bucket(s3)
+        for size in (10, len(DATA)):
+            s3.put_object(Bucket=bucket, Key="k", Body=DATA[:size])
+            assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == DATA[:size]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{secure.url}/healthz")  # nobody vouches for this certificate
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{secure.port}/healthz")
 
 
 def test_only_the_probes_are_open_and_they_say_what_they_are(served: Endpoint) -> None:

@@ -211,3 +211,26 @@ def test_each_process_has_a_slot_and_leftovers_are_taken_over(url: str, tmp_path
         three.flush(30)
         assert three.is_stored(b"g")
         assert get(three, b"g") == content
+
+
+def test_what_another_process_has_on_its_ssd_is_not_fetched(volume: FileSystem, url: str, tmp_path: Path) -> None:
+    put(volume, b"f", b"stored and here")
+    volume.flush(60)
+    inode = volume.stat(b"f").inode
+    with FileSystem.at(url, purpose="test") as neighbour:
+        with neighbour.open(b"f") as reading:
+            assert reading.descriptor is not None
+            target = bytearray(40)
+            assert target[: reading.read_into(0, memoryview(target))] == b"stored and here"
+            put(volume, b"f", b"new")
+            assert target[: reading.read_into(7, memoryview(target))] == b"and here"
+        assert get(neighbour, b"f") == b"new"
+        assert not neighbour._tier.holds(inode, 1), "nothing was brought here"
+    elsewhere = str(tmp_path / "of-a-mount")
+    with FileSystem.at(url, purpose="test", cache_dir=elsewhere) as mount:
+        put(mount, b"g", b"written in place, perhaps")
+        mount.flush(60)
+        found = mount.stat(b"g")
+        assert mount._tier.holds(found.inode, found.version)
+        assert volume.open_here(found) is None, "what a mount has may change under its readers"
+        assert get(volume, b"g") == b"written in place, perhaps"

@@ -30,12 +30,16 @@ def borrow(metadata: Metadata, host: Host, attributes: Attributes) -> int:
 
 
 class Neighbours:
-    """Copies in the caches of other processes of this host. Safe from any thread."""
+    """Copies in other caches below the directory `root` of this host. Safe from any thread.
 
-    def __init__(self, metadata: Metadata, host: Host, own: CacheId) -> None:
+    Only caches whose users never write into a content that has a name: a mount does, and a reader here would see it.
+    """
+
+    def __init__(self, metadata: Metadata, host: Host, own: CacheId, root: str) -> None:
         self._metadata = metadata
         self._host = host
         self._own = own
+        self._root = root
         self._looked_s = -BELIEVED_S
         self._paths: list[str] = []
 
@@ -62,6 +66,7 @@ class Neighbours:
                 for record in self._metadata.caches()
                 if record.host == self._host.name
                 and record.cache != self._own
+                and os.path.dirname(record.path) == self._root
                 and is_of_this_boot(record.path, self._host.files)
             ]
             self._looked_s = now_s

@@ -8,6 +8,7 @@ Every process has an SSD directory of its own, a *slot* below `clients` beside t
 staged there is stored by whoever takes the slot next, by a mount's caretaker, or by `tieredfs drain`.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
@@ -223,7 +224,7 @@ class FileSystem(UnnamedOwner):
         self._tier = ssd.tier
         self._metadata = volume.metadata
         self._burials = Burials(volume.metadata, ssd.tier, volume.session)
-        self._neighbours = Neighbours(volume.metadata, volume.host, ssd.tier.cache)
+        self._neighbours = Neighbours(volume.metadata, volume.host, ssd.tier.cache, _slots(volume.meta_url))
 
     @classmethod
     def at(
@@ -603,9 +604,14 @@ def _checked(path: bytes) -> bytes:
     return b"/".join(_parts(path))
 
 
+def _slots(meta_url: str) -> str:
+    """Where the SSD directories of processes without a mount are: none of them writes into a file that has a name."""
+    return os.path.abspath(f"{parse_meta_url(meta_url).path.rpartition('/')[0]}/clients")
+
+
 def _take_slot(volume: Volume, meta_url: str, cache_bytes: int) -> SsdTier:
     """The first slot that no living process uses; what its last user left staged is ours to store now."""
-    clients = f"{parse_meta_url(meta_url).path.rpartition('/')[0]}/clients"
+    clients = _slots(meta_url)
     for number in range(_SLOTS_MAX):
         try:
             return SsdTier(volume, f"{clients}/{number}", cache_bytes)
