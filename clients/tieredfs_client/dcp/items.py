@@ -7,6 +7,7 @@ visible, durable, when all of it is written. The first thing that fails ends it,
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.layout import PIECE_BYTES, FileLayout, Item, lay_out, split_into_files
 from tieredfs_client.dcp.manifest import Stored
 
-THREADS: Final = 4
+THREADS: Final = max(2, min(4, os.cpu_count() or 2))
 SLICE_BYTES: Final = 16 << 20
 SYNC_EVERY_BYTES: Final = 256 << 20
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)

@@ -42,7 +42,7 @@ from tieredfs_client.dcp.manifest import Manifest, Stored, StoredChunk, StoredTe
 from tieredfs_client.dcp.place import Place
 from tieredfs_client.filesystem.location import PROTOCOL, parse
 
-_THREADS: Final = 4
+_THREADS: Final = max(2, min(4, os.cpu_count() or 2))
 
 
 @dataclass(frozen=True, slots=True)

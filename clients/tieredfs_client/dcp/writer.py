@@ -9,6 +9,7 @@ Any failure is raised in the rank that has it, and by DCP on all. May be pickled
 opened where it is written. One save at a time per instance.
 """
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from tieredfs.errors import (
     CorruptError,
     NotFoundError,
     NotSupportedError,
+    TieredError,
     UnstorableError,
 )
 from tieredfs.host import local_host
@@ -147,7 +149,8 @@ class TieredWriter(StorageWriter):
         files, volume = local_host().files, self._place.volume
         write_document(files, volume, path, encode(manifest), replace=self._overwrite, durability=self._durability)
         metadata.storage_meta = self.storage_meta()
-        self._sweep(manifest)
+        with contextlib.suppress(TieredError):  # the checkpoint is committed; what is left, the next save sweeps
+            self._sweep(manifest)
 
     def _sizes(self, written: Mapping[ChunkKey, Stored]) -> dict[str, int]:
         """Of the data files, which must all be there."""
