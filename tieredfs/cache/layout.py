@@ -36,6 +36,14 @@ def content_path(root: str, inode: InodeId, version: int) -> str:
     return f"{root}/content/{inode >> 8 & 0xFF:02x}/{inode:016x}.{version:x}"
 
 
+def is_of_this_boot(root: str, files: Files) -> bool:
+    """Whether this machine has been up since a cache directory was last used: only then are copies certainly whole."""
+    try:
+        return files.load(f"{root}/boot") == files.load(_BOOT_ID_PATH)
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class LocalName:
     """One content file: which version of which inode."""
@@ -50,6 +58,7 @@ class CacheDirectory:
     def __init__(self, path: str, volume_uuid: str, files: Files) -> None:
         """Open `path`, made if missing. Raises BusyError, ForeignDataError, NewerFormatError, CorruptError."""
         self.path = os.path.abspath(path)
+        self.volume_uuid = volume_uuid
         self._files = files
         files.make_directory(self.path)
         self._lock = self._take_lock()
@@ -144,11 +153,7 @@ class CacheDirectory:
         return cache
 
     def _is_same_boot(self) -> bool:
-        """Whether this machine has been up since the directory was last used: only then are copies certainly whole."""
-        try:
-            return self._files.load(f"{self.path}/boot") == self._files.load(_BOOT_ID_PATH)
-        except FileNotFoundError:
-            return False
+        return is_of_this_boot(self.path, self._files)
 
     def note_boot(self) -> None:
         """What is here now is certainly whole, until the machine goes down."""

@@ -112,6 +112,11 @@ class Writing(Protocol):
 class FileSystemContract(Protocol):
     """The methods of `FileSystem`. Safe from any thread."""
 
+    @property
+    def uuid(self) -> str:
+        """Of the volume."""
+        ...
+
     def stat(self, path: bytes) -> Attributes: ...
     def entries(self, path: bytes, after: bytes = b"", limit: int = 1000) -> list[tuple[Entry, Attributes]]:
         """Entries with names greater than `after`, in byte order."""
@@ -192,6 +197,11 @@ class FileSystem(UnnamedOwner):
             raise
         ssd.start()
         return cls(volume, ssd)
+
+    @property
+    def uuid(self) -> str:
+        """Of the volume."""
+        return self.volume.config.uuid
 
     def close(self) -> None:
         """What is staged stays staged: safe on the SSD, and stored by whoever comes next."""

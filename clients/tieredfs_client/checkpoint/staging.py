@@ -7,7 +7,7 @@ copied by several threads without the GIL.
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
@@ -34,24 +34,27 @@ class StagingBuffer:
         self._pool.shutdown()
         self._memory = None
 
-    def fits(self, flat: Flat) -> bool:
-        return staged_bytes(flat.leaves) <= self.limit_bytes
+    def fits(self, flats: Mapping[int, Flat]) -> bool:
+        return _staged_bytes(flats) <= self.limit_bytes
 
-    def stage(self, flat: Flat) -> Flat:
-        """The same tree with the bytes of its tensors in the buffer."""
-        assert self.fits(flat)
-        view = self._view(staged_bytes(flat.leaves))
-        staged: list[Leaf] = []
+    def stage(self, flats: Mapping[int, Flat]) -> dict[int, Flat]:
+        """The same trees, by rank, with the bytes of their tensors in the buffer."""
+        assert self.fits(flats)
+        view = self._view(_staged_bytes(flats))
+        found: dict[int, Flat] = {}
         jobs = []
         at = 0
-        for leaf in flat.leaves:
-            target = view[at : at + leaf.size_bytes]
-            jobs += self._copy(leaf, target)
-            staged.append(replace(leaf, value=Staged(target)))
-            at += _aligned(leaf.size_bytes)
+        for rank, flat in flats.items():
+            staged: list[Leaf] = []
+            for leaf in flat.leaves:
+                target = view[at : at + leaf.size_bytes]
+                jobs += self._copy(leaf, target)
+                staged.append(replace(leaf, value=Staged(target)))
+                at += _aligned(leaf.size_bytes)
+            found[rank] = Flat(flat.skeleton, tuple(staged))
         for job in jobs:
             job.result()
-        return Flat(flat.skeleton, tuple(staged))
+        return found
 
     def _copy(self, leaf: Leaf, target: memoryview) -> list[Future[None]]:
         """In slices where the bytes are in place; in one job where they must be gathered."""
@@ -72,9 +75,9 @@ def _move(target: memoryview, source: memoryview) -> None:
     ctypes.memmove(memory.address_of(target), memory.address_of(source), len(source))
 
 
-def staged_bytes(leaves: Sequence[Leaf]) -> int:
+def _staged_bytes(flats: Mapping[int, Flat]) -> int:
     """What a state takes in the buffer."""
-    return sum(_aligned(leaf.size_bytes) for leaf in leaves)
+    return sum(_aligned(leaf.size_bytes) for flat in flats.values() for leaf in flat.leaves)
 
 
 def _aligned(size: int) -> int:
