@@ -14,7 +14,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 import google_crc32c
@@ -225,14 +225,21 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """One JSON document, which any tool can read."""
     tree = {
         **{name: getattr(manifest, name) for name in _PLAIN},
-        "tensors": [asdict(tensor) for tensor in manifest.tensors],
+        "tensors": [
+            {**_fields(tensor), "shards": [_fields(shard) for shard in tensor.shards]} for tensor in manifest.tensors
+        ],
         "blobs": [encode_blob(blob) for blob in manifest.blobs],
-        "files": [asdict(file) for file in manifest.files],
-        "ranks": [asdict(record) for record in manifest.ranks],
+        "files": [_fields(file) for file in manifest.files],
+        "ranks": [_fields(record) for record in manifest.ranks],
     }
     body = json.dumps(tree, separators=(",", ":"), allow_nan=True).encode()
     crc = int(google_crc32c.value(body))
     return b'{"format":"tieredfs-checkpoint","version":%d,"crc32c":"%08x","body":' % (VERSION, crc) + body + _SUFFIX
+
+
+def _fields(value: StoredTensor | StoredShard | StoredFile | RankRecord) -> dict[str, object]:
+    """One level of them: `asdict` copies what is below, too, which took a third of a commit of 4096 ranks."""
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 _PLAIN: Final = ("step", "attempt", "world_size", "created_ns", "seconds", "metadata", "metrics", "trees")

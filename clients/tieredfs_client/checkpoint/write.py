@@ -11,6 +11,7 @@ Memory: nothing for contiguous CPU tensors; for others a copy of one tensor per 
 
 import contextlib
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,8 +72,12 @@ class PartWriter:
 
     def digests(self, leaves: Sequence[Leaf], wanted: Sequence[int]) -> dict[int, Digest]:
         """Of tensors by their number, without writing them."""
-        found = self._pool.map(lambda index: digest_of(memory.bytes_of(leaves[index].value)), wanted)
-        return dict(zip(wanted, found, strict=True))
+
+        def hashed(batch: Sequence[int]) -> list[Digest]:
+            return [digest_of(memory.bytes_of(leaves[index].value)) for index in batch]
+
+        found = self._pool.map(hashed, _batches(leaves, wanted))
+        return dict(zip(wanted, itertools.chain.from_iterable(found), strict=True))
 
     def unchanged(
         self, leaves: Sequence[Leaf], chosen: Sequence[int], digests: dict[int, Digest], earlier: Earlier | None
@@ -95,8 +100,12 @@ class PartWriter:
                 digest = digest_of(view)
             return blob, digest
 
+        def looked(batch: Sequence[int]) -> list[tuple[Blob, Digest] | None]:
+            return [look(index) for index in batch]
+
         same: dict[int, Blob] = {}
-        for index, found in zip(chosen, self._pool.map(look, chosen), strict=True):
+        every = itertools.chain.from_iterable(self._pool.map(looked, _batches(leaves, chosen)))
+        for index, found in zip(chosen, every, strict=True):
             if found is not None:
                 blob, digests[index] = found
                 if digests[index].content == blob.content:
@@ -117,6 +126,20 @@ class PartWriter:
                 return flow.finish()
             finally:
                 flow.settle()
+
+
+def _batches(leaves: Sequence[Leaf], numbers: Sequence[int]) -> list[Sequence[int]]:
+    """For one thread at a time: a large tensor, or many small ones."""
+    batches: list[Sequence[int]] = []
+    start = total = 0
+    for at, number in enumerate(numbers):
+        if at > start and (total + leaves[number].size_bytes > SLICE_BYTES or at - start >= BATCH_COUNT):
+            batches.append(numbers[start:at])
+            start, total = at, 0
+        total += leaves[number].size_bytes
+    if start < len(numbers):
+        batches.append(numbers[start:])
+    return batches
 
 
 Summed = PieceSums | Digest | None
