@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.checkpoint.rank_process import ROWS, state_of
-from tieredfs.errors import InvalidRequestError, UnavailableError
+from tieredfs.errors import InvalidRequestError, RankMissingError, UnavailableError
 from tieredfs.host import crash
 from tieredfs.volume import FileSystem
 from tieredfs.volume.volume import Volume
@@ -23,6 +25,7 @@ from tieredfs_client.checkpoint import CheckpointManager, PerRank, Shard
 from tieredfs_client.checkpoint.attempt import Attempt
 from tieredfs_client.checkpoint.names import attempt_name
 from tieredfs_client.checkpoint.neighbours import Meeting, connect
+from tieredfs_client.checkpoint.write import PartWriter
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -292,3 +295,36 @@ def test_two_machines_say_the_same_with_a_file_each(url: str) -> None:
                 check_state(manager.load(2), 2, rank, 5)
         data = [name for name in names_in(volume, b"runs/r/step-000000000002") if name.startswith(b"data-")]
         assert len(data) == 2, "one of each machine"
+
+
+def test_a_rank_that_wakes_up_late_adds_nothing(volume: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the descriptors of the machine's files when the others give it up, and writes into them all the same."""
+    settings: dict[str, Any] = {"world_size": 2, "job": "j", "deadline_s": IMPATIENT_S}
+    go, late = threading.Event(), []
+    write = PartWriter.write
+    with (
+        CheckpointManager(volume, "runs/r", rank=0, **settings) as first,
+        CheckpointManager(volume, "runs/r", rank=1, **settings) as second,
+        ThreadPoolExecutor(1) as other,
+    ):
+
+        def sleep_once(self: PartWriter, *given: Any) -> Any:
+            if self is second._writer and not late:
+                late.append(True)
+                assert go.wait(60)
+            return write(self, *given)
+
+        monkeypatch.setattr(PartWriter, "write", sleep_once)
+        sleeper = other.submit(second.save, 1, state_of(1, 1, 2))
+        with pytest.raises(RankMissingError, match="have not stored its part after 3 s: 1"):
+            first.save(1, state_of(1, 0, 2))
+        go.set()
+        with pytest.raises(RankMissingError):
+            sleeper.result(60)
+        assert late
+        assert first.checkpoints() == []
+        again = other.submit(second.save, 1, state_of(2, 1, 2))
+        first.save(1, state_of(2, 0, 2))
+        again.result(60)
+        assert first.verify() == []
+        check_state(second.load() | {"step": 2}, 2, 1, 2)

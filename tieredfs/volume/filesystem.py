@@ -388,6 +388,10 @@ class FileSystem(UnnamedOwner):
         """The content is in the store, not only staged."""
         return self.stat(path).staged_in == NO_CACHE
 
+    def evict(self, path: bytes) -> bool:
+        """Drop this process's copy of a stored file. False: it is in use here, or only here."""
+        return self._tier.evict(self.stat(path).inode)
+
     def flush(self, timeout_s: float) -> None:
         """Returns when nothing that this process staged is only on the SSD. Raises DeadlineError."""
         self._ssd.flush(timeout_s)

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
+from tieredfs.host.memory import advise_huge_pages
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.layout import ALIGNMENT_BYTES
 from tieredfs_client.checkpoint.memory import Staged
@@ -67,7 +68,10 @@ class StagingBuffer:
     def _view(self, size: int) -> memoryview:
         if self._memory is None or len(self._memory) < size:
             self._memory = None  # the old one goes before the new one comes
-            self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_POPULATE)
+            self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE)
+            address = memory.address_of(memoryview(self._memory))
+            advise_huge_pages(address, size)
+            ctypes.memset(address, 0, size)  # every page is there before the first copy
         return memoryview(self._memory)
 
 
