@@ -239,7 +239,8 @@ def import_from(
     run: RunArgument,
     step: Annotated[int, typer.Argument(metavar="STEP", help="The step that it becomes.", show_default=False)],
     source: Annotated[
-        str, typer.Argument(metavar="PATH", help="A safetensors or torch.save file, or a directory of safetensors.")
+        str,
+        typer.Argument(metavar="PATH", help="A safetensors or torch.save file, or a directory of safetensors or DCP."),
     ],
 ) -> None:
     """Make a checkpoint of a file of another program. Nothing in it is executed.

@@ -1,4 +1,4 @@
-"""Checkpoints to and from plain files: `export` to safetensors, `import` from safetensors and torch.save.
+"""Checkpoints to and from plain files: `export` to safetensors, `import` from safetensors, torch.save and DCP.
 
 Export needs neither torch nor numpy: tensors are loaded, verified, straight into the mapped output file. Import reads with the
 formats' own libraries; torch.save files with `weights_only`, so that no foreign code runs.
@@ -15,6 +15,7 @@ from typing import Any, Final
 from tieredfs.errors import ConfigurationError
 from tieredfs.host import Host
 from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs_client.checkpoint.dcp_directory import is_dcp_directory, read_dcp
 from tieredfs_client.checkpoint.layout import FILE_BYTES_MAX, Item, StoredTensor, lay_out, split_into_files
 from tieredfs_client.checkpoint.load import Loader
 
@@ -79,11 +80,13 @@ def _write_file(host: Host, path: str, loader: Loader, tensors: Sequence[tuple[i
 
 
 def read_foreign(path: str) -> Any:
-    """The tree in a safetensors or torch.save file, or in all safetensors files of a directory.
+    """The tree in a safetensors or torch.save file, in all safetensors files of a directory, or in a directory of DCP.
 
     Raises ConfigurationError for anything else, and where the library that it takes is not installed.
     """
     try:
+        if is_dcp_directory(path):
+            return read_dcp(path)
         if os.path.isdir(path):
             parts = sorted(name for name in os.listdir(path) if name.endswith(SAFETENSORS))
             if not parts:
