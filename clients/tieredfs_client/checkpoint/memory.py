@@ -161,6 +161,20 @@ def copy_into(value: Any, target: memoryview) -> None:
         ctypes.memmove(address_of(target), address_of(source), len(source))
 
 
+def pin(address: int, size_bytes: int) -> bool:
+    """Page-lock memory that a CUDA device is to copy into. False: this program does not use CUDA, or the driver refuses; copies
+    are right all the same, only slower. (No such device was at hand to try it.)"""
+    torch = _loaded("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    return int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0)) == 0
+
+
+def unpin(address: int) -> None:
+    """Before memory that was pinned goes."""
+    _loaded("torch").cuda.cudart().cudaHostUnregister(address)
+
+
 def address_of(view: memoryview) -> int:
     """Of a writable view; the caller keeps it alive."""
     return ctypes.addressof(ctypes.c_char.from_buffer(view))

@@ -2,7 +2,7 @@
 
 One buffer, made once and used again, never larger than its limit; its pages are touched when it is made, so that a copy
 costs a copy. One save at a time is in it: the next waits for it, or is refused, as its caller chose. CPU tensors are
-copied by several threads without the GIL.
+copied by several threads without the GIL; where the program uses CUDA, the buffer is page-locked.
 """
 
 import ctypes
@@ -29,11 +29,17 @@ class StagingBuffer:
     def __init__(self, limit_bytes: int = STAGING_BYTES_DEFAULT) -> None:
         self.limit_bytes = limit_bytes
         self._memory: mmap.mmap | None = None
+        self._pinned_at: int | None = None
         self._pool = ThreadPoolExecutor(THREADS, "tieredfs-ckpt-stage")
 
     def close(self) -> None:
         self._pool.shutdown()
-        self._memory = None
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._pinned_at is not None:
+            memory.unpin(self._pinned_at)
+        self._memory = self._pinned_at = None
 
     def fits(self, flats: Mapping[int, Flat]) -> bool:
         return _staged_bytes(flats) <= self.limit_bytes
@@ -67,11 +73,12 @@ class StagingBuffer:
 
     def _view(self, size: int) -> memoryview:
         if self._memory is None or len(self._memory) < size:
-            self._memory = None  # the old one goes before the new one comes
+            self._drop()  # the old one goes before the new one comes
             self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE)
             address = memory.address_of(memoryview(self._memory))
             advise_huge_pages(address, size)
             ctypes.memset(address, 0, size)  # every page is there before the first copy
+            self._pinned_at = address if memory.pin(address, size) else None
         return memoryview(self._memory)
 
 
