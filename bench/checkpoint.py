@@ -6,8 +6,10 @@ done in the background (the drain, write-back) is waited for before the next one
 """
 
 import argparse
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,9 +31,11 @@ from tieredfs_client.checkpoint.checksums import digest_of
 from tieredfs_client.checkpoint.memory import bytes_of
 
 RESULTS: Final = Path(__file__).parent / "results"
-KEYS: Final = ("save", "stall", "load", "unchanged")
+ROOT: Final = Path(__file__).parents[1]
+KEYS: Final = ("save", "stall", "background", "load", "cold", "unchanged", "once")
 RAW, OURS, TORCH, DCP, MEMCPY, HASHING = "raw", "tieredfs", "torch.save", "dcp", "memcpy", "hashing + 0.2 s"
 WRITE_BYTES: Final = 16 << 20
+SLICES: Final = 16
 FLUSH_S: Final = 600.0
 STORED_FACTOR: Final = 1.5
 """rs:4+2. Every save of a changed state is another set of blocks."""
@@ -128,11 +132,13 @@ class Bench:
     """One volume, one state, and a plain directory beside it on the same disk."""
 
     def __init__(self, directory: Path, size_bytes: int, repeats: int, say: Callable[[str], None]) -> None:
+        self._directory = directory
         self.plain = directory / "plain"
         self.plain.mkdir()
         url = f"sqlite://{directory}/volume.db"
         disks = [f"disk://{directory}/d{number}" for number in range(6)]
         format_volume(url, disks, code=parse_code("rs:4+2"), durability=Durability.SSD, name="bench")
+        self.url = url
         self.volume = FileSystem.at(url, purpose="bench")
         self.state = make_state(size_bytes)
         self.size = total_bytes(self.state)
@@ -235,6 +241,79 @@ class Bench:
         targets = (Target(OURS, RAW, 0.8), Target(OURS, DCP, 4.0), Target(f"{OURS}, verify=False", RAW, 0.8))
         note = "page cache warm, into existing tensors; ours verifies every checksum unless it says not to"
         return Row("load", "load", "GB/s", series, targets, note)
+
+    def background(self) -> Row:
+        """From the call of `save_async`: until it returns, until the checkpoint is committed, until all of it is in the store."""
+        times: dict[str, list[float]] = {"returns": [], "committed": [], "stored": []}
+        for _ in range(self._repeats):
+            self.settle()
+            change(self.state)
+            self._step += 1
+            start = time.perf_counter()
+            pending = self.manager.save_async(self._step, self.state)
+            times["returns"].append(time.perf_counter() - start)
+            pending.result()
+            times["committed"].append(time.perf_counter() - start)
+            self.volume.flush(FLUSH_S)
+            times["stored"].append(time.perf_counter() - start)
+        series = tuple(Series(name, tuple(values)) for name, values in times.items())
+        return Row("background", "save_async", "s", series, (), "stored: at full redundancy, durable there")
+
+    def cold(self) -> Row:
+        """Resident on the SSD, page cache dropped."""
+        change(self.state)
+        self._save()
+        self.volume.flush(FLUSH_S)
+        kept = Path(tempfile.mkdtemp(dir=self.plain.parent))
+        save_raw(self.state, kept / "raw")
+
+        def dropped(work: Callable[[], object]) -> Callable[[], float]:
+            def measure() -> float:
+                machine.drop_page_cache(path for path in self._directory.rglob("*") if path.is_file())
+                return self._rate(work)
+
+            return measure
+
+        series = self.alternate(
+            {
+                RAW: dropped(lambda: read_raw(self.state, kept / "raw")),
+                OURS: dropped(lambda: self.manager.load(into=self.state)),
+            }
+        )
+        shutil.rmtree(kept)
+        note = "page cache dropped, every file on the SSD"
+        return Row("cold", "load, cold", "GB/s", series, (Target(OURS, RAW, 0.9),), note)
+
+    def once(self) -> Row:
+        """Sixteen processes of this machine, with SSD directories of their own, load a sixteenth of every tensor each."""
+        change(self.state)
+        self._save()
+        self.volume.flush(FLUSH_S)
+        for path, _ in self.volume.walk(b"runs/bench"):
+            if path.endswith(b".safetensors"):
+                self.volume.evict(path)
+        settings = {"url": self.url, "world_size": SLICES}
+        command = [sys.executable, "-W", "ignore", "-m", "bench.slice_rank"]
+        processes = [
+            subprocess.Popen(
+                [*command, json.dumps({**settings, "rank": rank})], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            )
+            for rank in range(SLICES)
+        ]
+        fetched = 0
+        try:
+            for process in processes:
+                out, _ = process.communicate(timeout=FLUSH_S)
+                fetched += json.loads(out)["fetched_bytes"]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        whole = self.manager.checkpoints()[-1].size_bytes
+        series = (Series("fetched", (fetched / MIB,)), Series("checkpoint", (whole / MIB,)))
+        target = Target("fetched", "checkpoint", 1.05, Bound.AT_MOST)
+        note = f"bytes asked of the block layer by {SLICES} processes together; 1/{SLICES} of each tensor for each"
+        return Row("once", f"1/{SLICES} for each of {SLICES} ranks", "MiB", series, (target,), note)
 
     def unchanged(self) -> Row:
         self._save()

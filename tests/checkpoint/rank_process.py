@@ -41,6 +41,7 @@ def main() -> None:
         job=settings["job"],
         deadline_s=settings["deadline_s"],
         keep_last=settings.get("keep_last"),
+        place=settings.get("place"),
     )
     for step in settings["steps"]:
         report: dict[str, object] = {"step": step}

@@ -30,7 +30,9 @@ from tieredfs.errors import (
 from tieredfs.host import Host, LocalFiles, SystemClock
 from tieredfs.host.files import Buffer
 from tieredfs.volume import FileSystem
-from tieredfs_client.checkpoint import CheckpointManager, KeepBest, Shard, write
+from tieredfs.volume.filesystem import Writing
+from tieredfs_client.checkpoint import CheckpointManager, KeepBest, Shard, hostfiles
+from tieredfs_client.checkpoint.hostfiles import HostFiles
 from tieredfs_client.checkpoint.layout import PIECE_BYTES
 from tieredfs_client.checkpoint.write import PartWriter
 
@@ -524,18 +526,20 @@ def test_a_sleeper_that_was_taken_over_from_commits_nothing(
 ) -> None:
     """It wakes up in the middle of its files, with the first of them gone."""
     go, asleep = threading.Event(), threading.Event()
-    write_file = PartWriter._write_file
+    commit_file = HostFiles._commit_file
 
-    def sleep_before_the_second(self: PartWriter, path: bytes, *given: Any) -> Any:
+    def sleep_before_the_second(self: HostFiles, writing: Writing, path: bytes) -> None:
         if path.endswith(b"-001.safetensors"):
             asleep.set()
             assert go.wait(60)
-        return write_file(self, path, *given)
+        commit_file(self, writing, path)
 
     with CheckpointManager(volume, RUN) as sleeper, CheckpointManager(volume, RUN) as other:
         with monkeypatch.context() as patch:
-            patch.setattr(write, "split_into_files", lambda sizes: [range(at, at + 1) for at in range(len(sizes))])
-            patch.setattr(PartWriter, "_write_file", sleep_before_the_second)
+            patch.setattr(
+                hostfiles, "split_into_files", lambda sizes, *_: [range(at, at + 1) for at in range(len(sizes))]
+            )
+            patch.setattr(HostFiles, "_commit_file", sleep_before_the_second)
             pending = sleeper.save_async(5, {"a": torch.ones(4), "b": torch.ones(5)})
             assert asleep.wait(60)
         volume.remove(b"runs/gpt/.owner")  # as if its heartbeat had stopped for long

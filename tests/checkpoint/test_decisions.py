@@ -35,11 +35,11 @@ def test_torchrun_and_slurm_say_who_is_who() -> None:
     restarted = detect_group(environment=TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"})
     assert restarted.job != group.job, "a restart is another job"
     slurm = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0"}
-    assert detect_group(environment=slurm) == Group(1, 2, "77/0//")
+    assert detect_group(environment=slurm) == Group(1, 2, "77/0//", (1,), "")
 
 
 def test_arguments_come_first() -> None:
-    assert detect_group(1, 4, "mine", TORCHRUN) == Group(1, 4, "mine")
+    assert detect_group(1, 4, "mine", TORCHRUN) == Group(1, 4, "mine", (1,), "")
 
 
 @pytest.mark.parametrize(

@@ -119,15 +119,16 @@ def test_an_unverified_slice_reads_little_more_than_itself() -> None:
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 50)), max_size=12), min_size=1, max_size=6))
 def test_every_identity_is_written_once_by_one_that_has_it(ranks: list[list[tuple[int, int]]]) -> None:
     sizes = {name: size for own in ranks for name, size in own}
-    offers = [[Offer((name,), sizes[name]) for name in {name: 0 for name, _ in own}] for own in ranks]
-    written = [offers[rank][index].identity for rank, own in enumerate(assign_writers(offers)) for index in own]
-    assert sorted(written) == sorted({offer.identity for own in offers for offer in own})
+    names = [list({name: 0 for name, _ in own}) for own in ranks]
+    offers = [Offer(own, [sizes[name] for name in own]) for own in names]
+    written = [names[rank][index] for rank, own in enumerate(assign_writers(offers)) for index in own]
+    assert sorted(written) == sorted({name for own in names for name in own})
 
 
 def test_what_all_have_is_spread_evenly() -> None:
-    own = [Offer((number,), 100 + number) for number in range(64)]
+    own = Offer(range(64), [100 + number for number in range(64)])
     chosen = assign_writers([own] * 8)
-    totals = [sum(own[index].size_bytes for index in indexes) for indexes in chosen]
+    totals = [sum(own.sizes[index] for index in indexes) for indexes in chosen]
     assert max(totals) - min(totals) <= 163
 
 
@@ -151,10 +152,10 @@ class Counted:
 def planning_calls(ranks: int, shared: int, own: int) -> float:
     """Operations on identities per tensor offered."""
     offers = [
-        [
-            Offer((Counted(number),), 8)
-            for number in (*range(shared), *range(shared + rank * own, shared + (rank + 1) * own))
-        ]
+        Offer(
+            [Counted(number) for number in (*range(shared), *range(shared + rank * own, shared + (rank + 1) * own))],
+            [8] * (shared + own),
+        )
         for rank in range(ranks)
     ]
     Counted.calls = 0

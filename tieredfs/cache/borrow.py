@@ -1,21 +1,35 @@
-"""Reading a content where it is: in the cache directory of another process of this host.
+"""Reading a content where it is: in the cache directory of another process of this machine.
 
-Close-to-open between mounts needs no waiting for the drain: who opens a file after its writer closed it, and before it is
-stored, reads the writer's local file. And what is stored, and whole on another's SSD, need not be fetched again: files get
-their names in `content` when they are whole, and stay what they are under one version.
+*Staged* there: close-to-open between mounts needs no waiting for the drain. Who opens a file after its writer closed it, and
+before it is stored, reads the writer's local file.
+
+*Resident* there: a machine reads each byte from the store once, however many of its processes want it. Files get their names
+in `content` when they are whole, and stay what they are under one version. Who needs a content that no neighbour has takes
+its `FillTurn`, a name that one process can have at a time, and fetches it; the others wait until it is whole in that
+process's directory, and read it there. Nothing depends on the fetching process: when it dies its name is free and the next
+one fetches; when it evicts the copy, whoever has it open keeps it; who waits too long fetches, too.
+
+Neighbours are the processes without a mount. A mount writes into the resident copy of a file that is opened for writing, and
+whoever had borrowed it would see that.
 """
 
 import os
+import socket
 from typing import Final
 
 from tieredfs.cache.layout import content_path, is_of_this_boot
 from tieredfs.errors import UnavailableError
 from tieredfs.host import Host
+from tieredfs.limits import FILL_WAIT_S, MIB, PACKED_FILE_BYTES_MAX
 from tieredfs.meta.metadata import Metadata
-from tieredfs.model import Attributes, CacheId
+from tieredfs.model import Attributes, CacheId, InodeId
 
+SHARED_BYTES_MIN: Final = PACKED_FILE_BYTES_MAX
+"""A smaller file is fetched sooner than waited for."""
 BELIEVED_S: Final = 1.0
 """How long a look at who else is here is believed."""
+_PAUSE_FIRST_S: Final = 0.002
+_PAUSE_LAST_S: Final = 0.05
 
 
 def borrow(metadata: Metadata, host: Host, attributes: Attributes) -> int:
@@ -29,23 +43,64 @@ def borrow(metadata: Metadata, host: Host, attributes: Attributes) -> int:
         raise UnavailableError("the staged file has just moved to the store: try again") from None
 
 
+class FillTurn:
+    """The right to fetch one content for this machine. It is a name among abstract sockets, so it ends with its process."""
+
+    def __init__(self, held: socket.socket) -> None:
+        self._held = held
+
+    @classmethod
+    def take(cls, volume_uuid: str, inode: InodeId, version: int) -> "FillTurn | None":
+        """None: another process has it."""
+        held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            held.bind(f"\0tieredfs-fill-{volume_uuid}-{inode:016x}.{version:x}".encode())
+        except OSError:
+            held.close()
+            return None
+        return cls(held)
+
+    def close(self) -> None:
+        self._held.close()
+
+
 class Neighbours:
-    """Copies in other caches below the directory `root` of this host. Safe from any thread.
+    """Copies in other caches below the directory `root` of this machine. Safe from any thread."""
 
-    Only caches whose users never write into a content that has a name: a mount does, and a reader here would see it.
-    """
-
-    def __init__(self, metadata: Metadata, host: Host, own: CacheId, root: str) -> None:
+    def __init__(self, metadata: Metadata, host: Host, own: CacheId, *, root: str, volume_uuid: str) -> None:
         self._metadata = metadata
         self._host = host
         self._own = own
         self._root = root
+        self._volume_uuid = volume_uuid
         self._looked_s = -BELIEVED_S
         self._paths: list[str] = []
 
     def open_copy(self, attributes: Attributes) -> int | None:
         """A descriptor of a whole copy of this stored content, for reading; None: nobody here has one."""
-        for path in self._caches():
+        return self._open_copy(attributes, self._caches())
+
+    def share(self, attributes: Attributes) -> int | FillTurn | None:
+        """A descriptor of a whole copy, for reading; or the turn to fetch it; None: fetch it without."""
+        if attributes.size_bytes < SHARED_BYTES_MIN:
+            return self.open_copy(attributes)
+        clock = self._host.clock
+        deadline_s = clock.monotonic_s() + FILL_WAIT_S * (1 + attributes.size_bytes // (64 * MIB))
+        pause_s = _PAUSE_FIRST_S
+        while True:
+            turn = FillTurn.take(self._volume_uuid, attributes.inode, attributes.version)
+            descriptor = self._open_copy(attributes, self._caches())
+            if descriptor is not None:
+                if turn is not None:
+                    turn.close()
+                return descriptor
+            if turn is not None or clock.monotonic_s() > deadline_s:
+                return turn
+            clock.sleep(pause_s)
+            pause_s = min(_PAUSE_LAST_S, pause_s * 1.5)
+
+    def _open_copy(self, attributes: Attributes, caches: list[str]) -> int | None:
+        for path in caches:
             try:
                 descriptor = self._host.files.open(
                     content_path(path, attributes.inode, attributes.version), os.O_RDONLY

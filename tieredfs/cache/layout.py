@@ -67,6 +67,7 @@ class CacheDirectory:
     def __init__(self, path: str, volume_uuid: str, files: Files) -> None:
         """Open `path`, made if missing. Raises BusyError, ForeignDataError, NewerFormatError, CorruptError."""
         self.path = os.path.abspath(path)
+        self.volume_uuid = volume_uuid
         self._files = files
         files.make_directory(self.path)
         self._name_syncs = [
@@ -169,7 +170,6 @@ class CacheDirectory:
         return cache
 
     def _is_same_boot(self) -> bool:
-        """Whether this machine has been up since the directory was last used: only then are copies certainly whole."""
         return is_of_this_boot(self.path, self._files)
 
     def note_boot(self) -> None:

@@ -4,6 +4,7 @@ import itertools
 import os
 from dataclasses import dataclass, field
 
+from tieredfs.cache.borrow import FillTurn
 from tieredfs.cache.fill import Fill
 from tieredfs.core.file_life import DIRTY, FileEvent, FileState, next_state
 from tieredfs.host.waiting import AnnouncedRLock
@@ -68,8 +69,10 @@ class LocalFile:
     metadata_durable: bool = False
     deleted: bool = False
     borrowed: bool = False
-    """The descriptor is of a content that is staged in another cache of this host."""
+    """The descriptor is of a content in another cache of this host."""
     fill: Fill | None = None
+    turn: FillTurn | None = None
+    """Held while this process fetches the content for all of this machine."""
     lock: AnnouncedRLock = field(default_factory=AnnouncedRLock)
     number: int = field(default_factory=lambda: next(_numbers))
     """Unique in this process: which opens share one local file."""
@@ -78,6 +81,11 @@ class LocalFile:
 
     def apply(self, event: FileEvent) -> None:
         self.state = next_state(self.state, event)
+
+    def end_turn(self) -> None:
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            turn.close()
 
     @property
     def dirty(self) -> bool:

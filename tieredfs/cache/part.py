@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tieredfs.block.store import BlockStore
+from tieredfs.cache.borrow import Neighbours
 from tieredfs.cache.layout import CacheDirectory
 from tieredfs.host import Host
 from tieredfs.meta.metadata import Metadata
@@ -18,3 +19,4 @@ class TierPart:
     host: Host
     directory: CacheDirectory
     cache: CacheId
+    neighbours: Neighbours

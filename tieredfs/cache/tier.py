@@ -169,8 +169,8 @@ class Tier:
         crash.here("create.file-made")
         return file
 
-    def open_read(self, inode: InodeId, *, fill_before: int = FILL_BEFORE_OPEN_BYTES) -> LocalFile:
-        """A local file to read from. Not whole while it is filling; small files are waited for.
+    def open_read(self, inode: InodeId, *, fill_before: int = FILL_BEFORE_OPEN_BYTES, own: bool = False) -> LocalFile:
+        """A local file to read from, of this machine (`own`: this directory). Not whole while it is filling; small ones are.
 
         Raises NotFoundError, DataLossError, UnavailableError, DeadlineError.
         """
@@ -179,7 +179,7 @@ class Tier:
             try:
                 with file.lock:
                     absent_before = file.state is FileState.ABSENT
-                    ready = self._prepare_read(file)
+                    ready = self._prepare_read(file, own=own)
                     if ready:
                         self._ensure_descriptor(file)
                         if file.state is FileState.RESIDENT:  # a fill of nothing but holes is over at once
@@ -187,6 +187,7 @@ class Tier:
                         file.handles += 1
                         file.uses += not absent_before  # to be fetched is not to be used again
             except BaseException:
+                file.end_turn()
                 self.leave(file)
                 raise
             if ready:
@@ -243,7 +244,7 @@ class Tier:
             file.uses += 1
             return True
 
-    def _prepare_read(self, file: LocalFile) -> bool:
+    def _prepare_read(self, file: LocalFile, *, own: bool) -> bool:
         """Make the entry one that can be read; False when it was set aside for a newer version, and a new one must be made."""
         if file.dirty or (file.state is FileState.FILLING and file.handles):
             return True
@@ -260,8 +261,8 @@ class Tier:
             self._set_aside(file)
             return False
         if attributes.staged_in not in {NO_CACHE, self.cache}:
-            self._borrow(file, attributes)
-        else:
+            self._read_elsewhere(file, borrow(self.part.metadata, self.part.host, attributes), attributes)
+        elif own or not self._share(file, attributes):
             self._begin_fill(file, attributes)
         return True
 
@@ -379,7 +380,7 @@ class Tier:
 
     def _fill_whole(self, file: LocalFile) -> None:
         """In a filling thread: give the local file its final name."""
-        with file.lock:
+        with file.lock, contextlib.closing(file.turn or contextlib.ExitStack()):  # it ends when the copy can be found
             target = self.part.directory.content(file.inode, file.version)
             if file.state is not FileState.FILLING:  # deleted meanwhile
                 return
@@ -396,17 +397,24 @@ class Tier:
     def _fill_failed(self, file: LocalFile) -> None:
         """In a filling thread: readers have been told; the next open starts anew."""
         with file.lock:
+            file.end_turn()
             if file.state is FileState.FILLING:
                 self.part.host.files.unlink(file.path)
                 file.apply(FileEvent.FILL_FAILED)
             self._set_aside(file)
             self._close_descriptor(file)
 
-    def _borrow(self, file: LocalFile, attributes: Attributes) -> None:
-        """Read a content where it is staged: in the cache of another mount of this host."""
-        file.descriptor = borrow(self.part.metadata, self.part.host, attributes)
-        file.borrowed = True
-        file.size_bytes = attributes.size_bytes
+    def _share(self, file: LocalFile, attributes: Attributes) -> bool:
+        """Read the copy of another process of this machine, once it is whole. False: this process is to fetch the content."""
+        found = self.part.neighbours.share(attributes)
+        if not isinstance(found, int):
+            file.turn = found
+            return False
+        self._read_elsewhere(file, found, attributes)
+        return True
+
+    def _read_elsewhere(self, file: LocalFile, descriptor: int, attributes: Attributes) -> None:
+        file.descriptor, file.borrowed, file.size_bytes = descriptor, True, attributes.size_bytes
         self._set_aside(file)
 
     def _set_aside(self, file: LocalFile) -> None:
@@ -578,7 +586,7 @@ class Tier:
 
     def warm(self, inode: InodeId, *, pin: bool) -> None:
         """Bring the whole file here. Raises what a fill raises."""
-        file = self.open_read(inode, fill_before=0)
+        file = self.open_read(inode, fill_before=0, own=True)
         try:
             if file.fill is not None:
                 file.fill.wait_whole(FILL_WAIT_S * (1 + file.size_bytes // (64 * MIB)))

@@ -8,16 +8,13 @@ Every process has an SSD directory of its own, a *slot* below `clients` beside t
 staged there is stored by whoever takes the slot next, by a mount's caretaker, or by `tieredfs drain`.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from tieredfs.cache.borrow import Neighbours
 from tieredfs.cache.burials import Burials
 from tieredfs.cache.durable import make_durable
 from tieredfs.cache.local import LocalFile
-from tieredfs.config import parse_meta_url
 from tieredfs.core.file_life import DIRTY
 from tieredfs.errors import (
     AlreadyExistsError,
@@ -43,7 +40,7 @@ from tieredfs.volume.open_files import (
     UnnamedOwner,
     caller_ids,
 )
-from tieredfs.volume.ssd import SsdTier
+from tieredfs.volume.ssd import SsdTier, slots_directory
 from tieredfs.volume.volume import Volume
 
 __all__ = ["Condition", "FileSystem", "FileSystemContract", "Part", "Reading", "Writing"]
@@ -131,6 +128,11 @@ class Writing(Protocol):
 
 class FileSystemContract(Protocol):
     """The methods of `FileSystem`. Safe from any thread."""
+
+    @property
+    def uuid(self) -> str:
+        """Of the volume."""
+        ...
 
     def stat(self, path: bytes) -> Attributes: ...
     def look(self, paths: Sequence[bytes], xattrs: Sequence[bytes] = ()) -> list[Seen | None]:
@@ -224,7 +226,6 @@ class FileSystem(UnnamedOwner):
         self._tier = ssd.tier
         self._metadata = volume.metadata
         self._burials = Burials(volume.metadata, ssd.tier, volume.session)
-        self._neighbours = Neighbours(volume.metadata, volume.host, ssd.tier.cache, _slots(volume.meta_url))
 
     @classmethod
     def at(
@@ -246,6 +247,11 @@ class FileSystem(UnnamedOwner):
             raise
         ssd.start()
         return cls(volume, ssd)
+
+    @property
+    def uuid(self) -> str:
+        """Of the volume."""
+        return self.volume.config.uuid
 
     def close(self) -> None:
         """What is staged stays staged: safe on the SSD, and stored by whoever comes next."""
@@ -426,7 +432,7 @@ class FileSystem(UnnamedOwner):
     def open_here(self, attributes: Attributes) -> TierReading | BorrowedReading | None:
         """See `FileSystemContract`. What another process of this host has on its SSD is here too."""
         if attributes.staged_in == NO_CACHE and not self._tier.holds(attributes.inode, attributes.version):
-            descriptor = self._neighbours.open_copy(attributes)
+            descriptor = self._tier.part.neighbours.open_copy(attributes)
             return None if descriptor is None else BorrowedReading(attributes, descriptor, self.volume.host.files)
         return self._open_tier(attributes)
 
@@ -507,6 +513,10 @@ class FileSystem(UnnamedOwner):
     def is_stored(self, path: bytes) -> bool:
         """The content is in the store, not only staged."""
         return self.stat(path).staged_in == NO_CACHE
+
+    def evict(self, path: bytes) -> bool:
+        """Drop this process's copy of a stored file. False: it is in use here, or only here."""
+        return self._tier.evict(self.stat(path).inode)
 
     def flush(self, timeout_s: float) -> None:
         """Returns when nothing that this process staged is only on the SSD. Raises DeadlineError."""
@@ -604,14 +614,9 @@ def _checked(path: bytes) -> bytes:
     return b"/".join(_parts(path))
 
 
-def _slots(meta_url: str) -> str:
-    """Where the SSD directories of processes without a mount are: none of them writes into a file that has a name."""
-    return os.path.abspath(f"{parse_meta_url(meta_url).path.rpartition('/')[0]}/clients")
-
-
 def _take_slot(volume: Volume, meta_url: str, cache_bytes: int) -> SsdTier:
     """The first slot that no living process uses; what its last user left staged is ours to store now."""
-    clients = _slots(meta_url)
+    clients = slots_directory(meta_url)
     for number in range(_SLOTS_MAX):
         try:
             return SsdTier(volume, f"{clients}/{number}", cache_bytes)

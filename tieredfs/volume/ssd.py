@@ -2,6 +2,7 @@
 
 import os
 
+from tieredfs.cache.borrow import Neighbours
 from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
@@ -10,12 +11,18 @@ from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
 from tieredfs.cache.tier import Tier
+from tieredfs.config import parse_meta_url
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import BusyError, DeadlineError
 from tieredfs.host.bell import Bell, ring
 from tieredfs.limits import CACHE_BYTES_DEFAULT
 from tieredfs.model import NO_CACHE, CacheId, Progress
 from tieredfs.volume.volume import Volume
+
+
+def slots_directory(meta_url: str) -> str:
+    """Where the SSD directories of processes without a mount are: none of them writes into a file that has a name."""
+    return os.path.abspath(f"{parse_meta_url(meta_url).path.rpartition('/')[0]}/clients")
 
 
 class SsdTier:
@@ -27,7 +34,14 @@ class SsdTier:
         self.directory = CacheDirectory(path, volume.config.uuid, files)
         try:
             record = volume.metadata.register_cache(self.directory.uuid, volume.host.name, self.directory.path)
-            part = TierPart(volume.metadata, volume.blocks, volume.host, self.directory, record.cache)
+            neighbours = Neighbours(
+                volume.metadata,
+                volume.host,
+                record.cache,
+                root=slots_directory(volume.meta_url),
+                volume_uuid=volume.config.uuid,
+            )
+            part = TierPart(volume.metadata, volume.blocks, volume.host, self.directory, record.cache, neighbours)
             self.room = Room(self.directory.path, capacity_bytes, files)
             self.filler = Filler(volume.blocks, files, volume.config.block_bytes, volume.memory.fill_buffers)
             self.tier = Tier(part, self.filler, self.room)

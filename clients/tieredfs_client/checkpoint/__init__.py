@@ -12,18 +12,19 @@ if TYPE_CHECKING:
     from tieredfs_client.checkpoint.load import Loaded
     from tieredfs_client.checkpoint.retention import KeepBest
     from tieredfs_client.checkpoint.save import Saved
-    from tieredfs_client.checkpoint.tree import Shard
+    from tieredfs_client.checkpoint.tree import PerRank, Shard
 
 _HOME: Final = {
     "CheckpointManager": "checkpoints",
     "KeepBest": "retention",
     "Loaded": "load",
     "Pending": "checkpoints",
+    "PerRank": "tree",
     "Saved": "save",
     "Shard": "tree",
 }
 
-__all__ = ["CheckpointManager", "KeepBest", "Loaded", "Pending", "Saved", "Shard"]
+__all__ = ["CheckpointManager", "KeepBest", "Loaded", "Pending", "PerRank", "Saved", "Shard"]
 
 
 def __getattr__(name: str) -> object:

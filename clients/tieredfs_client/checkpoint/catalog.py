@@ -3,7 +3,7 @@
 A checkpoint exists when its directory has its name; it got that by one rename, whole. Of a step's generations the highest
 counts. Deleting is a rename, too, into the trash, so nobody sees half a checkpoint; the removal follows.
 
-**Leases.** Who reads a checkpoint first puts a lease file there, then looks whether the checkpoint still is. Who deletes
+**Leases.** Who reads a checkpoint first puts a lease there, then looks whether the checkpoint still is. Who deletes
 moves it to the trash, then looks for leases, and moves it back if there is a live one. In whichever order the four happen,
 either the deleter sees the lease or the reader sees that the checkpoint is gone (and looks again for a moment, for it may
 come back). A lease whose heartbeat is older than `LEASE_TIMEOUT_S` is a dead reader's.
@@ -12,7 +12,6 @@ Safe from any thread and from several processes.
 """
 
 import contextlib
-import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from tieredfs_client.checkpoint.names import CheckpointName, RunPaths, check_tag
 
 LEASE_HEARTBEAT_S: Final = 15.0
 LEASE_TIMEOUT_S: Final = 60.0
+LEASE_XATTR: Final = b"user.tieredfs.lease"
 LOOKS_MAX: Final = 20
 LOOK_PAUSE_S: Final = 0.05
 LISTED: Final = 1000
@@ -150,7 +150,7 @@ class Catalog:
         prefix = name.encode() + b"-"
         oldest_ns = self.host.clock.wall_ns() - int(LEASE_TIMEOUT_S * 1e9)
         return any(
-            found.startswith(prefix) and attributes.mtime_ns >= oldest_ns
+            found.startswith(prefix) and attributes.ctime_ns >= oldest_ns
             for found, attributes in self.listed(self.paths.leases)
         )
 
@@ -240,7 +240,7 @@ class Catalog:
                 self._sweep_one(name)
         oldest_ns = self.host.clock.wall_ns() - int(LEASE_TIMEOUT_S * 1e9)
         for name, attributes in list(self.listed(self.paths.leases)):
-            if attributes.mtime_ns < oldest_ns:
+            if attributes.ctime_ns < oldest_ns:
                 with contextlib.suppress(NotFoundError):
                     self.volume.remove(self.paths.leases + b"/" + name)
 
@@ -263,26 +263,22 @@ def only_if(inode: InodeId | None) -> Condition:
 
 
 class _Lease:
-    """A lease file and the thread that renews it."""
+    """A lease and the thread that renews it. An empty directory, which is one transaction and no sync: after a power cut there is
+    no reader either, and four syncs (8 ms) were a tenth of a load of 1 GiB from the page cache."""
 
     def __init__(self, catalog: Catalog, name: CheckpointName) -> None:
         self._catalog = catalog
         suffix = f"-{catalog.host.random.getrandbits(64):016x}"
         self._path = catalog.paths.leases + b"/" + name.encode() + suffix.encode()
         self._ended = threading.Event()
-        self._write()
+        catalog.volume.make_directories(self._path)
         self._thread = threading.Thread(target=self._renew, name="tieredfs-ckpt-lease", daemon=True)
         self._thread.start()
 
-    def _write(self) -> None:
-        host = self._catalog.host
-        data = json.dumps({"host": host.name}).encode()
-        write_document(host.files, self._catalog.volume, self._path, data)
-
     def _renew(self) -> None:
         while not self._ended.wait(LEASE_HEARTBEAT_S):
-            with contextlib.suppress(ConditionError):  # the next beat is in time
-                self._write()
+            with contextlib.suppress(ConditionError, NotFoundError):  # the next beat is in time
+                self._catalog.volume.set_xattr(self._path, LEASE_XATTR, self._catalog.host.name.encode())
 
     def end(self) -> None:
         self._ended.set()

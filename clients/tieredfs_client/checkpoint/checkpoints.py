@@ -26,6 +26,7 @@ from tieredfs.errors import (
 from tieredfs.host import Host, local_host
 from tieredfs.model import Durability
 from tieredfs.volume.filesystem import FileSystem, FileSystemContract
+from tieredfs_client.checkpoint.assemble import Extra
 from tieredfs_client.checkpoint.attempt import Attempt
 from tieredfs_client.checkpoint.catalog import Catalog
 from tieredfs_client.checkpoint.documents import shown
@@ -33,12 +34,14 @@ from tieredfs_client.checkpoint.group import detect_group
 from tieredfs_client.checkpoint.keeping import Keeper, Summary
 from tieredfs_client.checkpoint.load import Loaded, Loader
 from tieredfs_client.checkpoint.names import RunPaths, check_step
+from tieredfs_client.checkpoint.neighbours import this_place
 from tieredfs_client.checkpoint.ownership import Ownership
 from tieredfs_client.checkpoint.retention import KeepBest, Retention
-from tieredfs_client.checkpoint.save import Extra, Save, Saved, earlier_of
+from tieredfs_client.checkpoint.save import Save, Saved, earlier_of
+from tieredfs_client.checkpoint.shares import Cargo
 from tieredfs_client.checkpoint.staging import STAGING_BYTES_DEFAULT, StagingBuffer
-from tieredfs_client.checkpoint.tree import Flat, flatten
-from tieredfs_client.checkpoint.write import Earlier, PartWriter, WrittenPart, identity
+from tieredfs_client.checkpoint.tree import Flat, PerRank, flatten
+from tieredfs_client.checkpoint.write import Earlier, PartWriter
 
 DEADLINE_S: Final = 600.0
 _log: Final = logging.getLogger("tieredfs.checkpoint")
@@ -77,8 +80,9 @@ class CheckpointManager:
 
     `durability`: what a commit waits for, `ssd` or `store` (None: as the volume says). `keep_last`, `keep_every`, `keep_best`: see
     `Retention`. `deadline_s`: how long ranks wait for one another. `rank`, `world_size`, `job`: see `detect_group`.
-    `staging_bytes`: the most memory that `save_async` copies into; `when_full`: whether it then waits or raises. `reuse`:
-    unchanged tensors refer to the blocks of the last checkpoint.
+    `ranks`: several that this process carries instead of one; it then saves a `PerRank`. `place`: ranks with the same one write
+    together through one of them (None: those of one machine). `staging_bytes`: the most memory that `save_async` copies
+    into; `when_full`: whether it then waits or raises. `reuse`: unchanged tensors refer to the blocks of the last checkpoint.
     """
 
     def __init__(
@@ -92,7 +96,9 @@ class CheckpointManager:
         durability: Durability | str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        ranks: Sequence[int] | None = None,
         job: str | None = None,
+        place: str | None = None,
         deadline_s: float = DEADLINE_S,
         staging_bytes: int = STAGING_BYTES_DEFAULT,
         when_full: Literal["wait", "raise"] = "wait",
@@ -106,18 +112,19 @@ class CheckpointManager:
         paths = RunPaths.of(run)
         self._retention = Retention(keep_last, keep_every, keep_best)
         self._durability = parse_durability(durability) if isinstance(durability, str) else durability
-        self.group = detect_group(rank, world_size, job)
         self._deadline_s = deadline_s
         self._when_full = when_full
         self._reuse = reuse
         self._host = host or local_host()
+        where = place or this_place(self._host.name)
+        self.group = detect_group(rank, world_size, job, ranks=ranks, place=where)
         self._owned = FileSystem.at(volume, purpose=f"checkpoints of {run}") if isinstance(volume, str) else None
         self._volume: FileSystemContract = volume if not isinstance(volume, str) else self._opened()
         self._removals = ThreadPoolExecutor(1, "tieredfs-ckpt-remove")
         self.catalog = Catalog(self._volume, self._host, paths, self._remove_later)
         self._keeper = Keeper(self.catalog)
         self._ownership = Ownership(self._volume, self._host, paths, self.group.job)
-        self._writer = PartWriter(self._volume, self._host.files, self._durability)
+        self._writer = PartWriter(self._host)
         self._staging = StagingBuffer(staging_bytes)
         self._background = ThreadPoolExecutor(1, "tieredfs-ckpt-save")
         self._pending: Pending | None = None
@@ -147,11 +154,11 @@ class CheckpointManager:
         save = self._begin(step, metadata, metrics)
         try:
             self._wait_for_background()
-            flat = flatten(state)
+            flats = self._flatten(state)
         except BaseException as error:
             save.tell(error)
             raise
-        return self._carry_out(save, flat)
+        return self._carry_out(save, flats)
 
     def save_async(
         self,
@@ -170,14 +177,14 @@ class CheckpointManager:
         try:
             self._check_free()
             self._wait_for_background()
-            flat = flatten(state)
-            self._check_fits(flat)
-            staged = self._staging.stage(flat) if self._staging.fits(flat) else None
+            flats = self._flatten(state)
+            self._check_fits(flats)
+            staged = self._staging.stage(flats) if self._staging.fits(flats) else None
         except BaseException as error:
             save.tell(error)
             raise
         if staged is None:
-            return _finished(step, self._carry_out(save, flat))
+            return _finished(step, self._carry_out(save, flats))
         self._pending = Pending(step, self._background.submit(self._carry_out, save, staged))
         return self._pending
 
@@ -185,8 +192,18 @@ class CheckpointManager:
         if self._when_full == "raise" and self._pending is not None and not self._pending.done():
             raise BusyError(f"step {self._pending.step} is still being saved")
 
-    def _check_fits(self, flat: Flat) -> None:
-        if self._when_full == "raise" and not self._staging.fits(flat):
+    def _flatten(self, state: object) -> dict[int, Flat]:
+        """By rank. Raises UnstorableError, InvalidRequestError."""
+        if not isinstance(state, PerRank):
+            if len(self.group.ranks) > 1:
+                raise InvalidRequestError(f"this process carries {len(self.group.ranks)} ranks: save a PerRank of them")
+            return {self.group.rank: flatten(state)}
+        if sorted(state.trees) != list(self.group.ranks):
+            raise InvalidRequestError(f"not the ranks that this process carries ({self.group.ranks[0]} and on)")
+        return {rank: flatten(state.trees[rank]) for rank in self.group.ranks}
+
+    def _check_fits(self, flats: Mapping[int, Flat]) -> None:
+        if self._when_full == "raise" and not self._staging.fits(flats):
             limit = self._staging.limit_bytes
             raise TooLargeError(f"the state is larger than the staging buffer of {limit} bytes")
 
@@ -223,7 +240,7 @@ class CheckpointManager:
             raise UnstorableError(f"metadata must be what JSON can say: {error}") from error
         return save
 
-    def _carry_out(self, save: Save, flat: Flat) -> Saved:
+    def _carry_out(self, save: Save, flats: Mapping[int, Flat]) -> Saved:
         try:
             if self.group.rank == 0:
                 self._ownership.hold()
@@ -231,8 +248,7 @@ class CheckpointManager:
         except BaseException as error:
             save.tell(error)
             raise
-        saved, part = save.run(flat, earlier)
-        self._remember(saved, part, flat)
+        saved, self._earlier = save.run(Cargo.of(flats), earlier)
         if self.group.rank == 0:
             self._keeper.after_commit(saved.checkpoint, self._retention)
         return saved
@@ -245,10 +261,6 @@ class CheckpointManager:
                 name = self.catalog.resolve("latest")
                 self._earlier = earlier_of(self.catalog, name, self.catalog.manifest(name))
         return self._earlier
-
-    def _remember(self, saved: Saved, part: WrittenPart, flat: Flat) -> None:
-        blobs = {identity(flat.leaves[index]): blob for index, blob in part.blobs.items()}
-        self._earlier = Earlier(self.catalog.paths.checkpoint(saved.checkpoint), part.files, blobs)
 
     # ---- loading ----------------------------------------------------------------------------------------------------
 

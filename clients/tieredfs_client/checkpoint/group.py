@@ -8,7 +8,7 @@ import importlib
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tieredfs.errors import ConfigurationError
@@ -16,11 +16,17 @@ from tieredfs.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`job` is equal on all ranks of one launch, and different for every launch."""
+    """`job` is equal on all ranks of one launch, and different for every launch.
+
+    `ranks`: those that this process carries, in order; `rank` is the first. `place`: ranks with the same one can talk without
+    the volume, and store into the same files.
+    """
 
     rank: int
     world_size: int
     job: str
+    ranks: tuple[int, ...]
+    place: str
 
 
 def detect_group(
@@ -28,25 +34,36 @@ def detect_group(
     world_size: int | None = None,
     job: str | None = None,
     environment: Mapping[str, str] | None = None,
+    *,
+    ranks: Sequence[int] | None = None,
+    place: str = "",
 ) -> Group:
-    """Arguments first, then `torch.distributed` if it is initialised (then this call is a collective one), then the
-    environment; a process alone otherwise. Raises ConfigurationError."""
+    """Which ranks this process carries: `ranks`, or the one that it is.
+
+    Arguments first, then `torch.distributed` if it is initialised (then this call is a collective one), then the environment;
+    a process alone otherwise. Raises ConfigurationError.
+    """
     settings = os.environ if environment is None else environment
+    if ranks is not None:
+        if rank is not None or not ranks or sorted(set(ranks)) != list(ranks):
+            raise ConfigurationError("name one rank, or several in rising order")
+        rank = ranks[0]
     if (rank is None) != (world_size is None):
         raise ConfigurationError("rank and world_size come together: name both, or neither")
     if rank is None or world_size is None:
         rank, world_size, found = _process_group() or _from_environment(settings) or (0, 1, None)
         job = job or found
-    if not 0 <= rank < world_size:
-        raise ConfigurationError(f"rank {rank} is not one of {world_size}: ranks count from 0")
-    if job is None and world_size == 1:
+    carried = (rank,) if ranks is None else tuple(ranks)
+    if not 0 <= rank <= carried[-1] < world_size:
+        raise ConfigurationError(f"rank {carried[-1]} is not one of {world_size}: ranks count from 0")
+    if job is None and world_size == len(carried):
         job = secrets.token_hex(8)
     job = job or _job_of(settings)
     if job is None:
         raise ConfigurationError(
             "several ranks need a job: job=... with a text that all ranks share and that no other launch has"
         )
-    return Group(rank, world_size, job)
+    return Group(rank, world_size, job, carried, place)
 
 
 def _process_group() -> tuple[int, int, str | None] | None:

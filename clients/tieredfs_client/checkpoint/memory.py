@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from tieredfs.errors import NotSupportedError, UnstorableError
+from tieredfs.host.memory import HUGE_PAGE_BYTES, advise_huge_pages
 from tieredfs_client.checkpoint.dtypes import code_of_numpy, code_of_torch, numpy_of_code, torch_of_code
 
 Origin = Literal["torch", "numpy"]
@@ -150,10 +151,28 @@ def bytes_of(value: Any) -> memoryview:
 
 def copy_into(value: Any, target: memoryview) -> None:
     """The bytes of a value into memory of the same length, without the GIL for what is long."""
+    torch = _loaded("torch")
+    if torch is not None and isinstance(value, torch.Tensor) and len(target) and in_place(value) is None:
+        torch.frombuffer(target, dtype=value.dtype).view(value.shape).copy_(value.detach())
+        return
     source = bytes_of(value)
     assert len(source) == len(target)
     if len(source):
         ctypes.memmove(address_of(target), address_of(source), len(source))
+
+
+def pin(address: int, size_bytes: int) -> bool:
+    """Page-lock memory that a CUDA device is to copy into. False: this program does not use CUDA, or the driver refuses; copies
+    are right all the same, only slower. (No such device was at hand to try it.)"""
+    torch = _loaded("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    return int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0)) == 0
+
+
+def unpin(address: int) -> None:
+    """Before memory that was pinned goes."""
+    _loaded("torch").cuda.cudart().cudaHostUnregister(address)
 
 
 def address_of(view: memoryview) -> int:
@@ -169,13 +188,18 @@ def make(origin: Origin, dtype: str, shape: tuple[int, ...]) -> Any:
     try:
         if origin == "torch":
             torch = importlib.import_module("torch")
-            return torch.empty(shape, dtype=getattr(torch, torch_of_code(dtype) or ""))
-        numpy = importlib.import_module("numpy")
-        return numpy.empty(shape, dtype=numpy_of_code(dtype))
+            made = torch.empty(shape, dtype=getattr(torch, torch_of_code(dtype) or ""))
+        else:
+            numpy = importlib.import_module("numpy")
+            made = numpy.empty(shape, dtype=numpy_of_code(dtype))
     except (ImportError, AttributeError, TypeError) as error:
         raise NotSupportedError(
             f"a {dtype} tensor was saved from {origin}, which cannot make one here: {error}"
         ) from error
+    view = in_place(made)
+    if view is not None and len(view) > HUGE_PAGE_BYTES:
+        advise_huge_pages(address_of(view), len(view))
+    return made
 
 
 def like(value: Any) -> Any:

@@ -5,7 +5,7 @@
     RUN/.owner                  who saves into this run now
     RUN/.attempts/STEP-JOB-N/   a save under way: messages between ranks, and `data`, which becomes the checkpoint by one rename
     RUN/.tags/NAME              a tag: the name of a checkpoint
-    RUN/.leases/CHECKPOINT-X    somebody is reading that checkpoint; its mtime is their heartbeat
+    RUN/.leases/CHECKPOINT-X    somebody is reading that checkpoint; its ctime is their heartbeat
     RUN/.trash/X                a checkpoint that was deleted, being removed
 
 A step that is saved again gets the next generation, beside the old one: whoever looks sees one of them, never neither.

@@ -6,9 +6,10 @@ boxes that are stored, becomes copies of runs of bytes; copies become reads, of 
 verified. Boxes are (offsets, shape), row-major, in elements.
 """
 
+import bisect
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,47 +24,62 @@ READ_BYTES_MAX: Final = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One tensor that one rank holds: `identity` is equal for the same bytes of the same tensor on several ranks."""
+    """The tensors that one rank holds: an identity is equal for the same bytes of the same tensor on several ranks, and there
+    once per rank."""
 
-    identity: tuple[object, ...]
-    size_bytes: int
+    identities: Sequence[Hashable]
+    sizes: Sequence[int]
 
 
-def assign_writers(offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
+def assign_writers(offers: Sequence[Offer]) -> list[Sequence[int]]:
     """`offers[rank]` in the order of its tensors; the result is which of them (indexes) each rank writes.
 
     Every identity is written exactly once, by a rank that has it. What one rank alone has is its own; what several have
     goes, largest first, to the one of them that has least to write. O(n log ranks).
+
+    Tensors are numbered over all ranks, so that what is one rank's alone, nearly everything in a sharded state, costs an
+    entry in a table and no object.
     """
-    holders: dict[tuple[object, ...], list[tuple[int, int]]] = {}
-    sizes: dict[tuple[object, ...], int] = {}
-    for rank, own in enumerate(offers):
-        for index, offer in enumerate(own):
-            known = holders.setdefault(offer.identity, [])
-            if not known or known[-1][0] != rank:
-                known.append((rank, index))
-            sizes[offer.identity] = offer.size_bytes
-    loads = [0] * len(offers)
-    chosen: list[list[int]] = [[] for _ in offers]
-    shared: dict[tuple[int, ...], list[tuple[object, ...]]] = {}
-    for identity, held in holders.items():
-        if len(held) == 1:
-            ((rank, index),) = held
-            chosen[rank].append(index)
-            loads[rank] += sizes[identity]
-        else:
-            shared.setdefault(tuple(rank for rank, _ in held), []).append(identity)
-    for ranks, identities in shared.items():
+    first: dict[Hashable, int] = {}
+    shared: dict[Hashable, list[int]] = {}
+    starts = [0]
+    for offer in offers:
+        start = starts[-1]
+        for number, identity in enumerate(offer.identities, start):
+            known = first.setdefault(identity, number)
+            if known != number:
+                shared.setdefault(identity, [known]).append(number)
+        starts.append(start + len(offer.identities))
+    del first
+    return _chosen(offers, starts, list(shared.values()))
+
+
+def _chosen(offers: Sequence[Offer], starts: Sequence[int], shared: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """`shared`: for each identity that several ranks have, the numbers of its tensors, in order."""
+    writes = bytearray(b"\1") * starts[-1]
+    loads = [sum(offer.sizes) for offer in offers]
+    groups: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
+    for numbers in shared:
+        ranks = tuple(bisect.bisect_right(starts, number) - 1 for number in numbers)
+        size = offers[ranks[0]].sizes[numbers[0] - starts[ranks[0]]]
+        groups.setdefault(ranks, []).append((size, numbers))
+        for rank, number in zip(ranks, numbers, strict=True):
+            loads[rank] -= size
+            writes[number] = 0
+    for ranks, members in groups.items():
         heap = [(loads[rank], rank, position) for position, rank in enumerate(ranks)]
         heapq.heapify(heap)
-        for identity in sorted(identities, key=lambda one: -sizes[one]):
+        for size, numbers in sorted(members, key=lambda one: -one[0]):
             load, rank, position = heap[0]
-            chosen[rank].append(holders[identity][position][1])
-            loads[rank] = load + sizes[identity]
+            writes[numbers[position]] = 1
+            loads[rank] = load + size
             heapq.heapreplace(heap, (loads[rank], rank, position))
-    for own_indexes in chosen:
-        own_indexes.sort()
-    return chosen
+    return [_indexes(writes[start:end]) for start, end in itertools.pairwise(starts)]
+
+
+def _indexes(writes: bytearray) -> Sequence[int]:
+    every = range(len(writes))
+    return every if writes.count(1) == len(writes) else list(itertools.compress(every, writes))
 
 
 # ---- loading: boxes to copies ----------------------------------------------------------------------------------------

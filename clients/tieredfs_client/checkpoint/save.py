@@ -1,116 +1,83 @@
-"""A save by all ranks: one part per rank, one manifest, one rename.
+"""A save by all ranks: a few files per machine, one manifest, one rename.
 
 Nothing is visible before the rename of the attempt's `data` directory to the checkpoint's name, and everything is durable
 before it: files at the durability that was asked for, the manifest last. The rename refuses a name that is taken, so of two
 attempts at one generation of a step one is told. What this attempt leaves when it dies is below `.attempts`, where
 nobody looks but the next save, which removes it.
+
+A process has one of three roles: the one that carries rank 0 *coordinates*, and gathers its machine; on other machines one
+process *leads*, and gathers its machine; all others are *members*, and follow (`machine`).
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from tieredfs.errors import (
     ConflictError,
     CorruptError,
+    DeadlineError,
+    InvalidRequestError,
     NotDirectoryError,
     NotFoundError,
+    RankMissingError,
     RequestError,
     TieredError,
 )
 from tieredfs.host import crash
 from tieredfs.model import Durability
-from tieredfs_client.checkpoint.attempt import ATTEMPT_XATTR, Attempt
+from tieredfs_client.checkpoint.assemble import About, Extra, assemble
+from tieredfs_client.checkpoint.attempt import ATTEMPT_XATTR, COORDINATOR_GRACE, Attempt, Pauses, raise_failure
 from tieredfs_client.checkpoint.catalog import Catalog
-from tieredfs_client.checkpoint.checksums import Digest
 from tieredfs_client.checkpoint.documents import write_document
-from tieredfs_client.checkpoint.layout import (
-    MANIFEST_NAME,
-    Blob,
-    Manifest,
-    RankRecord,
-    StoredFile,
-    StoredShard,
-    StoredTensor,
-    decode_blob,
-    encode_blob,
-    encode_manifest,
-    read_checked,
+from tieredfs_client.checkpoint.hostfiles import HostFiles
+from tieredfs_client.checkpoint.layout import MANIFEST_NAME, Blob, Manifest, encode_manifest, read_checked
+from tieredfs_client.checkpoint.machine import (
+    Finished,
+    HandedOut,
+    Machine,
+    arrival,
+    chosen_of,
+    same_message,
+    written_message,
 )
 from tieredfs_client.checkpoint.names import CheckpointName, parse_checkpoint
+from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message, connect
+from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored
 from tieredfs_client.checkpoint.plan import Offer, assign_writers
-from tieredfs_client.checkpoint.tree import Flat, Leaf, renumbered
-from tieredfs_client.checkpoint.write import Earlier, PartWriter, WrittenPart
+from tieredfs_client.checkpoint.shares import (
+    Cargo,
+    Share,
+    StoredPart,
+    decode_part,
+    decode_shares,
+    encode_part,
+    encode_shares,
+)
+from tieredfs_client.checkpoint.write import Earlier, PartWriter
+
+ALL_HERE_S: Final = 0.2
+"""After this long without all ranks, the coordinator lets other machines know where it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a save did. Of this rank: `written_bytes`, `reused_bytes`, `seconds`; the rest of all."""
+    """What a save did. Of this process's ranks: `written_bytes`, `reused_bytes`, `seconds`; the rest of all."""
 
     step: int
     checkpoint: CheckpointName
     written_bytes: int
     reused_bytes: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Extra:
-    """What goes into the manifest beside the state; rank 0's counts."""
-
-    metadata: Mapping[str, object]
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A tensor of one rank as the others need to know it: `content` is None where it is known only once it is written."""
-
-    key: str
-    origin: Any
-    dtype: str
-    item_bytes: int
-    global_shape: tuple[int, ...]
-    offsets: tuple[int, ...]
-    shape: tuple[int, ...]
-    sharded: bool
-    content: str | None
-
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """Equal for what needs to be stored once: the same piece of a sharded tensor, the same content of another."""
-        kind = (self.key, self.origin, self.dtype, self.global_shape)
-        return (*kind, self.offsets, self.shape) if self.sharded else (*kind, self.content)
-
-    @property
-    def size_bytes(self) -> int:
-        size = self.item_bytes
-        for length in self.shape:
-            size *= length
-        return size
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one rank has: its tree and its tensors; and, once stored, its part."""
-
-    skeleton: Any
-    tensors: tuple[Described, ...]
-
-
-def describe(leaf: Leaf, digest: Digest | None) -> Described:
-    content = digest.content if digest is not None else None
-    sizes = (leaf.global_shape, leaf.offsets, leaf.shape)
-    return Described(leaf.key, leaf.origin, leaf.dtype, leaf.item_bytes, *sizes, leaf.sharded, content)
-
-
-# ---- one save --------------------------------------------------------------------------------------------------------
+    commit_seconds: float = 0.0
+    """Of the process that committed: from the last rank's part to the checkpoint's name."""
 
 
 class Save:
-    """One attempt, as one rank carries it out. Run once, or only told why not."""
+    """One attempt, as one process carries it out. Run once, or only told why not."""
 
     def __init__(
         self,
@@ -122,97 +89,301 @@ class Save:
         durability: Durability | None,
         guard: Callable[[], None],
     ) -> None:
-        """`guard`: raises when this process may not commit any more; asked of rank 0, last of all."""
+        """`guard`: raises when this process may not commit any more; asked of the coordinator, last of all."""
         self._guard = guard
         self._catalog = catalog
         self._attempt = attempt
         self._writer = writer
         self._extra = extra
-        self._earlier: Earlier | None = None
-        self._told = False
         self._durability = durability
+        self._told = False
+        self._machine: Machine | None = None
+        self._channel: Channel | None = None
+        self._commit_s = 0.0
         self._started_s = catalog.host.clock.monotonic_s()
 
-    def run(self, flat: Flat, earlier: Earlier | None) -> tuple[Saved, WrittenPart]:
-        """The whole of it. A failure is told to the other ranks, and raised."""
-        self._earlier = earlier
+    def run(self, cargo: Cargo, earlier: Earlier | None) -> tuple[Saved, Earlier]:
+        """The whole of it, and what a later save may refer to. A failure is told to the other ranks, and raised."""
+        own = ProcessPart(self._catalog.host, self._writer, cargo, earlier)
         try:
-            if self._attempt.group.world_size == 1:
-                return self._run_alone(flat)
-            return self._run_with_others(flat)
+            shares = own.shares(alone=self._is_alone)
+            if self._coordinates:
+                return self._coordinate(own, shares)
+            crash.here("checkpoint.rank-arrived")
+            return self._meet_others(own, shares)
         except BaseException as error:
             self.tell(error)
-            if self._attempt.group.world_size == 1:
+            if self._is_alone:
                 self._remove_attempt()  # what was stored of it is room that the next one may need
             raise
+        finally:
+            self._close()
+
+    @property
+    def _coordinates(self) -> bool:
+        return 0 in self._attempt.group.ranks
+
+    @property
+    def _is_alone(self) -> bool:
+        return len(self._attempt.group.ranks) == self._attempt.group.world_size
+
+    def _close(self) -> None:
+        if self._machine is not None:
+            self._machine.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def tell(self, error: BaseException) -> None:
         """Let the other ranks know that there will be no checkpoint; what cannot be told they find out at the deadline."""
-        if self._attempt.group.world_size > 1 and not self._told:
-            self._told = True
-            with contextlib.suppress(TieredError, OSError):
-                self._attempt.post_failure(error)
+        if self._is_alone or self._told:
+            return
+        self._told = True
+        with contextlib.suppress(TieredError, OSError):
+            self._tell(error)
 
-    def _run_alone(self, flat: Flat) -> tuple[Saved, WrittenPart]:
-        self._clear_stale(own=True)
-        part = self._write(flat, range(len(flat.leaves)), {})
-        name = self._next_name()
-        share = Share(flat.skeleton, tuple(describe(leaf, None) for leaf in flat.leaves))
-        self._commit(name, [share], [part], [self._elapsed_s()])
-        self._remove_attempt()
-        return self._saved(name, part), part
+    def _tell(self, error: BaseException) -> None:
+        group, outcome = self._attempt.group, self._attempt.outcome_of(error)
+        reason = f"{type(error).__name__}: {error}"
+        here = len(self._machine.shares) if self._machine is not None else len(group.ranks)
+        if self._machine is not None:
+            told = outcome if self._coordinates else {**outcome, "reason": str(error)}
+            self._machine.tell({"kind": "outcome", **told})
+        if self._coordinates:
+            if here < group.world_size:
+                self._attempt.post("outcome", outcome)
+            return
+        channel = self._channel or connect(self._attempt.meeting, "coordinator")
+        if channel is None:
+            self._attempt.post(f"failed-{group.rank:05d}", {"reason": reason})
+            return
+        channel.send({"kind": "failed", "rank": group.rank, "reason": reason})
+        if channel is not self._channel:
+            channel.close()
 
-    def _run_with_others(self, flat: Flat) -> tuple[Saved, WrittenPart]:
-        replicated = [index for index, leaf in enumerate(flat.leaves) if not leaf.sharded]
-        digests = self._writer.digests(flat.leaves, replicated)
-        share = Share(flat.skeleton, tuple(describe(leaf, digests.get(at)) for at, leaf in enumerate(flat.leaves)))
-        if self._attempt.group.rank == 0:
-            return self._coordinate(flat, share, digests)
-        crash.here("checkpoint.rank-arrived")
-        self._attempt.post("intent", encode_share(share))
-        plan = self._attempt.wait_for_plan()
-        name = parse_checkpoint(plan["checkpoint"].encode())
-        if name is None:
-            raise CorruptError(f"the plan of {self._attempt.name} names no checkpoint")
-        chosen = plan["write"].get(str(self._attempt.group.rank), range(len(flat.leaves)))
-        part = self._write(flat, chosen, digests)
-        self._attempt.post("part", {"part": encode_part(part), "seconds": self._elapsed_s()})
-        crash.here("checkpoint.rank-stored")
-        self._attempt.wait_for_outcome(name)
-        return self._saved(name, part), part
+    # ---- the coordinator --------------------------------------------------------------------------------------------
 
-    def _coordinate(self, flat: Flat, own: Share, digests: Mapping[int, Digest]) -> tuple[Saved, WrittenPart]:
-        self._clear_stale(own=False)
+    def _coordinate(self, own: ProcessPart, shares: Mapping[int, Share]) -> tuple[Saved, Earlier]:
+        attempt = self._attempt
+        circle = None if self._is_alone else Circle.open(attempt.meeting, "coordinator")
+        if circle is None and not self._is_alone:
+            raise InvalidRequestError("rank 0 came twice: another process has its place in this save")
+        machine = self._machine = Machine(attempt, own, shares, circle)
+        self._clear_stale(own=self._is_alone)
         crash.here("checkpoint.begun")
-        told = self._attempt.gather("intent")
-        self._clear_stale(own=True)
-        shares = [own, *(read_checked(partial(decode_share, body), "an intent") for body in told[1:])]
-        offers = [[Offer(one.identity, one.size_bytes) for one in share.tensors] for share in shares]
-        chosen = assign_writers(offers)
+        leaders = self._gather(machine)
+        if not self._is_alone:
+            self._clear_stale(own=True)
+        every = {rank: share for ranks in leaders.values() for rank, share in ranks.items()} | machine.shares
+        chosen = _assign([every[rank] for rank in range(attempt.group.world_size)])
         name = self._next_name()
         crash.here("checkpoint.gathered")
-        shares_of_writers = {
-            str(rank): indexes for rank, indexes in enumerate(chosen) if len(indexes) != len(shares[rank].tensors)
-        }
-        self._attempt.post("plan", {"checkpoint": str(name), "write": shares_of_writers})
+        if leaders:
+            rows = [[rank, None if chosen[rank] is None else list(chosen[rank] or ())] for rank in chosen]
+            attempt.post("plan", {"checkpoint": str(name), "chosen": rows})
         crash.here("checkpoint.planned")
-        part = self._write(flat, chosen[0], digests)
-        own_seconds = self._elapsed_s()
-        bodies = self._attempt.gather("part")[1:]
-        parts = [part, *(read_checked(partial(decode_part, body), "a part") for body in bodies)]
-        self._commit(name, shares, parts, [own_seconds, *(body["seconds"] for body in bodies)])
+        here = {rank: indexes for rank, indexes in chosen.items() if rank in machine.shares}
+        watch = attempt.check_failed if leaders else _nothing
+        finished = self._store_here(machine, str(name), here, watch)
+        parts = [finished.part, *self._parts_of(leaders)]
+        before_s = self._elapsed_s()
+        self._commit(name, [every[rank] for rank in range(len(every))], parts)
+        self._commit_s = self._elapsed_s() - before_s
         self._told = True
-        with contextlib.suppress(TieredError, OSError):  # it is committed; the others see that, too, at its name
-            self._attempt.post("outcome", {"committed": str(name)})
-        return self._saved(name, part), part
+        machine.tell({"kind": "outcome", "committed": True})
+        if leaders:
+            with contextlib.suppress(TieredError, OSError):  # it is committed; the others see that, too, at its name
+                attempt.post("outcome", {"committed": True})
+        else:
+            self._remove_attempt()
+        return self._ended(name, own, finished.own, finished.part.files)
+
+    def _gather(self, machine: Machine) -> dict[int, dict[int, Share]]:
+        """Until all ranks have arrived; those that other machines' leaders (by their rank) speak for."""
+        attempt, world_size = self._attempt, self._attempt.group.world_size
+        leaders: dict[int, dict[int, Share]] = {}
+        seen: set[str] = set()
+        announced = False
+        pauses = Pauses(self._catalog.host, attempt.deadline_s)
+        while True:
+            missing = world_size - len(machine.shares) - sum(map(len, leaders.values()))
+            if missing <= 0:
+                break
+            pause_s = pauses.next_s()
+            if machine.hear_arrivals(pause_s):
+                pauses.heard()
+                continue
+            if self._elapsed_s() >= ALL_HERE_S:
+                if not announced:
+                    attempt.post("coordinator", {"place": attempt.group.place})
+                    announced = True
+                for rank, body in attempt.new_messages("intent", seen):
+                    shares = read_checked(partial(decode_shares, body["shares"]), "an intent")
+                    leaders.setdefault(rank, {}).update(shares)
+            if not pause_s:
+                came = {rank for ranks in leaders.values() for rank in ranks} | machine.shares.keys()
+                raise attempt.missing(set(range(world_size)) - came, "arrived")
+        every = [*machine.shares, *(rank for ranks in leaders.values() for rank in ranks)]
+        if sorted(every) != list(range(world_size)):
+            raise InvalidRequestError("some rank came twice, from two machines")
+        return leaders
+
+    def _parts_of(self, leaders: Mapping[int, Mapping[int, Share]]) -> list[StoredPart]:
+        attempt = self._attempt
+        parts: dict[int, StoredPart] = {}
+        seen: set[str] = set()
+        pauses = Pauses(self._catalog.host, attempt.deadline_s)
+        while len(parts) < len(leaders):
+            for rank, body in attempt.new_messages("part", seen):
+                if rank not in leaders:
+                    raise CorruptError(f"rank {rank} stored for a machine that others speak for")
+                parts[rank] = read_checked(partial(decode_part, body), "a part")
+            if len(parts) < len(leaders) and not pauses.wait():
+                late = [each for rank, ranks in leaders.items() if rank not in parts for each in ranks]
+                raise attempt.missing(late, "stored its part")
+        return [parts[rank] for rank in sorted(parts)]
+
+    # ---- the others -------------------------------------------------------------------------------------------------
+
+    def _meet_others(self, own: ProcessPart, shares: Mapping[int, Share]) -> tuple[Saved, Earlier]:
+        """Find the coordinator on this machine, or its leader, or lead."""
+        attempt = self._attempt
+        pauses = Pauses(self._catalog.host, attempt.deadline_s * COORDINATOR_GRACE + 1.0)
+        while True:
+            channel = self._channel = connect(attempt.meeting, "coordinator")
+            coordinated = channel is not None
+            channel = self._channel = channel or connect(attempt.meeting, "leader")
+            circle = Circle.open(attempt.meeting, "leader") if channel is None else None
+            if channel is not None:
+                ended = self._follow(own, shares, gone_is_final=coordinated)
+                if ended is not None:
+                    return ended
+                channel.close()
+                self._channel = None
+            if circle is not None:
+                self._machine = Machine(attempt, own, shares, circle)
+                if self._finds_coordinator_here(self._machine):
+                    self._machine.tell({"kind": "elsewhere"})
+                    self._machine.close()
+                    self._machine = None
+                    continue
+                return self._lead(self._machine, own)
+            if not pauses.wait():
+                raise RankMissingError(f"step {attempt.step} was not saved: nobody on this machine gathers its ranks")
+
+    def _follow(
+        self, own: ProcessPart, shares: Mapping[int, Share], *, gone_is_final: bool
+    ) -> tuple[Saved, Earlier] | None:
+        """As a member. None: who gathers is to be looked for again."""
+        assert self._channel is not None
+        channel, attempt = self._channel, self._attempt
+        channel.send(arrival(attempt, encode_shares(shares)))
+        if self._heard(channel) is None:
+            return None  # it has not even heard of this process
+        message = self._heard(channel)
+        if message is not None and message.body["kind"] == "elsewhere":
+            return None
+        if message is None:
+            raise self._gone()
+        name = _planned(message.body)
+        channel.send(same_message(own.unchanged(chosen_of(message.body["chosen"]))))
+        message = self._heard(channel)
+        if message is None:
+            raise self._gone()
+        handed = HandedOut.of(message)
+        try:
+            stored = own.store(handed.spots, handed.descriptors)
+        finally:
+            for descriptor in handed.descriptors.values():
+                os.close(descriptor)
+        channel.send(written_message(stored))
+        crash.here("checkpoint.rank-stored")
+        if self._heard(channel) is None:
+            self._look_for_commit(name, final=gone_is_final)
+        return self._ended(name, own, stored, handed.stored)
+
+    def _heard(self, channel: Channel) -> Message | None:
+        """The next message; None: who gathers is gone. Raises what an outcome says, RankMissingError."""
+        try:
+            message = channel.receive(self._attempt.deadline_s * COORDINATOR_GRACE + 1.0)
+        except DeadlineError:
+            raise RankMissingError(
+                f"step {self._attempt.step} was not saved: rank 0, which coordinates, is silent"
+            ) from None
+        if message is not None and message.body["kind"] == "outcome":
+            raise_failure(message.body)
+        return message
+
+    def _look_for_commit(self, name: CheckpointName, *, final: bool) -> None:
+        """Who gathers died after this process had stored its part. If it was the coordinator, it has committed or nobody will."""
+        if not final:
+            self._attempt.wait_for_outcome(name)
+        elif not self._attempt.is_committed(name):
+            raise self._gone()
+
+    def _gone(self) -> RankMissingError:
+        return RankMissingError(
+            f"step {self._attempt.step} was not saved: who gathers the ranks of this machine is gone"
+        )
+
+    def _finds_coordinator_here(self, machine: Machine) -> bool:
+        """Gather this machine until it is known where the coordinator is; whether it is here after all."""
+        attempt = self._attempt
+        pauses = Pauses(self._catalog.host, attempt.deadline_s * COORDINATOR_GRACE + 1.0)
+        while True:
+            found = connect(attempt.meeting, "coordinator")
+            if found is not None:
+                found.close()
+                return True
+            announced = attempt.look_for("coordinator")
+            if announced is not None and announced["place"] != attempt.group.place:
+                return False
+            pause_s = pauses.next_s()
+            if not pause_s:
+                raise RankMissingError(f"step {attempt.step} was not saved: rank 0, which coordinates, is silent")
+            machine.hear_arrivals(pause_s)
+
+    def _lead(self, machine: Machine, own: ProcessPart) -> tuple[Saved, Earlier]:
+        """Speak for this machine."""
+        attempt = self._attempt
+        plan = self._report_arrivals(machine)
+        name = _planned(plan)
+        chosen = {rank: indexes for rank, indexes in chosen_of(plan["chosen"]).items() if rank in machine.shares}
+        crash.here("checkpoint.host-gathered")
+        finished = self._store_here(machine, str(name), chosen, partial(_only_raising, attempt))
+        attempt.post(f"part-{attempt.group.rank:05d}", encode_part(finished.part))
+        crash.here("checkpoint.host-stored")
+        attempt.wait_for_outcome(name)
+        self._told = True
+        machine.tell({"kind": "outcome", "committed": True})
+        return self._ended(name, own, finished.own, finished.part.files)
+
+    def _report_arrivals(self, machine: Machine) -> Any:
+        """Let the coordinator know who has arrived here, several at a time; until it has a plan for all."""
+        attempt = self._attempt
+        reported: set[int] = set()
+        batch = 0
+        pauses = Pauses(self._catalog.host, attempt.deadline_s * COORDINATOR_GRACE + 1.0)
+        while True:
+            pause_s = pauses.next_s()
+            heard = machine.hear_arrivals(pause_s)
+            fresh = {rank: share for rank, share in machine.shares.items() if rank not in reported}
+            if fresh and not heard:
+                attempt.post(f"intent-{attempt.group.rank:05d}-{batch:03d}", {"shares": encode_shares(fresh)})
+                reported |= fresh.keys()
+                batch += 1
+            plan = None if heard else attempt.look_for("plan")
+            if plan is not None:
+                return plan
+            if not pause_s:
+                raise RankMissingError(f"step {attempt.step} was not saved: rank 0, which coordinates, is silent")
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
-    def _write(self, flat: Flat, chosen: Sequence[int], digests: Mapping[int, Digest]) -> WrittenPart:
-        attempt = self._attempt
-        return self._writer.write(
-            attempt.directory, attempt.group.rank, flat.leaves, chosen, known=digests, earlier=self._earlier
-        )
+    def _store_here(self, machine: Machine, name: str, chosen: Chosen, watch: Callable[[], None]) -> Finished:
+        attempt, catalog = self._attempt, self._catalog
+        place = (attempt.directory, attempt.group.rank)
+        with HostFiles(catalog.volume, catalog.host.files, self._durability, *place) as files:
+            return machine.store(name, chosen, files, watch)
 
     def _clear_stale(self, *, own: bool) -> None:
         """Remove attempts of other jobs: this process holds the run, so nobody is to finish them. Earlier ones of this job,
@@ -227,7 +398,7 @@ class Save:
                     self._catalog.discard(self._attempt.paths.attempts + b"/" + name)
 
     def _remove_attempt(self) -> None:
-        """Of a rank alone; trouble with it is the next save's, which removes it, too."""
+        """When nobody looks into it any more; trouble with it is the next save's, which removes it, too."""
         with contextlib.suppress(TieredError):
             self._catalog.volume.remove_tree(self._attempt.directory)
 
@@ -236,22 +407,19 @@ class Save:
         taken = [found.name for found in self._catalog.generations() if found.name.step == step]
         return taken[-1].next_generation() if taken else CheckpointName(step)
 
-    def _check_files(self, parts: Sequence[WrittenPart]) -> None:
-        """Every file of every rank is there, as long as its rank said. Who takes a run over takes the directory of an attempt
+    def _check_files(self, parts: Sequence[StoredPart]) -> None:
+        """Every file of every machine is there, as long as it said. Who takes a run over takes the directory of an attempt
         away whole, so what is there now is all there, or the rename that follows finds nothing."""
         directory = self._attempt.directory + b"/data/"
-        for rank, part in enumerate(parts):
-            for file in part.files:
-                size = self._catalog.volume.stat(directory + file.name.encode()).size_bytes
-                if size != file.size_bytes:
-                    raise CorruptError(f"{file.name} of rank {rank} has {size} bytes instead of {file.size_bytes}")
+        for file in (file for part in parts for file in part.files):
+            size = self._catalog.volume.stat(directory + file.name.encode()).size_bytes
+            if size != file.size_bytes:
+                raise CorruptError(f"{file.name} has {size} bytes instead of {file.size_bytes}")
 
-    def _commit(
-        self, name: CheckpointName, shares: Sequence[Share], parts: Sequence[WrittenPart], seconds: Sequence[float]
-    ) -> None:
+    def _commit(self, name: CheckpointName, shares: Sequence[Share], parts: Sequence[StoredPart]) -> None:
         catalog, attempt = self._catalog, self._attempt
-        about = (attempt.step, attempt.name, catalog.host.clock.wall_ns(), self._elapsed_s())
-        manifest = assemble(about, self._extra, shares, parts, seconds)
+        about = About(attempt.step, attempt.name, catalog.host.clock.wall_ns(), self._elapsed_s())
+        manifest = assemble(about, self._extra, shares, parts)
         path = attempt.directory + b"/data/" + MANIFEST_NAME.encode()
         crash.here("checkpoint.stored")
         xattrs = {ATTEMPT_XATTR: attempt.name.encode()}
@@ -271,130 +439,40 @@ class Save:
     def _elapsed_s(self) -> float:
         return self._catalog.host.clock.monotonic_s() - self._started_s
 
-    def _saved(self, name: CheckpointName, part: WrittenPart) -> Saved:
-        return Saved(self._attempt.step, name, part.written_bytes, part.reused_bytes, self._elapsed_s())
+    def _ended(
+        self, name: CheckpointName, own: ProcessPart, stored: Stored, files: Sequence[Any]
+    ) -> tuple[Saved, Earlier]:
+        reused = sum(blob.size_bytes for blob in stored.blobs.values() if files[blob.file].reused)
+        written = sum(blob.size_bytes for blob in stored.blobs.values()) - reused
+        saved = Saved(self._attempt.step, name, written, reused, self._elapsed_s(), self._commit_s)
+        return saved, own.remembered(self._catalog.paths.checkpoint(name), files, stored)
 
 
-# ---- the manifest from the parts -------------------------------------------------------------------------------------
+def _nothing() -> None:
+    return None
 
 
-def assemble(
-    about: tuple[int, str, int, float],
-    extra: Extra,
-    shares: Sequence[Share],
-    parts: Sequence[WrittenPart],
-    seconds: Sequence[float],
-) -> Manifest:
-    """`about`: step, attempt, time, seconds. Raises CorruptError where a tensor that a rank has was stored by nobody."""
-    files: list[StoredFile] = []
-    blobs: list[Blob] = []
-    blob_of: dict[tuple[object, ...], int] = {}
-    for share, part in zip(shares, parts, strict=True):
-        base = len(files)
-        files += part.files
-        for index, blob in part.blobs.items():
-            described = share.tensors[index]
-            blob_of[described.identity] = len(blobs)
-            blobs.append(Blob(base + blob.file, blob.offset, blob.size_bytes, blob.content, blob.probe, blob.crcs))
-    tensors = _Tensors(blob_of)
-    trees: list[Any] = []
-    known: dict[str, int] = {}
-    ranks: list[RankRecord] = []
-    for rank, (share, part) in enumerate(zip(shares, parts, strict=True)):
-        skeleton = renumbered(share.skeleton, [tensors.number(one, rank) for one in share.tensors])
-        tree = known.setdefault(repr(skeleton), len(trees))
-        if tree == len(trees):
-            trees.append(skeleton)
-        ranks.append(RankRecord(rank, tree, part.written_bytes, part.reused_bytes, seconds[rank]))
-    step, attempt, created_ns, elapsed_s = about
-    return Manifest(
-        step,
-        attempt,
-        len(shares),
-        created_ns,
-        elapsed_s,
-        extra.metadata,
-        extra.metrics,
-        tuple(trees),
-        tensors.finished(),
-        tuple(blobs),
-        tuple(files),
-        tuple(ranks),
-    )
+def _only_raising(attempt: Attempt) -> None:
+    """What an outcome that failed says."""
+    attempt.look_for("outcome")
 
 
-class _Tensors:
-    """The table of tensors: pieces of one sharded tensor meet here, whatever rank they come from."""
-
-    def __init__(self, blob_of: Mapping[tuple[object, ...], int]) -> None:
-        self._blob_of = blob_of
-        self._numbers: dict[tuple[object, ...], int] = {}
-        self._first: list[Described] = []
-        self._shards: list[dict[tuple[object, ...], StoredShard]] = []
-
-    def number(self, one: Described, rank: int) -> int:
-        whole = (one.key, one.origin, one.dtype, one.global_shape) if one.sharded else one.identity
-        number = self._numbers.setdefault((one.sharded, *whole), len(self._first))
-        if number == len(self._first):
-            self._first.append(one)
-            self._shards.append({})
-        if one.identity not in self._blob_of:
-            raise CorruptError(f"{one.key} of rank {rank} was stored by no rank")
-        shard = StoredShard(one.offsets, one.shape, self._blob_of[one.identity])
-        self._shards[number].setdefault((one.offsets, one.shape), shard)
-        return number
-
-    def finished(self) -> tuple[StoredTensor, ...]:
-        return tuple(
-            StoredTensor(
-                one.key, one.origin, one.dtype, one.item_bytes, one.global_shape, one.sharded, tuple(shards.values())
-            )
-            for one, shards in zip(self._first, self._shards, strict=True)
-        )
-
-
-# ---- messages --------------------------------------------------------------------------------------------------------
-
-
-def encode_share(share: Share) -> dict[str, object]:
-    rows = [
-        [
-            one.key,
-            one.origin,
-            one.dtype,
-            one.item_bytes,
-            one.global_shape,
-            one.offsets,
-            one.shape,
-            one.sharded,
-            one.content,
-        ]
-        for one in share.tensors
+def _assign(shares: Sequence[Share]) -> dict[int, Any]:
+    """`shares[rank]`; None: a rank stores all that it has."""
+    offers = [
+        Offer([one.identity for one in share.tensors], [one.size_bytes for one in share.tensors]) for share in shares
     ]
-    return {"skeleton": share.skeleton, "tensors": rows}
-
-
-def decode_share(body: Any) -> Share:
-    tensors = tuple(
-        Described(key, origin, dtype, item, tuple(whole), tuple(offsets), tuple(shape), sharded, content)
-        for key, origin, dtype, item, whole, offsets, shape, sharded, content in body["tensors"]
-    )
-    return Share(body["skeleton"], tensors)
-
-
-def encode_part(part: WrittenPart) -> dict[str, object]:
     return {
-        "files": [[file.name, file.size_bytes, file.reused] for file in part.files],
-        "blobs": [[index, encode_blob(blob)] for index, blob in part.blobs.items()],
-        "bytes": [part.written_bytes, part.reused_bytes],
+        rank: None if isinstance(indexes, range) else frozenset(indexes)
+        for rank, indexes in enumerate(assign_writers(offers))
     }
 
 
-def decode_part(body: Any) -> WrittenPart:
-    """Of the body of a `part` message."""
-    part = body["part"]
-    files = tuple(StoredFile(name, size, reused) for name, size, reused in part["files"])
-    return WrittenPart(files, {index: decode_blob(blob) for index, blob in part["blobs"]}, *part["bytes"])
+def _planned(body: Any) -> CheckpointName:
+    name = parse_checkpoint(body["checkpoint"].encode())
+    if name is None:
+        raise CorruptError("a plan names no checkpoint")
+    return name
 
 
 def earlier_of(catalog: Catalog, name: CheckpointName, manifest: Manifest) -> Earlier:

@@ -14,7 +14,7 @@ its tag (`_TAGS`); `["x", i]` is tensor i. `FORMAT.md`, "Checkpoints", is the do
 import base64
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +36,13 @@ class Shard:
     tensor: Any
     global_shape: tuple[int, ...]
     offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PerRank:
+    """The trees of several ranks that one process carries, by rank: what it saves is one tree for each."""
+
+    trees: Mapping[int, object]
 
 
 @dataclass(frozen=True, slots=True)

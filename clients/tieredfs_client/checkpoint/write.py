@@ -1,36 +1,37 @@
-"""One rank's part of a save: tensors from their memory into files of the volume, checksummed on the way.
+"""One process's tensors from their memory into files that are open, checksummed on the way.
 
 Tensors go to the file straight from their memory (`pwritev`), in slices of 16 MiB from a few threads; each slice's checksums
 are computed while its memory is in the cache, and what has been written is synced while more is being written, so that
-the final sync finds little to do. Tensors that are as they were in the last checkpoint are not written: a file is
-made of its blocks (`FileSystem.splice`). Whether one is unchanged is asked only where its first 64 KiB are: then its
-content hash decides, before anything is written.
+the final sync finds little to do. Small tensors that follow one another go by the batch, one call for many. Whether a tensor
+is as it was in the last checkpoint is asked only where its first 64 KiB are: then its content hash decides, before
+anything is written.
 
 Memory: nothing for contiguous CPU tensors; for others a copy of one tensor per thread.
 """
 
 import contextlib
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from tieredfs.errors import NoSpaceError, NotFoundError, StaleError, UnavailableError
-from tieredfs.host import Files, crash
-from tieredfs.model import Durability, InodeId
-from tieredfs.volume.filesystem import FileSystemContract, Part
+from tieredfs.errors import NoSpaceError, UnavailableError
+from tieredfs.host import Host
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.checksums import Digest, PieceSums, digest_of, joined, probe_of, sums_of
-from tieredfs_client.checkpoint.layout import Blob, FileLayout, Item, StoredFile, lay_out, split_into_files
+from tieredfs_client.checkpoint.layout import Blob, StoredFile
 from tieredfs_client.checkpoint.tree import Leaf
 
 SLICE_BYTES: Final = 16 << 20
 SYNC_EVERY_BYTES: Final = 256 << 20
-REUSE_BYTES_MIN: Final = 4 << 20
-"""Less than this is written again: making a file by reference has its price, too (a stored header, a transaction)."""
+BATCHED_BYTES_MAX: Final = 1 << 20
+"""Tensors up to this size are written by the batch: a call per tensor would cost more than its bytes."""
+BATCH_COUNT: Final = 512
+"""Under IOV_MAX, which is 1024."""
 THREADS: Final = max(2, min(4, os.cpu_count() or 2))
 
 
@@ -44,13 +45,12 @@ class Earlier:
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenPart:
-    """What one rank stored. `blobs[i]`: of its leaf i; `Blob.file` counts in `files`."""
+class Target:
+    """Where a leaf (its number) goes: an open file, and the offset in it."""
 
-    files: tuple[StoredFile, ...]
-    blobs: Mapping[int, Blob]
-    written_bytes: int
-    reused_bytes: int
+    leaf: int
+    descriptor: int
+    offset: int
 
 
 def identity(leaf: Leaf) -> tuple[object, ...]:
@@ -59,12 +59,10 @@ def identity(leaf: Leaf) -> tuple[object, ...]:
 
 
 class PartWriter:
-    """Writes parts; its threads live as long as it does. One part at a time."""
+    """Its threads live as long as it does. One save at a time."""
 
-    def __init__(self, volume: FileSystemContract, files: Files, durability: Durability | None = None) -> None:
-        self._volume = volume
-        self._files = files
-        self._durability = durability
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._pool = ThreadPoolExecutor(THREADS, "tieredfs-ckpt-write")
         self._syncs = ThreadPoolExecutor(1, "tieredfs-ckpt-sync")
 
@@ -74,56 +72,24 @@ class PartWriter:
 
     def digests(self, leaves: Sequence[Leaf], wanted: Sequence[int]) -> dict[int, Digest]:
         """Of tensors by their number, without writing them."""
-        found = self._pool.map(lambda index: digest_of(memory.bytes_of(leaves[index].value)), wanted)
-        return dict(zip(wanted, found, strict=True))
 
-    def write(
-        self,
-        directory: bytes,
-        rank: int,
-        leaves: Sequence[Leaf],
-        chosen: Sequence[int],
-        *,
-        known: Mapping[int, Digest],
-        earlier: Earlier | None,
-    ) -> WrittenPart:
-        """Store the `chosen` leaves as files in `directory`/data. `known`: digests that were computed already."""
-        digests = dict(known)
-        reused = self._unchanged(leaves, chosen, digests, earlier) if earlier is not None else {}
-        if sum(leaves[index].size_bytes for index in reused) < REUSE_BYTES_MIN:
-            reused = {}
-        files: list[StoredFile] = []
-        blobs: dict[int, Blob] = {}
-        reused_bytes = 0
-        if reused and earlier is not None:
-            try:
-                file, made = self._refer(directory, rank, leaves, reused, earlier)
-            except (NotFoundError, StaleError):  # deleted meanwhile: then they are written
-                reused = {}
-            else:
-                files.append(file)
-                blobs |= made
-                reused_bytes = sum(blob.size_bytes for blob in made.values())
-        fresh = [index for index in chosen if index not in reused]
-        for number, group in enumerate(split_into_files([leaves[index].size_bytes for index in fresh])):
-            members = [fresh[position] for position in group]
-            name = f"data-r{rank:05d}-{number:03d}.safetensors"
-            size, made = self._write_file(directory + b"/data/" + name.encode(), len(files), leaves, members, digests)
-            files.append(StoredFile(name, size, reused=False))
-            blobs |= made
-        written_bytes = sum(leaves[index].size_bytes for index in fresh)
-        return WrittenPart(tuple(files), blobs, written_bytes, reused_bytes)
+        def hashed(batch: Sequence[int]) -> list[Digest]:
+            return [digest_of(memory.bytes_of(leaves[index].value)) for index in batch]
 
-    # ---- unchanged tensors ------------------------------------------------------------------------------------------
+        found = self._pool.map(hashed, _batches(leaves, wanted))
+        return dict(zip(wanted, itertools.chain.from_iterable(found), strict=True))
 
-    def _unchanged(
-        self, leaves: Sequence[Leaf], chosen: Sequence[int], digests: dict[int, Digest], earlier: Earlier
+    def unchanged(
+        self, leaves: Sequence[Leaf], chosen: Sequence[int], digests: dict[int, Digest], earlier: Earlier | None
     ) -> dict[int, Blob]:
         """Leaves whose content the earlier checkpoint has; what is hashed on the way goes to `digests`."""
+        if earlier is None or not earlier.blobs:
+            return {}
+        known = earlier.blobs
 
         def look(index: int) -> tuple[Blob, Digest] | None:
             leaf = leaves[index]
-            blob = earlier.blobs.get(identity(leaf))
+            blob = known.get(identity(leaf))
             if blob is None or leaf.size_bytes == 0 or blob.size_bytes != leaf.size_bytes:
                 return None
             digest = digests.get(index)
@@ -134,87 +100,46 @@ class PartWriter:
                 digest = digest_of(view)
             return blob, digest
 
+        def looked(batch: Sequence[int]) -> list[tuple[Blob, Digest] | None]:
+            return [look(index) for index in batch]
+
         same: dict[int, Blob] = {}
-        for index, found in zip(chosen, self._pool.map(look, chosen), strict=True):
+        every = itertools.chain.from_iterable(self._pool.map(looked, _batches(leaves, chosen)))
+        for index, found in zip(chosen, every, strict=True):
             if found is not None:
                 blob, digests[index] = found
                 if digests[index].content == blob.content:
                     same[index] = blob
         return same
 
-    def _refer(
-        self, directory: bytes, rank: int, leaves: Sequence[Leaf], reused: Mapping[int, Blob], earlier: Earlier
-    ) -> tuple[StoredFile, dict[int, Blob]]:
-        """One file of this checkpoint made of ranges of earlier files, in their order there."""
-        members = sorted(reused, key=lambda index: (reused[index].file, reused[index].offset))
-        layout = lay_out([_item(leaves[index]) for index in members])
-        inodes: dict[int, InodeId] = {}
-        for number in {blob.file for blob in reused.values()}:
-            path = earlier.path + b"/" + earlier.files[number].name.encode()
-            inodes[number] = self._volume.stat(path).inode
-        header_path = directory + f"/header-r{rank:05d}".encode()
-        with self._volume.create() as header:
-            self._files.write(header.descriptor, [layout.header], 0)
-            inode = header.commit(header_path).inode
-        order = sorted(range(len(members)), key=lambda position: layout.offsets[position])
-        parts = [Part(inode, 0, len(layout.header))]
-        for position in order:
-            blob = reused[members[position]]
-            parts.append(Part(inodes[blob.file], blob.offset, blob.size_bytes))
-        name = f"same-r{rank:05d}.safetensors"
-        with self._volume.splice(_joined_parts(parts)) as writing:
-            writing.commit(directory + b"/data/" + name.encode(), durability=self._durability)
-        made = {
-            index: Blob(0, layout.offsets[position], reused[index].size_bytes, *_sums(reused[index]))
-            for position, index in enumerate(members)
-        }
-        return StoredFile(name, layout.size_bytes, reused=True), made
+    def write(
+        self, leaves: Sequence[Leaf], targets: Sequence[Target], known: Mapping[int, Digest]
+    ) -> tuple[dict[int, Digest], dict[int, float]]:
+        """Write leaves into open files, not synced to the end; their digests, and when each was written.
 
-    # ---- writing ----------------------------------------------------------------------------------------------------
-
-    def _write_file(
-        self, path: bytes, number: int, leaves: Sequence[Leaf], members: Sequence[int], digests: Mapping[int, Digest]
-    ) -> tuple[int, dict[int, Blob]]:
-        layout = lay_out([_item(leaves[index]) for index in members])
-        with self._volume.create() as writing:
-            finished = self._fill(writing.descriptor, layout, leaves, members, digests)
-            crash.here("checkpoint.part-written")
-            writing.commit(path, durability=self._durability)
-        made = {}
-        for position, index in enumerate(members):
-            digest = finished[index]
-            size = leaves[index].size_bytes
-            made[index] = Blob(number, layout.offsets[position], size, digest.content, digest.probe, digest.crcs)
-        return layout.size_bytes, made
-
-    def _fill(
-        self,
-        descriptor: int,
-        layout: FileLayout,
-        leaves: Sequence[Leaf],
-        members: Sequence[int],
-        digests: Mapping[int, Digest],
-    ) -> dict[int, Digest]:
-        """Header and tensors; returns when no thread uses the descriptor any more. Raises NoSpaceError, UnavailableError."""
-        with _speaking_the_domain():
-            self._files.allocate(descriptor, 0, 0, layout.size_bytes)
-            self._files.write(descriptor, [layout.header], 0)
-            flow = _Flow(self._files, descriptor, self._pool, self._syncs)
+        Returns when no thread uses the descriptors any more. Raises NoSpaceError, UnavailableError.
+        """
+        flow = _Flow(self._host, self._pool, self._syncs, leaves, known)
+        with speaking_the_domain():
             try:
-                pending = {
-                    index: self._start(flow, leaves[index], layout.offsets[position], digests.get(index))
-                    for position, index in enumerate(members)
-                }
-                return {index: _finish(parts) for index, parts in pending.items()}
+                flow.start(targets)
+                return flow.finish()
             finally:
                 flow.settle()
 
-    def _start(self, flow: "_Flow", leaf: Leaf, offset: int, known: Digest | None) -> "_Pending":
-        """Hand the slices of a tensor to the threads; one whose bytes must be copied first is one job."""
-        if memory.in_place(leaf.value) is None:
-            return _Pending(None, [flow.copied(leaf, offset)], known)
-        view = memory.bytes_of(leaf.value)
-        return _Pending(view, flow.in_slices(view, offset, summed=known is None), known)
+
+def _batches(leaves: Sequence[Leaf], numbers: Sequence[int]) -> list[Sequence[int]]:
+    """For one thread at a time: a large tensor, or many small ones."""
+    batches: list[Sequence[int]] = []
+    start = total = 0
+    for at, number in enumerate(numbers):
+        if at > start and (total + leaves[number].size_bytes > SLICE_BYTES or at - start >= BATCH_COUNT):
+            batches.append(numbers[start:at])
+            start, total = at, 0
+        total += leaves[number].size_bytes
+    if start < len(numbers):
+        batches.append(numbers[start:])
+    return batches
 
 
 Summed = PieceSums | Digest | None
@@ -223,111 +148,147 @@ Summed = PieceSums | Digest | None
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A tensor under way. `view` None: its one job returns the whole digest."""
+    """A large tensor under way. `view` None: its one job returns the whole digest."""
 
+    leaf: int
     view: memoryview | None
     jobs: Sequence[Future[Summed]]
-    known: Digest | None
-
-
-def _finish(pending: _Pending) -> Digest:
-    results = [job.result() for job in pending.jobs]
-    if pending.known is not None:
-        return pending.known
-    if pending.view is None:
-        (digest,) = results
-        assert isinstance(digest, Digest)
-        return digest
-    return joined(pending.view, [part for part in results if isinstance(part, PieceSums)])
 
 
 class _Flow:
-    """Bytes on their way into one file, synced behind the writers every `SYNC_EVERY_BYTES`."""
+    """Bytes on their way into files, synced behind the writers every `SYNC_EVERY_BYTES`."""
 
-    def __init__(self, files: Files, descriptor: int, pool: ThreadPoolExecutor, syncs: ThreadPoolExecutor) -> None:
-        self._files = files
-        self._descriptor = descriptor
+    def __init__(
+        self,
+        host: Host,
+        pool: ThreadPoolExecutor,
+        syncs: ThreadPoolExecutor,
+        leaves: Sequence[Leaf],
+        known: Mapping[int, Digest],
+    ) -> None:
+        self._files = host.files
+        self._clock = host.clock
         self._pool = pool
         self._syncs = syncs
+        self._leaves = leaves
+        self._known = known
         self._lock = threading.Lock()
-        self._unsynced = 0
-        self._jobs: list[Future[Summed]] = []
+        self._unsynced: dict[int, int] = {}
+        self._large: list[_Pending] = []
+        self._small: list[Future[dict[int, Digest]]] = []
         self._started: list[Future[None]] = []
+        self._ended_s: dict[int, float] = {}
 
-    def copied(self, leaf: Leaf, offset: int) -> Future[Summed]:
-        """A tensor whose bytes must be copied first."""
-        self._jobs.append(self._pool.submit(self._write_copied, leaf, offset))
-        return self._jobs[-1]
+    def start(self, targets: Sequence[Target]) -> None:
+        batch: list[Target] = []
+        for target in targets:
+            leaf = self._leaves[target.leaf]
+            if leaf.size_bytes > BATCHED_BYTES_MAX:
+                self._start_large(target, leaf)
+                continue
+            if batch and not self._follows(batch, target):
+                self._small.append(self._pool.submit(self._write_batch, batch))
+                batch = []
+            batch.append(target)
+        if batch:
+            self._small.append(self._pool.submit(self._write_batch, batch))
 
-    def in_slices(self, view: memoryview, offset: int, *, summed: bool) -> list[Future[Summed]]:
-        """Memory that is written from where it is."""
-        write = self._summed if summed else self._plainly
-        jobs: list[Future[Summed]] = [
-            self._pool.submit(write, view[at : at + SLICE_BYTES], offset + at)
+    def _follows(self, batch: Sequence[Target], target: Target) -> bool:
+        last, start = batch[-1], batch[0].offset
+        end = last.offset + self._leaves[last.leaf].size_bytes
+        near = target.descriptor == last.descriptor and target.offset == end
+        return near and len(batch) < BATCH_COUNT and target.offset - start < SLICE_BYTES
+
+    def _write_batch(self, batch: Sequence[Target]) -> dict[int, Digest]:
+        views = [memory.bytes_of(self._leaves[target.leaf].value) for target in batch]
+        digests = {
+            target.leaf: self._known.get(target.leaf) or digest_of(view)
+            for target, view in zip(batch, views, strict=True)
+        }
+        self._files.write(batch[0].descriptor, views, batch[0].offset)
+        self._wrote(batch[0].descriptor, sum(map(len, views)))
+        now_s = self._clock.monotonic_s()
+        self._ended_s.update((target.leaf, now_s) for target in batch)
+        return digests
+
+    def _start_large(self, target: Target, leaf: Leaf) -> None:
+        """In slices; one whose bytes must be copied first is one job."""
+        if memory.in_place(leaf.value) is None:
+            jobs: list[Future[Summed]] = [self._pool.submit(self._write_copied, target, leaf)]
+            self._large.append(_Pending(target.leaf, None, jobs))
+            return
+        view = memory.bytes_of(leaf.value)
+        jobs = [
+            self._pool.submit(self._write_slice, target, view[at : at + SLICE_BYTES], at)
             for at in range(0, len(view), SLICE_BYTES)
         ]
-        self._jobs += jobs
-        return jobs
+        self._large.append(_Pending(target.leaf, view, jobs))
 
-    def _write_copied(self, leaf: Leaf, offset: int) -> Digest:
+    def _write_copied(self, target: Target, leaf: Leaf) -> Digest:
         view = memory.bytes_of(leaf.value)
-        sums = [self._summed(view[at : at + SLICE_BYTES], offset + at) for at in range(0, len(view), SLICE_BYTES)]
+        sums = [self._write_summed(target, view[at : at + SLICE_BYTES], at) for at in range(0, len(view), SLICE_BYTES)]
         return joined(view, sums)
 
-    def _plainly(self, view: memoryview, offset: int) -> None:
-        self._write(view, offset)
+    def _write_slice(self, target: Target, view: memoryview, at: int) -> Summed:
+        if target.leaf not in self._known:
+            return self._write_summed(target, view, at)
+        self._write(target, view, at)
+        return None
 
-    def _summed(self, view: memoryview, offset: int) -> PieceSums:
+    def _write_summed(self, target: Target, view: memoryview, at: int) -> PieceSums:
         sums = sums_of(view)
-        self._write(view, offset)
+        self._write(target, view, at)
         return sums
 
-    def _write(self, view: memoryview, offset: int) -> None:
-        self._files.write(self._descriptor, [view], offset)
+    def _write(self, target: Target, view: memoryview, at: int) -> None:
+        self._files.write(target.descriptor, [view], target.offset + at)
+        self._wrote(target.descriptor, len(view))
+        self._ended_s[target.leaf] = self._clock.monotonic_s()
+
+    def _wrote(self, descriptor: int, size: int) -> None:
         with self._lock:
-            self._unsynced += len(view)
-            due = self._unsynced >= SYNC_EVERY_BYTES
+            unsynced = self._unsynced.get(descriptor, 0) + size
+            due = unsynced >= SYNC_EVERY_BYTES
+            self._unsynced[descriptor] = 0 if due else unsynced
             if due:
-                self._unsynced = 0
-                self._started.append(self._syncs.submit(self._files.sync, self._descriptor))
+                self._started.append(self._syncs.submit(self._files.sync, descriptor))
+
+    def finish(self) -> tuple[dict[int, Digest], dict[int, float]]:
+        digests: dict[int, Digest] = {}
+        for batch in self._small:
+            digests |= batch.result()
+        for pending in self._large:
+            results = [job.result() for job in pending.jobs]
+            known = self._known.get(pending.leaf)
+            if known is None:
+                known = _digest_from(pending.view, results)
+            digests[pending.leaf] = known
+        return digests, self._ended_s
 
     def settle(self) -> None:
-        """After it no thread uses the descriptor, however the writing ended. Raises what a sync did."""
-        for job in self._jobs:
+        """After it no thread uses a descriptor, however the writing ended. Raises what a sync did."""
+        jobs: list[Future[Any]] = [*self._small, *(job for pending in self._large for job in pending.jobs)]
+        for job in jobs:
             job.cancel()
-        wait(self._jobs)
+        wait(jobs)
         for sync in self._started:
             sync.result()
 
 
+def _digest_from(view: memoryview | None, results: Sequence[Summed]) -> Digest:
+    if view is None:
+        (digest,) = results
+        assert isinstance(digest, Digest)
+        return digest
+    return joined(view, [part for part in results if isinstance(part, PieceSums)])
+
+
 @contextlib.contextmanager
-def _speaking_the_domain() -> Iterator[None]:
+def speaking_the_domain() -> Iterator[None]:
+    """What the local file system says, in the words of `tieredfs.errors`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(f"the SSD has no room for this checkpoint: {error.strerror}") from error
         raise UnavailableError(f"the SSD fails: {error.strerror}") from error
-
-
-def _item(leaf: Leaf) -> Item:
-    name = leaf.key
-    if leaf.sharded:
-        name += "@" + ",".join(f"{at}+{length}" for at, length in zip(leaf.offsets, leaf.shape, strict=True))
-    return Item(name, leaf.dtype, leaf.item_bytes, leaf.shape, leaf.size_bytes)
-
-
-def _sums(blob: Blob) -> tuple[str, int, tuple[int, ...]]:
-    return blob.content, blob.probe, blob.crcs
-
-
-def _joined_parts(parts: Sequence[Part]) -> list[Part]:
-    """Neighbours in one file become one part."""
-    merged: list[Part] = []
-    for part in parts:
-        last = merged[-1] if merged else None
-        if last is not None and last.inode == part.inode and last.offset + last.length == part.offset:
-            merged[-1] = Part(last.inode, last.offset, last.length + part.length)
-        elif part.length:
-            merged.append(part)
-    return merged

@@ -1,0 +1,162 @@
+"""The files in which one machine stores its part of a checkpoint: laid out, made, handed out to the ranks, committed.
+
+All ranks of a machine write into the same few files, each into ranges of its own, so a save costs transactions per machine
+and per 4 GiB, whatever the number of ranks and tensors. Tensors that are as they were in an earlier checkpoint become one
+file made of its blocks (`FileSystem.splice`).
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tieredfs.errors import NotFoundError, StaleError
+from tieredfs.host import Files, crash
+from tieredfs.model import Durability, InodeId
+from tieredfs.volume.filesystem import FileSystemContract, Part, Writing
+from tieredfs_client.checkpoint.layout import (
+    FILE_BYTES_MAX,
+    FILE_ITEMS_MAX,
+    Item,
+    StoredFile,
+    lay_out,
+    split_into_files,
+)
+from tieredfs_client.checkpoint.neighbours import DESCRIPTORS_MAX
+from tieredfs_client.checkpoint.shares import Place
+from tieredfs_client.checkpoint.write import speaking_the_domain
+
+FILES_MAX: Final = DESCRIPTORS_MAX // 4
+"""About so many files; beyond 4 GiB or 100,000 tensors each they grow."""
+REUSE_BYTES_MIN: Final = 4 << 20
+"""Less than this is written again: making a file by reference has its price, too (a stored header, a transaction)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A tensor that is to be stored."""
+
+    place: Place
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A tensor that is stored already: `offset` in the file `path`."""
+
+    place: Place
+    item: Item
+    path: bytes
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a tensor lies: number of the file, and offset in it."""
+
+    file: int
+    offset: int
+
+
+class HostFiles:
+    """Made once per save. A context manager: what is not committed then is discarded."""
+
+    def __init__(
+        self, volume: FileSystemContract, files: Files, durability: Durability | None, directory: bytes, rank: int
+    ) -> None:
+        """`directory`: the attempt's. `rank`: whose number the names of the files have."""
+        self._volume = volume
+        self._files = files
+        self._durability = durability
+        self._directory = directory
+        self._rank = rank
+        self._open = contextlib.ExitStack()
+        self._writings: list[tuple[int, Writing, bytes]] = []
+        self.stored: list[StoredFile] = []
+        self.spots: dict[Place, Spot] = {}
+
+    def __enter__(self) -> "HostFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def descriptors(self) -> dict[int, int]:
+        """Of the files to write into, by number."""
+        return {number: writing.descriptor for number, writing, _ in self._writings}
+
+    # ---- by reference -----------------------------------------------------------------------------------------------
+
+    def refer(self, members: Sequence[Unchanged]) -> bool:
+        """Make one file of ranges of earlier ones, in their order there. False: they were deleted meanwhile, or are too small
+        for it; then they are to be written."""
+        if sum(one.item.size_bytes for one in members) < REUSE_BYTES_MIN:
+            return False
+        try:
+            self._splice(sorted(members, key=lambda one: (one.path, one.offset)))
+        except (NotFoundError, StaleError):
+            return False
+        return True
+
+    def _splice(self, members: Sequence[Unchanged]) -> None:
+        layout = lay_out([one.item for one in members])
+        inodes: dict[bytes, InodeId] = {path: self._volume.stat(path).inode for path in {one.path for one in members}}
+        with self._volume.create() as header:
+            self._files.write(header.descriptor, [layout.header], 0)
+            inode = header.commit(self._directory + f"/header-r{self._rank:05d}".encode()).inode
+        parts = [Part(inode, 0, len(layout.header))]
+        for position in sorted(range(len(members)), key=lambda position: layout.offsets[position]):
+            one = members[position]
+            parts.append(Part(inodes[one.path], one.offset, one.item.size_bytes))
+        name = f"same-r{self._rank:05d}.safetensors"
+        with self._volume.splice(joined_parts(parts)) as writing:
+            writing.commit(self._directory + b"/data/" + name.encode(), durability=self._durability)
+        number = len(self.stored)
+        self.stored.append(StoredFile(name, layout.size_bytes, reused=True))
+        for one, offset in zip(members, layout.offsets, strict=True):
+            self.spots[one.place] = Spot(number, offset)
+
+    # ---- to be written ----------------------------------------------------------------------------------------------
+
+    def make(self, members: Sequence[Wanted]) -> None:
+        """Files for all of `members`, with their headers and their length, not yet named. Raises NoSpaceError."""
+        sizes = [one.item.size_bytes for one in members]
+        bytes_max = max(FILE_BYTES_MAX, sum(sizes) // FILES_MAX)
+        count_max = max(FILE_ITEMS_MAX, len(sizes) // FILES_MAX)
+        for number, group in enumerate(split_into_files(sizes, bytes_max, count_max)):
+            self._make_file(f"data-r{self._rank:05d}-{number:03d}.safetensors", [members[index] for index in group])
+        crash.here("checkpoint.files-made")
+
+    def _make_file(self, name: str, members: Sequence[Wanted]) -> None:
+        layout = lay_out([one.item for one in members])
+        writing = self._open.enter_context(self._volume.create())
+        with speaking_the_domain():
+            self._files.allocate(writing.descriptor, 0, 0, layout.size_bytes)
+            self._files.write(writing.descriptor, [layout.header], 0)
+        number = len(self.stored)
+        self._writings.append((number, writing, self._directory + b"/data/" + name.encode()))
+        self.stored.append(StoredFile(name, layout.size_bytes, reused=False))
+        for one, offset in zip(members, layout.offsets, strict=True):
+            self.spots[one.place] = Spot(number, offset)
+
+    def commit(self) -> None:
+        """Every byte is written: the files become durable and get their names."""
+        for _, writing, path in self._writings:
+            self._commit_file(writing, path)
+        self._writings.clear()
+
+    def _commit_file(self, writing: Writing, path: bytes) -> None:
+        writing.commit(path, durability=self._durability)
+
+
+def joined_parts(parts: Sequence[Part]) -> list[Part]:
+    """Neighbours in one file become one part."""
+    merged: list[Part] = []
+    for part in parts:
+        last = merged[-1] if merged else None
+        if last is not None and last.inode == part.inode and last.offset + last.length == part.offset:
+            merged[-1] = Part(last.inode, last.offset, last.length + part.length)
+        elif part.length:
+            merged.append(part)
+    return merged

@@ -1,0 +1,206 @@
+"""The ranks of one machine as the process that gathers them sees them: its own, and members behind channels.
+
+Everybody goes through the same steps together. The gathering process says what to store; all say what of it is unchanged; it
+makes the files and hands their descriptors out; all write, and say what they wrote; it commits the files. A member that
+dies, fails, or is late ends the save of all.
+
+    member                           gathering process
+    arrive: ranks and their shares →
+                                   ← welcome
+                                   ← write: which tensors, under which checkpoint
+    same: which are unchanged      →
+                                   ← files: descriptors, and where each tensor goes
+    written: where and what        →
+                                   ← outcome
+    failed: why (instead of any)   →   outcome or `elsewhere` may come instead of any
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tieredfs.errors import InvalidRequestError, RankFailedError, RankMissingError
+from tieredfs_client.checkpoint.attempt import Attempt, Pauses, named
+from tieredfs_client.checkpoint.hostfiles import HostFiles, Spot, Unchanged, Wanted
+from tieredfs_client.checkpoint.layout import StoredFile, decode_blob, encode_blob, read_checked
+from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message
+from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored
+from tieredfs_client.checkpoint.shares import Place, Share, StoredPart, decode_shares
+
+ChosenRows = list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What the machine stored, and what of it this process did."""
+
+    part: StoredPart
+    own: Stored
+
+
+class Machine:
+    """One thread."""
+
+    def __init__(self, attempt: Attempt, own: ProcessPart, shares: Mapping[int, Share], circle: Circle | None) -> None:
+        """`circle` None: there is nobody else."""
+        self._attempt = attempt
+        self._own = own
+        self._circle = circle
+        self._members: dict[Channel, tuple[int, ...]] = {}
+        self._finished: set[Channel] = set()
+        self.shares = dict(shares)
+
+    # ---- arriving ---------------------------------------------------------------------------------------------------
+
+    def hear_arrivals(self, timeout_s: float) -> bool:
+        """Whether anybody came. Raises RankFailedError, RankMissingError, InvalidRequestError."""
+        before = len(self._members)
+        for channel, message in self._hear(timeout_s):
+            self._check(channel, message)
+            if message is not None and message.body["kind"] == "arrive":
+                self._arrive(channel, message.body)
+        return len(self._members) > before
+
+    def _hear(self, timeout_s: float) -> Iterable[tuple[Channel, Message | None]]:
+        return self._circle.hear(timeout_s) if self._circle is not None else ()
+
+    def _arrive(self, channel: Channel, body: Any) -> None:
+        shares = read_checked(lambda: decode_shares(body["shares"]), "what a rank says")
+        self._members[channel] = tuple(shares)
+        for rank in shares:
+            self._attempt.check_world(rank, body["world_size"])
+            if rank in self.shares:
+                raise InvalidRequestError(f"rank {rank} came twice")
+        self.shares |= shares
+        channel.send({"kind": "welcome"})
+
+    def _check(self, channel: Channel, message: Message | None) -> None:
+        ranks = self._members.get(channel, ())
+        if message is None and ranks and channel not in self._finished:
+            many = "ranks" if len(ranks) > 1 else "rank"
+            raise RankMissingError(f"step {self._attempt.step} was not saved: {many} {named(ranks)} died")
+        if message is not None and message.body["kind"] == "failed":
+            raise RankFailedError(
+                f"step {self._attempt.step} was not saved: rank {message.body['rank']} failed with {message.body['reason']}"
+            )
+
+    # ---- storing ----------------------------------------------------------------------------------------------------
+
+    def store(self, checkpoint: str, chosen: Chosen, files: HostFiles, watch: Callable[[], None]) -> Finished:
+        """Everything that was chosen of this machine's ranks, durable on return. `watch` is called now and then while others are
+        waited for, and raises when it is no use any more."""
+        for channel, ranks in self._members.items():
+            rows = [[rank, _listed(chosen[rank])] for rank in ranks if rank in chosen]
+            channel.send({"kind": "write", "checkpoint": checkpoint, "chosen": rows})
+        same = self._own.unchanged(chosen)
+        for body in self._collect("same", watch).values():
+            same |= {(rank, index): (bytes.fromhex(path), offset) for rank, index, path, offset in body["rows"]}
+        self._make(files, chosen, same)
+        by_rank: dict[int, list[list[int]]] = {}
+        for place, spot in files.spots.items():
+            by_rank.setdefault(place[0], []).append([*place, spot.file, spot.offset])
+        self._hand_out(files, by_rank)
+        own_spots = {
+            (rank, index): Spot(file, offset)
+            for each in self._own.cargo.ranks
+            for rank, index, file, offset in by_rank.get(each, ())
+        }
+        own = self._own.store(own_spots, files.descriptors)
+        blobs, seconds = dict(own.blobs), dict(own.seconds)
+        for body in self._collect("written", watch).values():
+            blobs |= {(rank, index): decode_blob(blob) for rank, index, blob in body["blobs"]}
+            seconds |= dict(body["seconds"])
+        files.commit()
+        reused = frozenset(place for place, spot in files.spots.items() if files.stored[spot.file].reused)
+        return Finished(StoredPart(tuple(files.stored), blobs, reused, seconds), own)
+
+    def _make(self, files: HostFiles, chosen: Chosen, same: Mapping[Place, tuple[bytes, int]]) -> None:
+        every = [
+            Wanted((rank, index), self.shares[rank].tensors[index].item)
+            for rank, indexes in chosen.items()
+            for index in (range(len(self.shares[rank].tensors)) if indexes is None else sorted(indexes))
+        ]
+        referred = [Unchanged(one.place, one.item, *same[one.place]) for one in every if one.place in same]
+        done = same if files.refer(referred) else {}
+        files.make([one for one in every if one.place not in done])
+
+    def _hand_out(self, files: HostFiles, by_rank: Mapping[int, list[list[int]]]) -> None:
+        descriptors = files.descriptors
+        stored = [[one.name, one.size_bytes, one.reused] for one in files.stored]
+        for channel, ranks in self._members.items():
+            spots = [row for rank in ranks for row in by_rank.get(rank, ())]
+            message = {"kind": "files", "stored": stored, "open": list(descriptors), "spots": spots}
+            channel.send(message, list(descriptors.values()))
+
+    def _collect(self, kind: str, watch: Callable[[], None]) -> dict[Channel, Any]:
+        """A message of that kind from every member. Raises RankMissingError, RankFailedError."""
+        bodies: dict[Channel, Any] = {}
+        pauses = Pauses(self._attempt.host, self._attempt.deadline_s)
+        while len(bodies) < len(self._members):
+            pause_s = pauses.next_s()
+            heard = False
+            for channel, message in self._hear(pause_s):
+                self._check(channel, message)
+                if message is not None and channel in self._members and message.body["kind"] == kind:
+                    heard, bodies[channel] = True, message.body
+                    if kind == "written":  # whatever becomes of it now, its part is stored
+                        self._finished.add(channel)
+            if heard:
+                pauses.heard()
+                continue
+            watch()
+            if not pause_s:
+                late = [rank for channel, ranks in self._members.items() if channel not in bodies for rank in ranks]
+                raise self._attempt.missing(late, "stored its part")
+        return bodies
+
+    # ---- telling ----------------------------------------------------------------------------------------------------
+
+    def tell(self, body: Mapping[str, object]) -> None:
+        for channel in self._members:
+            channel.send(body)
+
+    def close(self) -> None:
+        if self._circle is not None:
+            self._circle.close()
+
+
+def _listed(chosen: Any) -> list[int] | None:
+    return None if chosen is None else sorted(chosen)
+
+
+def chosen_of(rows: Any) -> Chosen:
+    """Of a message: `[rank, indexes]` each; null: all of them."""
+    return {rank: None if indexes is None else frozenset(indexes) for rank, indexes in rows}
+
+
+# ---- the other end ---------------------------------------------------------------------------------------------------
+
+
+def arrival(attempt: Attempt, shares: list[object]) -> dict[str, object]:
+    return {"kind": "arrive", "world_size": attempt.group.world_size, "shares": shares}
+
+
+def same_message(same: Mapping[Place, tuple[bytes, int]]) -> dict[str, object]:
+    return {"kind": "same", "rows": [[*place, path.hex(), offset] for place, (path, offset) in same.items()]}
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOut:
+    """A `files` message."""
+
+    stored: tuple[StoredFile, ...]
+    spots: dict[Place, Spot]
+    descriptors: dict[int, int]
+
+    @classmethod
+    def of(cls, message: Message) -> "HandedOut":
+        body = message.body
+        stored = tuple(StoredFile(name, size, reused) for name, size, reused in body["stored"])
+        spots = {(rank, index): Spot(file, offset) for rank, index, file, offset in body["spots"]}
+        return cls(stored, spots, dict(zip(body["open"], message.descriptors, strict=True)))
+
+
+def written_message(stored: Stored) -> dict[str, object]:
+    blobs = [[*place, encode_blob(blob)] for place, blob in stored.blobs.items()]
+    return {"kind": "written", "blobs": blobs, "seconds": list(stored.seconds.items())}
