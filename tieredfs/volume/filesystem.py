@@ -365,8 +365,7 @@ class FileSystem(UnnamedOwner):
     def rename(
         self, source: bytes, target: bytes, *, replace: bool = True, expected_target: InodeId | None = None
     ) -> None:
-        """Atomic; parents of the target are made. Durable on return. Raises ConflictError when the target shows another
-        inode than `expected_target` (0: nothing)."""
+        """Atomic; parents of the target are made. Durable on return. Raises ConflictError (`expected_target`)."""
         names = *self._parent_of(source), *self._parent_of(target, make=True)
         holder = self.volume.session
         removed = self._metadata.rename(*names, replace=replace, holder=holder, expected_target=expected_target)
@@ -376,14 +375,12 @@ class FileSystem(UnnamedOwner):
         self._metadata.sync()
 
     def link(self, inode: InodeId, target: bytes) -> None:
-        """Another name for a file that has one; parents of the target are made. Raises AlreadyExistsError, NotFoundError (its
-        last name is gone), NotPermittedError (a directory). Durable with whatever is durable after it."""
+        """Raises NotFoundError too (its last name is gone), NotPermittedError (a directory). Durable with what comes after."""
         parent, name = self._parent_of(target, make=True)
         self._metadata.link(inode, parent, name)
         crash.here("link.committed")
 
     def remove_xattr(self, path: bytes, name: bytes) -> None:
-        """Raises NoAttributeError."""
         self._metadata.remove_xattr(self.stat(path).inode, name)
 
     def get_xattr(self, path: bytes, name: bytes) -> bytes:
