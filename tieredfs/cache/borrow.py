@@ -20,6 +20,7 @@ from typing import Final
 from tieredfs.cache.layout import content_path, is_of_this_boot
 from tieredfs.errors import UnavailableError
 from tieredfs.host import Host
+from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import FILL_WAIT_S, MIB, PACKED_FILE_BYTES_MAX
 from tieredfs.meta.metadata import Metadata
 from tieredfs.model import Attributes, CacheId, InodeId
@@ -96,6 +97,7 @@ class Neighbours:
                 return descriptor
             if turn is not None or clock.monotonic_s() > deadline_s:
                 return turn
+            about_to_wait()
             clock.sleep(pause_s)
             pause_s = min(_PAUSE_LAST_S, pause_s * 1.5)
 
