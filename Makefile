@@ -41,7 +41,7 @@ format: $(STAMP_DEV) ## let ruff lay the code out
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(STAMP_RUN) $(STAMP_DEV) ## mypy --strict
+types: $(STAMP_RUN) $(STAMP_DEV) $(STAMP_DEMO) ## mypy --strict
 	$(BIN)/mypy
 
 imports: $(STAMP_RUN) $(STAMP_DEV) ## the arrows between the parts
