@@ -32,6 +32,7 @@ bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of mount and erasure c
 	$(BIN)/python -m bench.mount $(ARGS)
 	$(BIN)/python -m bench.erasure
 	$(BIN)/python -m bench.checkpoint
+	$(BIN)/python -m bench.dropins
 
 lint: $(STAMP_DEV) ## ruff: rules and layout
 	$(BIN)/ruff check .
