@@ -33,6 +33,7 @@ bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of mount, erasure code
 	$(BIN)/python -m bench.erasure
 	$(BIN)/python -m bench.checkpoint
 	$(BIN)/python -m bench.datasets
+	$(BIN)/python -m bench.dropins
 
 lint: $(STAMP_DEV) ## ruff: rules and layout
 	$(BIN)/ruff check .
@@ -42,7 +43,7 @@ format: $(STAMP_DEV) ## let ruff lay the code out
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(STAMP_RUN) $(STAMP_DEV) ## mypy --strict
+types: $(STAMP_RUN) $(STAMP_DEV) $(STAMP_DEMO) ## mypy --strict
 	$(BIN)/mypy
 
 imports: $(STAMP_RUN) $(STAMP_DEV) ## the arrows between the parts
