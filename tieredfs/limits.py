@@ -38,6 +38,10 @@ DISK_REST_S: Final = 5.0
 """A disk that failed to answer is asked again after this long; until then others do its work."""
 CHUNK_STALL_S: Final = 30.0
 """A chunk that is not written after this long goes to another disk; the disk is not used until that write has ended."""
+READ_FIRST_S: Final = 2.0
+"""A read whose disks all say nothing for this long does without some of them, if the others suffice..."""
+READ_SIBLING_S: Final = 0.5
+"""...and after this long once some have answered. The disk is not used until that read has ended."""
 SCRATCH_BYTES: Final = 16 * MIB
 """Memory in which one degraded read decodes: one window, and the next one being read."""
 SCRATCH_COUNT: Final = 3
@@ -131,6 +135,7 @@ assert CHUNK_FIXED_HEADER_BYTES + 4 * CELLS_PER_CHUNK_MAX <= CHUNK_HEADER_BYTES,
 assert 2 * CODE_WIDTH_MAX * CELL_BYTES <= SCRATCH_BYTES, "a window of the widest code is a cell at least"
 assert PACKED_FILE_BYTES_MAX < BLOCK_BYTES_DEFAULT
 assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
+assert READ_SIBLING_S < READ_FIRST_S < CHUNK_STALL_S < FILL_WAIT_S, "a slow disk is left before its reader gives up"
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
 assert DRAIN_DELAY_S <= PACK_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
+from tieredfs.block.loans import BlockLoans
 from tieredfs.block.store import BlockStore
 from tieredfs.chunk.directory import DiskIdentity, chunk_path, format_disk
 from tieredfs.chunk.disk import DiskStore, open_store
 from tieredfs.chunk.store import ChunkName, ChunkStore
+from tieredfs.core.patience import Patience
 from tieredfs.errors import NotFoundError
 from tieredfs.host import Host, LocalFiles, SystemClock
+from tieredfs.host.buffers import BufferPool
 from tieredfs.limits import CELL_BYTES
 from tieredfs.meta.metadata import Metadata
 from tieredfs.model import (
@@ -104,6 +107,7 @@ class SmallVolume:
     block_bytes: int = BLOCK_BYTES
     domains: int | None = None
     stall_s: float = 30.0
+    patience: Patience | None = None
     clock: ManualClock = field(default_factory=ManualClock)
     damage: list[tuple[BlockId, int]] = field(default_factory=list)
 
@@ -115,6 +119,7 @@ class SmallVolume:
         for number in range(1, self.disk_count + 1):
             self.add_disk(number)
         self.blocks = self.open()
+        self.loans = BlockLoans(BufferPool(self.block_bytes, 2))
 
     def add_disk(self, number: int) -> DiskId:
         disk = self.record(number)
@@ -136,6 +141,7 @@ class SmallVolume:
             buffer_count=2,
             on_damage=lambda block, index: self.damage.append((block.block, index)),
             stall_s=self.stall_s,
+            patience=self.patience,
         )
 
     def set_state(self, disk: DiskId, state: DiskState) -> None:
@@ -158,9 +164,9 @@ class SmallVolume:
         return block
 
     def read(self, block: Block, offset: int = 0, length: int | None = None) -> bytes:
-        target = bytearray(block.size_bytes - offset if length is None else length)
-        self.blocks.read_into(block, offset, memoryview(target))
-        return bytes(target)
+        length = block.size_bytes - offset if length is None else length
+        with self.blocks.reading(block, offset, length, self.loans, timeout_s=10) as content:
+            return bytes(content)
 
     # ---- around the API ---------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import itertools
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from small_volume import BLOCK_BYTES, REPLICA3, RS42, RS96, SmallVolume
 
 from tieredfs.chunk.store import ChunkName
+from tieredfs.core.patience import Patience
 from tieredfs.errors import (
     CorruptError,
     DataLossError,
@@ -23,8 +25,9 @@ from tieredfs.errors import (
     NotFoundError,
     UnavailableError,
 )
-from tieredfs.limits import CELL_BYTES, CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, DISK_REST_S
-from tieredfs.model import Code, CodeKind, DiskId, DiskState
+from tieredfs.limits import CELL_BYTES, CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, DISK_REST_S, SCRATCH_COUNT
+from tieredfs.model import Block, Code, CodeKind, DiskId, DiskState
+from tieredfs.testing.chunk_faults import Stall
 from tieredfs.testing.chunk_suite import pattern
 
 Maker = Callable[..., SmallVolume]
@@ -42,6 +45,14 @@ def make(tmp_path: Path) -> Iterator[Maker]:
     yield build
     for volume in made:
         volume.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it did not come to be within 10 s")
 
 
 # ---- writing and reading ---------------------------------------------------------------------------------------------
@@ -369,6 +380,89 @@ def test_a_stalled_write_is_left_behind_and_its_buffer_is_not_lent_again(make: M
     assert volume.blocks._loans._pool.count == 2
     volume.blocks = volume.open()
     assert volume.read(block) == pattern(BLOCK_BYTES, 1)
+
+
+# ---- disks that are slow ---------------------------------------------------------------------------------------------
+
+HASTY = Patience(sibling_s=0.05, first_s=0.1, last_s=20.0)
+
+
+def stall_reads(volume: SmallVolume, block: Block, *indexes: int) -> list[Stall]:
+    """The next read of each of those chunks does not end."""
+    return [volume.stores[location.disk].stall("read_into") for location in block.chunks if location.index in indexes]
+
+
+@pytest.mark.parametrize(("code", "slow"), [(RS42, (1,)), (RS42, (0, 3)), (REPLICA3, (0, 1)), (REPLICA3, (2,))])
+def test_a_slow_disk_is_read_around_and_its_late_bytes_reach_nobody(
+    make: Maker, code: Code, slow: tuple[int, ...]
+) -> None:
+    volume = make(code, code.width, patience=HASTY)
+    first, second = volume.store(pattern(BLOCK_BYTES, 1)), volume.store(pattern(BLOCK_BYTES, 2))
+    stalls = stall_reads(volume, first, *slow)
+    while not all(stall.arrived.is_set() for stall in stalls):  # replicas are chosen by chance
+        assert volume.read(first) == pattern(BLOCK_BYTES, 1)
+    calls = {disk: store.calls["read_into"] for disk, store in volume.stores.items()}
+    slow_disks = {location.disk for location in first.chunks if location.index in slow}
+    with volume.blocks.reading(second, 0, BLOCK_BYTES, volume.loans, 10) as content:
+        assert {disk for disk in slow_disks if volume.stores[disk].calls["read_into"] != calls[disk]} == set(), (
+            "they rest"
+        )
+        for stall in stalls:
+            stall.release()
+        wait_until(lambda: all(volume.blocks._access.is_well(disk) for disk in slow_disks))
+        assert bytes(content) == pattern(BLOCK_BYTES, 2), "the late reads wrote into memory of their own"
+    assert volume.loans._pool.count == 2
+    assert volume.damage == [], "slow is not damaged"
+    assert volume.read(first) == pattern(BLOCK_BYTES, 1)
+
+
+def test_a_slow_source_of_a_decoding_is_done_without(make: Maker) -> None:
+    volume = make(patience=HASTY)
+    block = volume.store(pattern(BLOCK_BYTES))
+    volume.lose(block, 0)
+    (stall,) = stall_reads(volume, block, 4)
+    assert volume.read(block) == pattern(BLOCK_BYTES)
+    assert stall.arrived.is_set()
+    assert volume.blocks._reader._scratch._pool.count == SCRATCH_COUNT + 1, "scratch that a late read writes to is out"
+    stall.release()
+    wait_until(lambda: volume.blocks._reader._scratch._pool.count == SCRATCH_COUNT)
+
+
+def test_a_small_range_of_a_slow_disk_is_decoded(make: Maker) -> None:
+    volume = make(patience=HASTY)
+    block = volume.store(pattern(BLOCK_BYTES))
+    (stall,) = stall_reads(volume, block, 2)
+    offset = 2 * block.chunk_bytes + 5
+    assert volume.read(block, offset, 1000) == pattern(BLOCK_BYTES)[offset : offset + 1000]
+    assert stall.arrived.is_set()
+    stall.release()
+
+
+def test_more_slow_disks_than_the_code_bears_are_waited_for_within_bounds(make: Maker) -> None:
+    volume = make(patience=replace(HASTY, last_s=0.2))
+    block = volume.store(pattern(BLOCK_BYTES))
+    stalls = stall_reads(volume, block, 0, 1, 2)
+    with pytest.raises(UnavailableError):
+        volume.read(block)
+    for stall in stalls:
+        assert stall.arrived.is_set()
+        stall.release()
+    wait_until(lambda: all(volume.blocks._access.is_well(disk) for disk in volume.stores))
+    volume.patience = None
+    volume.blocks = volume.open()
+    assert volume.read(block) == pattern(BLOCK_BYTES)
+
+
+def test_a_disk_that_is_slow_but_needed_is_waited_for(make: Maker) -> None:
+    volume = make(patience=HASTY)
+    block = volume.store(pattern(BLOCK_BYTES))
+    volume.lose(block, 0, 5)
+    (stall,) = stall_reads(volume, block, 3)
+    release = threading.Timer(0.5, stall.release)
+    release.start()
+    assert volume.read(block) == pattern(BLOCK_BYTES)
+    release.join()
+    assert stall.arrived.is_set()
 
 
 # ---- repair, moving, deleting ----------------------------------------------------------------------------------------

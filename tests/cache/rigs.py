@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tieredfs.block.loans import BlockLoans
 from tieredfs.cache.local import LocalFile
 from tieredfs.config import parse_code
 from tieredfs.core.file_life import FileState
@@ -74,11 +75,15 @@ class GatedBlocks:
             assert self._changed.wait_for(lambda: not self.held(kind, key), WAIT_S)
             self.waiting -= 1
 
-    def read_into(self, block: Block, offset: int, target: memoryview) -> None:
+    @contextmanager
+    def reading(
+        self, block: Block, offset: int, length: int, loans: BlockLoans, timeout_s: float
+    ) -> Iterator[memoryview]:
         with self._changed:
             self.reads.append(block.block)
         self._pass("read", int(block.block))
-        self._inner.read_into(block, offset, target)
+        with self._inner.reading(block, offset, length, loans, timeout_s) as content:
+            yield content
 
     def write(self, buffer: Any, size_bytes: int) -> Block:
         with self._changed:

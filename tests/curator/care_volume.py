@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tieredfs.block.loans import BlockLoans
 from tieredfs.block.store import BlockStore
 from tieredfs.chunk.directory import DiskIdentity, chunk_path, format_disk
 from tieredfs.chunk.disk import DiskStore, open_store
@@ -18,6 +19,7 @@ from tieredfs.chunk.store import ChunkName, ChunkStore
 from tieredfs.curator import CheckReport, Curator, FindingKind
 from tieredfs.errors import TieredError
 from tieredfs.host import Host, LocalFiles, SystemClock, crash
+from tieredfs.host.buffers import BufferPool
 from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.limits import CELL_BYTES
 from tieredfs.meta.metadata import Creation, Metadata, format_volume
@@ -95,6 +97,7 @@ class CareVolume:
             self._format(disk_count, code)
         self.metadata = Metadata(self.engine, self.clock)
         self.session = self.metadata.open_session("testhost", os.getpid(), "test").session
+        self.loans = BlockLoans(BufferPool(BLOCK_BYTES, 2))
         self.contents: dict[bytes, bytes] = {}
         self.noted: list[tuple[BlockId, int]] = []
         self.on_damage: Callable[[Block, int], None] = lambda block, index: self.noted.append((block.block, index))
@@ -200,8 +203,9 @@ class CareVolume:
         file = self.metadata.lookup(parent, name)
         target = bytearray(file.size_bytes)
         for extent in self.metadata.extents(file.inode):
-            view = memoryview(target)[extent.offset : extent.end]
-            self.blocks.read_into(self.metadata.block(extent.block), extent.block_offset, view)
+            block = self.metadata.block(extent.block)
+            with self.blocks.reading(block, extent.block_offset, extent.length, self.loans, 10) as content:
+                target[extent.offset : extent.end] = content
         return bytes(target)
 
     def remove_file(self, name: bytes) -> None:

@@ -1,8 +1,8 @@
 """Disks as the block layer sees them: which there are, which are well, and chunk I/O that keeps the two up to date.
 
 A disk that raises UnavailableError rests for `DISK_REST_S`: new chunks go elsewhere and reads decode around it, so a
-dead disk costs one failed call per rest, not one per request. A disk with a write that does not end (`stalled`) rests
-until that write has ended. Chunks found missing or rotten are told to `on_damage`.
+dead disk costs one failed call per rest, not one per request. A disk with a call that does not end (`stalled`) rests
+until that call has ended. Chunks found missing or rotten are told to `on_damage`.
 
 Safe from any thread: the map of disks is replaced whole, the tables of health are guarded.
 """
@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from typing import Any
 
 from tieredfs.chunk.store import ChunkInfo, ChunkName, ChunkStore
 from tieredfs.core.placement import DiskOption
@@ -119,7 +120,7 @@ class ChunkAccess:
             self._rest(disk)
             raise
 
-    def stalled(self, disk: DiskId, call: "Future[None]") -> None:
+    def stalled(self, disk: DiskId, call: "Future[Any]") -> None:
         """`call` on the disk does not end: the disk is not used until it has."""
         with self._lock:
             self._stalled[disk] += 1

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tieredfs.block.access import ChunkAccess, Disks
@@ -23,7 +24,8 @@ from tieredfs.block.read import BlockReader
 from tieredfs.block.repair import BlockRepairer
 from tieredfs.block.write import BlockWriter
 from tieredfs.core.layout import encoded_bytes
-from tieredfs.errors import TieredError
+from tieredfs.core.patience import Patience
+from tieredfs.errors import TieredError, UnavailableError
 from tieredfs.host import Host, crash
 from tieredfs.host.buffers import BufferPool
 from tieredfs.limits import CHUNK_STALL_S, SCRATCH_BYTES, SCRATCH_COUNT
@@ -64,6 +66,7 @@ class BlockStore:
         buffer_count: int,
         on_damage: Callable[[Block, int], None] | None = None,
         stall_s: float = CHUNK_STALL_S,
+        patience: Patience | None = None,
     ) -> None:
         """`disks`: every disk that is not REMOVED; its store is None while it cannot be opened.
 
@@ -77,11 +80,11 @@ class BlockStore:
         self._code = config.code
         buffer_bytes = max(encoded_bytes(config.code, config.block_bytes), config.block_bytes)
         self._loans = BlockLoans(BufferPool(buffer_bytes, buffer_count))
-        scratch = BufferPool(SCRATCH_BYTES, SCRATCH_COUNT)
+        scratch = BlockLoans(BufferPool(SCRATCH_BYTES, SCRATCH_COUNT))
         threads = min(_THREADS_MAX, max(_THREADS_PER_DISK * len(disks), config.code.width))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="chunk")
         self._access = ChunkAccess(disks, host, on_damage or _ignore_damage)
-        self._reader = BlockReader(self._access, self._executor, host, scratch)
+        self._reader = BlockReader(self._access, self._executor, host, scratch, patience or Patience())
         self._writer = BlockWriter(self._access, self._executor, host, stall_s, self._loans.stalled)
         self._repairer = BlockRepairer(
             metadata, self._access, self._reader, self._writer, lend=self._loans.lend, draw=host.random.random
@@ -120,14 +123,24 @@ class BlockStore:
         code = self._metadata.code()
         return code if encoded_bytes(code, size_bytes) <= len(buffer.whole) else self._code
 
-    def read_into(self, block: Block, offset: int, target: memoryview) -> None:
-        """Fill `target` with the block's content from `offset`, verified; decodes around lost chunks.
+    @contextmanager
+    def reading(
+        self, block: Block, offset: int, length: int, loans: BlockLoans, timeout_s: float
+    ) -> Iterator[memoryview]:
+        """`length` bytes of the block's content from `offset`, verified, in memory that `loans` lends; decodes around lost chunks.
 
-        Chunks are read in parallel, straight into `target`: the larger the range, the better, and a whole block best (a
-        degraded range within one chunk reads k chunks for it). Raises DataLossError, UnavailableError (enough chunks
-        exist, but their disks don't answer), InvalidRequestError (beyond the end).
+        Chunks are read in parallel, straight into that memory: the larger the range, the better, and a whole block best (a
+        degraded range within one chunk reads k chunks for it). A disk that does not answer while others do keeps the buffer
+        that it writes to, and another is filled without it. Raises DataLossError, UnavailableError (enough chunks exist, but
+        their disks don't answer), InvalidRequestError (beyond the end), DeadlineError (no buffer within `timeout_s`).
         """
-        self._reader.read_into(block, offset, target)
+        for _ in range(block.code.width):  # each time at least one disk more is left out
+            with loans.lend(timeout_s) as whole:
+                target = whole[:length]
+                if self._reader.read_into(block, offset, target, partial(loans.stalled, whole)):
+                    yield target
+                    return
+        raise UnavailableError(f"block {block.block:x} cannot be read: its disks do not answer")
 
     def repair(self, block: Block) -> Block:
         """Make every chunk of the block whole again, in place where its disk works, else on another.

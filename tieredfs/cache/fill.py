@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from tieredfs.block.loans import BlockLoans
 from tieredfs.block.store import BlockStore
 from tieredfs.errors import DataLossError, DeadlineError, NoSpaceError, TieredError, UnavailableError
 from tieredfs.host import Files, crash
@@ -128,7 +129,7 @@ class Filler:
     def __init__(self, blocks: BlockStore, files: Files, buffer_bytes: int, worker_count: int) -> None:
         self._blocks = blocks
         self._files = files
-        self._buffers = BufferPool(buffer_bytes, worker_count)
+        self._buffers = BlockLoans(BufferPool(buffer_bytes, worker_count))
         self._worker_count = worker_count
         self._executor = ThreadPoolExecutor(worker_count, "fill")
 
@@ -164,11 +165,8 @@ class Filler:
         block = fill.blocks.get(extent.block)
         if block is None:
             raise DataLossError(f"block {extent.block:016x} has no record")
-        with self._buffers.lend(FILL_WAIT_S) as buffer:
-            target = buffer[: extent.length]
-            self._blocks.read_into(block, extent.block_offset, target)
-            self._files.write(fill.descriptor, [target], extent.offset)
-            target.release()
+        with self._blocks.reading(block, extent.block_offset, extent.length, self._buffers, FILL_WAIT_S) as content:
+            self._files.write(fill.descriptor, [content], extent.offset)
         crash.here("fill.part-written")
 
     def close(self) -> None:
