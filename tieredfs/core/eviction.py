@@ -9,7 +9,7 @@ evicted from the small queue are remembered, as many as there are files here, an
 Source of the algorithm: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. Pure: no clock, no lock.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,8 +95,12 @@ class ResidentIndex:
     def pinned(self) -> frozenset[InodeId]:
         return frozenset(self._pinned)
 
-    def victims(self, bytes_needed: int) -> list[tuple[InodeId, int]]:
-        """Take out files of at least `bytes_needed` in sum (all there are if fewer): (inode, version) in the order to delete."""
+    def is_pinned(self, inode: InodeId) -> bool:
+        return inode in self._pinned
+
+    def victims(self, bytes_needed: int, spared: Container[InodeId] = ()) -> list[tuple[InodeId, int]]:
+        """Take out files of at least `bytes_needed` in sum (all there are if fewer): (inode, version) in the order to delete.
+        Those that are pinned or `spared` stay."""
         chosen: list[tuple[InodeId, int]] = []
         freed = 0
         skipped: list[tuple[InodeId, Resident]] = []
@@ -105,7 +109,7 @@ class ResidentIndex:
             if candidate is None:
                 continue
             inode, resident = candidate
-            if inode in self._pinned:
+            if inode in self._pinned or inode in spared:
                 skipped.append(candidate)
                 continue
             chosen.append((inode, resident.version))

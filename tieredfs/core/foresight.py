@@ -179,7 +179,7 @@ class ComingUses:
     # ---- decisions --------------------------------------------------------------------------------------------------
 
     def decide(self, inode: InodeId, room_bytes: int, movable: Callable[[InodeId], bool]) -> Decision:
-        """Of an expected file that is not here, for its next visit. `room_bytes`: free, for files; `movable`: may be evicted now."""
+        """Of an expected file that is not here, for its next visit. `room_bytes`: free; `movable`: it may be evicted now."""
         visits = self._coming(inode)
         first = next(visits, None)
         later = list(visits)

@@ -8,14 +8,16 @@ Every process has an SSD directory of its own, a *slot* below `clients` beside t
 staged there is stored by whoever takes the slot next, by a mount's caretaker, or by `tieredfs drain`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 from tieredfs.cache.durable import make_durable
+from tieredfs.cache.foresight import Expectation
 from tieredfs.cache.local import LocalFile
 from tieredfs.config import parse_meta_url
 from tieredfs.core.file_life import DIRTY
+from tieredfs.core.foresight import Use
 from tieredfs.errors import (
     AlreadyExistsError,
     BusyError,
@@ -33,6 +35,7 @@ from tieredfs.meta.metadata import Creation, Placement, Removed
 from tieredfs.model import NO_CACHE, ROOT, Attributes, Durability, Entry, Extent, FileKind, InodeId
 from tieredfs.volume.open_files import Condition, Naming, TierReading, Unnamed, UnnamedOwner, caller_ids
 from tieredfs.volume.ssd import SsdTier
+from tieredfs.volume.through import ThroughReading
 from tieredfs.volume.volume import Volume
 
 __all__ = ["Condition", "FileSystem", "FileSystemContract", "Part", "Reading", "Writing"]
@@ -337,9 +340,30 @@ class FileSystem(UnnamedOwner):
             raise InvalidRequestError(f"{path!r} is not a regular file")
         return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
 
-    def open_version(self, attributes: Attributes) -> TierReading:
+    def open_version(self, attributes: Attributes) -> TierReading | ThroughReading:
         """The regular file whose content `attributes` describe, with or without a name. Raises StaleError when its content
-        is another one now, NotFoundError when it is gone, and what a fill raises."""
+        is another one now, NotFoundError when it is gone, and what a fill raises.
+
+        A file that is expected (`expect`), but not worth its room on the SSD, is read past it."""
+        with self._ssd.foresight.admit(attributes.inode) as keep:
+            through = None if keep else self._through(attributes)
+            return through or self._open_here(attributes)
+
+    def _through(self, attributes: Attributes) -> ThroughReading | None:
+        """None: the store does not have that content, or not any more."""
+        now = self._metadata.attributes(attributes.inode)
+        extents = self._metadata.extents(attributes.inode)
+        blocks = self._metadata.blocks({extent.block for extent in extents})
+        after = self._metadata.attributes(attributes.inode)
+        if not now.version == after.version == attributes.version or after.staged_in != NO_CACHE:
+            return None
+        return ThroughReading(attributes, extents, blocks, self._ssd.filler)
+
+    def expect(self, uses: Iterable[Use] = ()) -> Expectation:
+        """Announce what will be read next, in order: the SSD keeps, fetches and evicts by it. A hint: nothing depends on it."""
+        return self._ssd.foresight.expect(uses)
+
+    def _open_here(self, attributes: Attributes) -> TierReading:
         reading = TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
         if reading.version != attributes.version:
             reading.close()

@@ -5,6 +5,7 @@ import os
 from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
+from tieredfs.cache.foresight import Foresight
 from tieredfs.cache.layout import CacheDirectory
 from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
@@ -31,7 +32,8 @@ class SsdTier:
             self.filler = Filler(volume.blocks, files, volume.config.block_bytes, volume.memory.fill_buffers)
             self.tier = Tier(part, self.filler, self.room)
             self.drainer = Drainer(self.tier, volume.config.block_bytes)
-            self.evictor = Evictor(self.tier, self.drainer)
+            self.foresight = Foresight(self.tier)
+            self.evictor = Evictor(self.tier, self.drainer, self.foresight.make_room)
             self.room.on_pressure(self.evictor.wake)
             self.recovered: Recovered = recover(self.tier)
         except BaseException:
@@ -59,6 +61,7 @@ class SsdTier:
 
     def close(self) -> None:
         """Stop; what is staged stays staged, for the next mount."""
+        self.foresight.close()
         self.evictor.close()
         self.drainer.close()
         self.filler.close()
