@@ -40,7 +40,7 @@ def list_source(volume: FileSystemContract, source: str) -> Listing:
     plain = next((at for at, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
     base = b"/".join(parts[:plain])
     if plain < len(parts):
-        found = sorted(_globbed(volume, base, parts[plain:]))
+        found = sorted(dict(_globbed(volume, base, parts[plain:])).items())
     else:
         base, found = _named(volume, base)
     if not found:
@@ -69,7 +69,10 @@ def _below(volume: FileSystemContract, path: bytes) -> Iterator[Found]:
 def _globbed(volume: FileSystemContract, path: bytes, patterns: Sequence[bytes]) -> Iterator[Found]:
     pattern, rest = patterns[0], patterns[1:]
     if pattern == b"**":
-        yield from _globbed(volume, path, rest or [b"*"])
+        if not rest:
+            yield from _below(volume, path)
+            return
+        yield from _globbed(volume, path, rest)
     for name, attributes in _entries(volume, path):
         child = _join(path, name)
         if name.startswith(b".") and not pattern.startswith(b"."):

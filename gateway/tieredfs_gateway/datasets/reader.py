@@ -11,16 +11,14 @@ always has its place: with many iterators far apart, or segments larger than the
 import contextlib
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import pyarrow as pa
 
-from tieredfs.errors import ConfigurationError, InvalidRequestError
+from tieredfs.errors import ConfigurationError, DeadlineError, InvalidRequestError
 from tieredfs.limits import MEMORY_BYTES_DEFAULT
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs_gateway.datasets.arrow_files import ByteCount
@@ -31,18 +29,15 @@ from tieredfs_gateway.datasets.order import Permutation, Sequence, epoch_key, sp
 from tieredfs_gateway.datasets.pieces import Pieces
 from tieredfs_gateway.datasets.scratch import Scratch
 from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, SplitShelf, WindowPlan
-from tieredfs_gateway.datasets.shelf import Loan, Shelf
+from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
 from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
 from tieredfs_gateway.datasets.sources.formats import choose, source_of
+from tieredfs_gateway.datasets.threads import Threads
 from tieredfs_gateway.datasets.versions import Snapshot
 
 SCRATCH_BYTES_DEFAULT: Final = 16 << 30
-THREADS_MAX: Final = 64
 AHEAD_MAX: Final = 32
 """Segments that one iterator reads ahead at most."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def open_reader(
@@ -60,7 +55,6 @@ def open_reader(
         raise ConfigurationError(f"batch_size is {order.batch_size}; it must be at least 1")
     if order.window_rows < 1:
         raise ConfigurationError(f"window_rows is {order.window_rows}; it must be at least 1")
-    count = max(1, min(threads or max(2, os.cpu_count() or 2), THREADS_MAX))
     room = Room(memory_bytes, scratch_directory, scratch_bytes)
     listing = list_source(volume, spec.source)
     chosen = choose(volume, listing.files, spec.format)
@@ -68,29 +62,11 @@ def open_reader(
         snapshot = stack.enter_context(contextlib.closing(Snapshot(volume, chosen.files)))
         tally = Tally()
         unpacked = stack.enter_context(contextlib.closing(room.scratch(tally)))
-        pool = ThreadPoolExecutor(count, "tieredfs-dataset")
-        stack.callback(pool.shutdown, cancel_futures=True)
+        pool = stack.enter_context(contextlib.closing(Threads(threads or max(2, os.cpu_count() or 2))))
         source = source_of(chosen, volume, snapshot, unpacked, tally.read)
         constants = partitions(listing.base, [path for path, _ in chosen.files])
-        dataset = Dataset(source, snapshot.files, constants, spec, partial(_parallel, pool, count))
-        version = snapshot.version
-        threads_of = Threads(pool, count)
-        return DatasetReader(version, dataset, order, threads_of, room, tally, stack.pop_all())
-
-
-def _parallel(pool: ThreadPoolExecutor, count: int, work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """`map`, with no more under way than there are threads, so that an error ends it soon."""
-    waiting: deque[Any] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= 2 * count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+        dataset = Dataset(source, snapshot.files, constants, spec, pool.map)
+        return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all())
 
 
 class Tally:
@@ -113,10 +89,12 @@ class Room:
         return Scratch(self.directory, self.scratch_bytes, tally.spilled.add)
 
 
-@dataclass(frozen=True, slots=True)
-class Threads:
-    pool: ThreadPoolExecutor
-    count: int
+@dataclass(slots=True, eq=False)
+class _Epoch:
+    """A plan, and how many iterators use it (under the reader's lock)."""
+
+    plan: EpochPlan
+    users: int = 0
 
 
 class DatasetReader:
@@ -140,13 +118,15 @@ class DatasetReader:
         self._room = room
         self._tally = tally
         self._held = held
-        self._counts = Counts(dataset, partial(_parallel, threads.pool, threads.count))
+        self._counts = Counts(dataset, threads.map)
         whole_splits = order.shuffle in (Shuffle.NONE, Shuffle.SHARDS)
         share = room.memory_bytes // 2 if whole_splits else room.memory_bytes // 4
         self._segments: Shelf[Segment] = Shelf(share, lambda segment: segment.size_bytes)
         self._splits = SplitShelf(dataset, room.memory_bytes // 4)
-        self._plans: dict[int, tuple[EpochPlan, int]] = {}
+        self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._working = 0
         self._closed = False
         self._schema = pa.schema(
             [
@@ -164,8 +144,8 @@ class DatasetReader:
         return self._schema
 
     def row_count(self) -> int:
-        self._check_open()
-        return int(self._counts.all().sum())
+        with self._work():
+            return int(self._counts.all().sum())
 
     def batch_count(self) -> int:
         return -(-self.row_count() // self._order.batch_size)
@@ -193,21 +173,22 @@ class DatasetReader:
         return self._generate(position, stride)
 
     def _generate(self, position: Position, stride: int) -> Iterator[NumberedBatch]:
-        plan = self._enter(position.epoch)
-        cursor = _Cursor(plan, self._segments, self._threads.pool, min(AHEAD_MAX, 2 * self._threads.count))
+        with self._work():
+            epoch = self._enter(position.epoch)
+        cursor = _Cursor(epoch.plan, self._segments, self._threads)
         size = self._order.batch_size
         try:
             number = position.batches
             while True:
-                self._check_open()
-                pieces = cursor.rows(number * size, (number + 1) * size)
+                with self._work():
+                    pieces = cursor.rows(number * size, (number + 1) * size)
                 if pieces is None:
                     return
                 yield NumberedBatch(number, self._batch(pieces))
                 number += stride
         finally:
             cursor.close()
-            self._leave(position.epoch)
+            self._leave(position.epoch, epoch)
 
     def _batch(self, pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
         """One batch, with dictionaries of its own."""
@@ -224,27 +205,29 @@ class DatasetReader:
 
     # ---- epochs -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch, shared by its iterators."""
+    def _enter(self, number: int) -> _Epoch:
+        """The plan of an epoch, shared by its iterators; a new one where the last one failed."""
         with self._lock:
-            plan, users = self._plans.get(epoch, (None, 0))
-            if plan is not None:
-                self._plans[epoch] = plan, users + 1
-                return plan
-        made = self._planned(epoch)
+            epoch = self._epochs.get(number)
+            if epoch is not None and not epoch.plan.failed:
+                epoch.users += 1
+                return epoch
+        made = _Epoch(self._planned(number))
         with self._lock:
-            plan, users = self._plans.get(epoch, (made, 0))
-            self._plans[epoch] = plan, users + 1
-            return plan
+            epoch = self._epochs.get(number)
+            if epoch is None or epoch.plan.failed:
+                epoch = self._epochs[number] = made
+            epoch.users += 1
+            return epoch
 
-    def _leave(self, epoch: int) -> None:
+    def _leave(self, number: int, epoch: _Epoch) -> None:
         with self._lock:
-            plan, users = self._plans[epoch]
-            self._plans[epoch] = plan, users - 1
-            if users == 1:
-                del self._plans[epoch]
-        if users == 1:
-            plan.close()
+            epoch.users -= 1
+            if epoch.users:
+                return
+            if self._epochs.get(number) is epoch:
+                del self._epochs[number]
+        epoch.plan.close()
 
     def _planned(self, epoch: int) -> EpochPlan:
         shuffle, seed, count = self._order.shuffle, self._order.seed, len(self._dataset.splits)
@@ -273,12 +256,27 @@ class DatasetReader:
         if self._closed:
             raise InvalidRequestError("the reader is closed")
 
+    @contextlib.contextmanager
+    def _work(self) -> Iterator[None]:
+        """A consumer's thread reads for itself: what it reads from stays open as long."""
+        with self._lock:
+            self._check_open()
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working -= 1
+                self._changed.notify_all()
+
     def close(self) -> None:
-        """Waits for what is being decoded at the moment."""
+        """Waits for what is being decoded at the moment. Raises DeadlineError."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+            if not self._changed.wait_for(lambda: not self._working, WAIT_S):
+                raise DeadlineError(f"a batch was still being read after {WAIT_S:.0f} s")
         self._held.close()
 
     def __enter__(self) -> Self:
@@ -295,11 +293,11 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
 class _Cursor:
     """An iterator's place in an epoch, and what it has on loan. For one thread at a time."""
 
-    def __init__(self, plan: EpochPlan, shelf: Shelf[Segment], pool: ThreadPoolExecutor, ahead: int) -> None:
+    def __init__(self, plan: EpochPlan, shelf: Shelf[Segment], threads: Threads) -> None:
         self._plan = plan
         self._shelf = shelf
-        self._pool = pool
-        self._ahead = ahead
+        self._threads = threads
+        self._ahead = min(AHEAD_MAX, 2 * threads.count)
         self._loans: dict[int, Loan[Segment]] = {}
         self._number = -1
         self._start = 0
@@ -347,7 +345,7 @@ class _Cursor:
                 if loan is None:
                     return
                 self._loans[number] = loan
-                self._pool.submit(loan.fill)
+                self._threads.submit(loan.fill)
 
     def _order(self, number: int) -> tuple[Any, Callable[[], Segment], int]:
         return self._plan.key(number), partial(self._plan.make, number), self._plan.estimate(number)

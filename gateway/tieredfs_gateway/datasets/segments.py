@@ -73,6 +73,11 @@ class EpochPlan(Protocol):
 
     @property
     def segment_count(self) -> int: ...
+    @property
+    def failed(self) -> bool:
+        """It is of no more use: who comes next makes another."""
+        ...
+
     def find(self, row: int) -> tuple[int, int]:
         """The segment with that position, and the first position of it; the number of segments for one beyond the last."""
         ...
@@ -82,7 +87,7 @@ class EpochPlan(Protocol):
         ...
 
     def key(self, number: int) -> Hashable:
-        """Equal for segments with equal rows, of any epoch."""
+        """Of the segment; equal only for segments with equal rows, of any plan."""
         ...
 
     def estimate(self, number: int) -> int:
@@ -132,6 +137,8 @@ class Counts:
 
 class SplitPlan:
     """`none` and `shards`: a segment is a split. Splits whose rows are not counted yet are counted by reading them."""
+
+    failed = False
 
     def __init__(self, dataset: Dataset, counts: Counts, order: Indices) -> None:
         self._dataset = dataset
@@ -195,6 +202,8 @@ class SplitShelf:
 
 class WindowPlan:
     """`window`: splits in random order, cut into windows of equally many rows, each mixed."""
+
+    failed = False
 
     def __init__(self, splits: SplitShelf, sequence: RowSequence, order: tuple[int, int, int]) -> None:
         """`order`: rows of a window, seed, epoch."""

@@ -63,10 +63,13 @@ class Shelf(Generic[V]):
     """Safe from any thread."""
 
     def __init__(self, limit_bytes: int, size: Callable[[V], int]) -> None:
-        self.limit_bytes = limit_bytes
+        self._limit_bytes = limit_bytes
         self._size = size
-        self._things: OrderedDict[Hashable, _Thing[V]] = OrderedDict()
         self._lock = threading.Lock()
+        self._things: dict[Hashable, _Thing[V]] = {}
+        self._idle: OrderedDict[Hashable, _Thing[V]] = OrderedDict()
+        """Made, and not on loan; the least recently used first."""
+        self._bytes = self._idle_bytes = 0
         self._estimated = self._actual = 1
         self.made = 0
         self.shared = 0
@@ -79,10 +82,9 @@ class Shelf(Generic[V]):
     def borrow_ahead(self, key: Hashable, make: Callable[[], V], estimate: int) -> Loan[V] | None:
         """None: there is no room for it."""
         with self._lock:
-            if key not in self._things:
-                on_loan = sum(thing.size_bytes for thing in self._things.values() if thing.loans)
-                if on_loan + self._corrected(estimate) > self.limit_bytes:
-                    return None
+            on_loan = self._bytes - self._idle_bytes
+            if key not in self._things and on_loan + self._corrected(estimate) > self._limit_bytes:
+                return None
             return self._lend(key, make, estimate)
 
     def _lend(self, key: Hashable, make: Callable[[], V], estimate: int) -> Loan[V]:
@@ -90,16 +92,18 @@ class Shelf(Generic[V]):
         if thing is None:
             thing = self._things[key] = _Thing(key, make, self._corrected(estimate))
             thing.estimate = estimate
+            self._bytes += thing.size_bytes
         else:
             self.shared += 1
+            if self._idle.pop(key, None) is not None:
+                self._idle_bytes -= thing.size_bytes
         thing.loans += 1
-        self._things.move_to_end(key)
         self._make_room()
         return Loan(self, thing)
 
     def _corrected(self, estimate: int) -> int:
         """Formats guess; what was made so far says by how much they err."""
-        return estimate * max(1, -(-self._actual // max(1, self._estimated)))
+        return estimate * max(1, -(-self._actual // self._estimated))
 
     def make(self, thing: _Thing[V]) -> None:
         """See `Loan.fill`."""
@@ -117,37 +121,45 @@ class Shelf(Generic[V]):
                 raise
             return
         with self._lock:
-            thing.size_bytes = self._size(value)
             self.made += 1
+            actual = self._size(value)
             if thing.estimate:
                 self._estimated += thing.estimate
-                self._actual += thing.size_bytes
+                self._actual += actual
+            self._bytes += actual - thing.size_bytes
+            thing.size_bytes = actual
+            thing.future.set_result(value)
+            self._settle(thing)
             self._make_room()
-        thing.future.set_result(value)
 
     def give_back(self, thing: _Thing[V]) -> None:
         with self._lock:
             thing.loans -= 1
-            if not thing.loans and not thing.future.done() and thing.make is not None:
-                self._forget(thing)
+            self._settle(thing)
             self._make_room()
 
+    def _settle(self, thing: _Thing[V]) -> None:
+        """What nobody has on loan is idle, or was not begun and never will be."""
+        if thing.loans or self._things.get(thing.key) is not thing:
+            return
+        if thing.future.done():
+            self._idle[thing.key] = thing
+            self._idle_bytes += thing.size_bytes
+        elif thing.make is not None:
+            self._forget(thing)
+
     def _make_room(self) -> None:
-        total = sum(thing.size_bytes for thing in self._things.values())
-        for thing in list(self._things.values()):
-            if total <= self.limit_bytes:
-                return
-            if not thing.loans and thing.future.done():
-                total -= thing.size_bytes
-                self._forget(thing)
+        while self._idle and self._bytes > self._limit_bytes:
+            _, thing = self._idle.popitem(last=False)
+            self._idle_bytes -= thing.size_bytes
+            self._forget(thing)
 
     def _forget(self, thing: _Thing[V]) -> None:
         if self._things.get(thing.key) is thing:
             del self._things[thing.key]
+            self._bytes -= thing.size_bytes
 
-    def drop(self, wanted: Callable[[Hashable], bool]) -> None:
-        """Forget what nobody has on loan and is not wanted any more."""
+    def on_loan(self) -> int:
+        """How many loans are out."""
         with self._lock:
-            for thing in list(self._things.values()):
-                if not thing.loans and thing.future.done() and not wanted(thing.key):
-                    self._forget(thing)
+            return sum(thing.loans for thing in self._things.values())

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from tieredfs.errors import DeadlineError
+from tieredfs.errors import DeadlineError, InvalidRequestError
 from tieredfs_gateway.datasets.dataset import Dataset
 from tieredfs_gateway.datasets.order import Indices, Permutation
 from tieredfs_gateway.datasets.order import Sequence as RowSequence
@@ -80,6 +80,8 @@ class _Positions:
 class GatherPlan(_Positions):
     """Buckets whose rows are read one by one, by split."""
 
+    failed = False
+
     def __init__(self, dataset: Dataset, sequence: RowSequence, buckets: Buckets) -> None:
         super().__init__(buckets)
         self._dataset = dataset
@@ -113,15 +115,50 @@ class BucketPlan(_Positions):
         self._splits = splits
         self._sequence = sequence
         self._pieces = pieces
+        self._identity = object()
         self._changed = threading.Condition()
         self._next = 0
         self._done = 0
+        self._active = 0
         self._error: Exception | None = None
 
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    def key(self, number: int) -> Hashable:
+        """Pieces are this plan's own, so a bucket of another plan of the epoch is another thing."""
+        return self._identity, number
+
     def make(self, number: int) -> Segment:
-        self._scatter()
-        pieces, places = self._pieces.of(number)
-        return in_order(self._splits.dataset.schema, pieces, places, self.length(number))
+        with self._changed:
+            self._check()
+            self._active += 1
+        try:
+            self._scatter()
+            pieces, places = self._pieces.of(number)
+            return in_order(self._splits.dataset.schema, pieces, places, self.length(number))
+        finally:
+            self._left()
+
+    def close(self) -> None:
+        """Those who are still making a bucket, for nobody, end soon; the last of them lets the pieces go."""
+        with self._changed:
+            self._active += 1
+            self._error = InvalidRequestError("nobody reads this epoch any more")
+            self._changed.notify_all()
+        self._left()
+
+    def _left(self) -> None:
+        with self._changed:
+            self._active -= 1
+            over = not self._active and self._error is not None
+        if over:
+            self._pieces.close()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def _scatter(self) -> None:
         """Returns when every split has been scattered, having helped. A failure is final for this plan."""
@@ -140,8 +177,7 @@ class BucketPlan(_Positions):
         with self._changed:
             if not self._changed.wait_for(lambda: self._done >= count or self._error is not None, WAIT_S):
                 raise DeadlineError(f"the dataset was not scattered within {WAIT_S:.0f} s")
-            if self._error is not None:
-                raise self._error
+            self._check()
 
     def _take(self) -> int | None:
         with self._changed:
@@ -169,13 +205,6 @@ class BucketPlan(_Positions):
             bucket = int(buckets[order[low]])
             places = positions[order[low:high]] - bucket * self._rows
             self._pieces.add(bucket, split, slice_rows(arranged, low, high), places)
-
-    @property
-    def failed(self) -> bool:
-        return self._error is not None
-
-    def close(self) -> None:
-        self._pieces.close()
 
 
 def in_order(schema: pa.Schema, pieces: list[pa.RecordBatch], places: list[Indices], length: int) -> Segment:

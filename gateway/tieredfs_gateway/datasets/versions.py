@@ -69,6 +69,7 @@ class Snapshot:
         self._own: dict[bytes, Writing] = {}
         self._open: OrderedDict[bytes, _Shared] = OrderedDict()
         self._lock = threading.Lock()
+        self._closed = False
         self._pinned: dict[bytes, PinnedFile] = {}
         try:
             self.files = tuple(self.add(found))
@@ -129,6 +130,8 @@ class Snapshot:
 
     def _enter(self, file: PinnedFile) -> "_Shared":
         with self._lock:
+            if self._closed:
+                raise InvalidRequestError("the dataset is closed")
             shared = self._open.get(file.path)
             if shared is None:
                 shared = self._open[file.path] = _Shared()
@@ -168,6 +171,7 @@ class Snapshot:
     def close(self) -> None:
         """Nobody reads any more. Blocks that nothing else refers to may go from now on."""
         with self._lock:
+            self._closed = True
             shared, self._open = list(self._open.values()), OrderedDict()
             held, self._holds, self._own = [*self._own.values(), *self._holds], [], {}
         for each in shared:

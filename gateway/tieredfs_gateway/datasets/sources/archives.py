@@ -51,7 +51,7 @@ class Archive:
             piece, within = divmod(offset + done, PART_BYTES)
             step = min(length - done, PART_BYTES - within)
             found = self._scratch.read(self._source.offsets[piece] + within, step)
-            target[done : done + step] = memoryview(found)
+            target[done : done + step] = memoryview(found).cast("B")
             done += step
         return done
 

@@ -25,7 +25,10 @@ class Member:
 
 
 def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
-    """`read(offset, length)` gives bytes of the archive of `total` bytes. Raises BadTarError."""
+    """`read(offset, length)` gives bytes of the archive of `total` bytes. Raises BadTarError.
+
+    An archive ends with blocks of zeros; one that does not was cut off, perhaps between two members.
+    """
     at = 0
     long_name: bytes | None = None
     pax: dict[bytes, bytes] = {}
@@ -50,6 +53,7 @@ def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
         if kind not in (b"L", b"x", b"g"):
             long_name, pax = None, {}
         at = data + -(-size // BLOCK) * BLOCK
+    raise BadTarError(f"it is truncated: its {total} bytes do not end with the mark of an end")
 
 
 def _check(header: bytes, at: int) -> None:

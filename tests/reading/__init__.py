@@ -1,0 +1,1 @@
+"""Reading datasets: order, filters, formats, pinning, bad input, memory."""
