@@ -78,6 +78,7 @@ def lru_fetched(uses: Sequence[Use], capacity: int) -> int:
 INODES = st.integers(1, 6).map(InodeId)
 
 
+@settings(deadline=None)
 @given(st.lists(INODES, max_size=14), st.integers(0, 5))
 def test_files_of_one_size_that_are_read_whole_are_fetched_as_rarely_as_possible(
     inodes: list[InodeId], capacity: int
@@ -86,6 +87,7 @@ def test_files_of_one_size_that_are_read_whole_are_fetched_as_rarely_as_possible
     assert visit_all(uses, capacity) == least_fetched(uses, capacity)
 
 
+@settings(deadline=None)
 @given(st.lists(INODES, max_size=14), st.dictionaries(INODES, st.integers(1, 9)), st.integers(0, 20), st.integers(1, 4))
 def test_with_sizes_and_parts_the_rules_hold_and_nothing_is_better_than_the_best(
     inodes: list[InodeId], sizes: dict[InodeId, int], capacity: int, parts: int
@@ -105,7 +107,7 @@ def epochs(files: int, splits: int, count: int, seed: int, sizes: Sequence[int])
     return found
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000))
 def test_epochs_of_one_visit_per_file_cost_what_the_tier_cannot_hold(seed: int) -> None:
     """Whatever a policy does, no more than the tier holds is here when an epoch begins; Belady reaches that."""
@@ -113,7 +115,7 @@ def test_epochs_of_one_visit_per_file_cost_what_the_tier_cannot_hold(seed: int) 
     assert visit_all(uses, 64) == 8 * (32 + 24 + 24) < lru_fetched(uses, 64)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.booleans())
 def test_epochs_of_many_visits_per_file_are_close_to_what_the_tier_cannot_hold(seed: int, even: bool) -> None:
     chance = random.Random(seed)

@@ -140,7 +140,7 @@ class Foresight:
         """For others: the number of files evicted. By the tier's policy, but for what is expected and within its share."""
         with self._lock:
             copied = self._coming.copied_bytes
-            ordinary = max(0, self._tier.resident_bytes() - copied)
+            ordinary = max(0, self._tier.resident_bytes(pinned=False) - copied)
             beyond = copied - int(EXPECTED_SHARE * self._tier.room.capacity_bytes)
             from_ours = min(bytes_needed, max(beyond, bytes_needed - ordinary, 0))
             ours = self._coming.surplus(from_ours, self._tier.is_movable) if from_ours else []
@@ -173,7 +173,7 @@ class Foresight:
         """Bytes for one more expected file: free ones, or those of others below our share."""
         free = self._free()
         capacity, copied = self._tier.room.capacity_bytes, self._coming.copied_bytes
-        ordinary = max(0, self._tier.resident_bytes() - copied)
+        ordinary = max(0, self._tier.resident_bytes(pinned=False) - copied)
         return max(free, min(int(EXPECTED_SHARE * capacity) - copied, free + ordinary))
 
     def _free(self) -> int:

@@ -113,9 +113,9 @@ class Tier:
         with self._lock:
             return list(self._files.values())
 
-    def resident_bytes(self) -> int:
+    def resident_bytes(self, *, pinned: bool = True) -> int:
         with self._lock:
-            return self._resident.bytes
+            return self._resident.bytes - (0 if pinned else self._resident.pinned_bytes)
 
     def is_movable(self, inode: InodeId) -> bool:
         """A clean copy that nobody has open or pinned."""

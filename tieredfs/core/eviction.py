@@ -49,6 +49,12 @@ class ResidentIndex:
         """Sum of the sizes of all files in the index."""
         return self._small_bytes + self._main_bytes
 
+    @property
+    def pinned_bytes(self) -> int:
+        """Of those, what is pinned."""
+        here = (self._small.get(inode) or self._main.get(inode) for inode in self._pinned)
+        return sum(resident.size_bytes for resident in here if resident is not None)
+
     def __len__(self) -> int:
         return len(self._small) + len(self._main)
 

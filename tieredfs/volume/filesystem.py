@@ -359,6 +359,11 @@ class FileSystem(UnnamedOwner):
             return None
         return ThroughReading(attributes, extents, blocks, self._ssd.filler)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of this process's SSD tier."""
+        return self._tier.room.capacity_bytes
+
     def expect(self, uses: Iterable[Use] = ()) -> Expectation:
         """Announce what will be read next, in order: the SSD keeps, fetches and evicts by it. A hint: nothing depends on it."""
         return self._ssd.foresight.expect(uses)
