@@ -73,7 +73,7 @@ class CsvSource:
     ) -> pa.Table:
         """`names` None: the first line has them. `schema` None: types are guessed, of all columns."""
         tab = bare_name(file.path).lower().endswith(b".tsv")
-        with unreadable(file, "CSV", stretch):
+        with unreadable(file, "CSV", stretch.line - 1):
             return pa.csv.read_csv(
                 as_file(text),
                 pa.csv.ReadOptions(use_threads=False, block_size=max(1, text.size + 1), column_names=names),

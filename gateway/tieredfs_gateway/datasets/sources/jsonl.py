@@ -65,7 +65,7 @@ def parsed(file: PinnedFile, stretch: Stretch, text: pa.Buffer, schema: pa.Schem
     if not bytes(memoryview(text)).strip():
         return pa.table({})
     try:
-        with unreadable(file, "JSON Lines", stretch):
+        with unreadable(file, "JSON Lines", stretch.line):
             return pa.json.read_json(
                 as_file(text), pa.json.ReadOptions(use_threads=False, block_size=text.size + 1), options
             )

@@ -113,13 +113,14 @@ def end_of_quoted_lines(text: bytes) -> int:
 
 
 @contextmanager
-def unreadable(file: PinnedFile, what: str, stretch: Stretch | None = None) -> Iterator[None]:
-    """Arrow's complaints as CorruptError with the file's name, and the line where Arrow says a row."""
+def unreadable(file: PinnedFile, what: str, line_of_row_0: int | None = None) -> Iterator[None]:
+    """Arrow's complaints as CorruptError with the file's name, and the line where Arrow says a row (of lines that go on, the
+    one with as many rows before it)."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         found = re.search(r"[Rr]ow #?(\d+)", str(error))
-        line = f", line {stretch.line + int(found[1])}" if stretch is not None and found else ""
+        line = f", line {line_of_row_0 + int(found[1])}" if line_of_row_0 is not None and found else ""
         raise CorruptError(f"{file.name}{line}: not readable as {what}: {error}") from error
 
 

@@ -1,0 +1,164 @@
+"""What people read datasets with today, each used as its documentation says, and in the fastest way it offers for whole batches.
+
+Those that are not installed are left out. MosaicML Streaming wants numpy < 2.2 and LitData a torchvision of another torch: neither
+installs beside the versions in `requirements/`, so they are not here.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+
+BUFFER_SAMPLES: Final = 1000
+"""WebDataset's and HF's usual shuffle buffer for streams: not a full shuffle, but what they offer for shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """`epoch` reads all rows once and says how many. `converted_s`: what making its own form of the data took."""
+
+    epoch: Callable[[], int]
+    what: str
+    converted_s: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.what}, converted in {self.converted_s:.1f} s" if self.converted_s else self.what
+
+
+class TableRows(Dataset[Any]):
+    """A table in memory, a batch of indices at a time: one `take`, no collating."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, indices: list[int]) -> pa.Table:
+        return self.table.take(pa.array(indices))
+
+
+class Pictures(Dataset[Any]):
+    """One file a sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(str(path) for path in folder.iterdir())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> bytes:
+        with open(self.paths[index], "rb") as file:
+            return file.read()
+
+
+def same(samples: Any) -> Any:
+    return samples
+
+
+def loader_of(dataset: Dataset[Any], batch: int, workers: int, kind: Any = DataLoader) -> Any:
+    return kind(dataset, batch_size=batch, shuffle=True, num_workers=workers, collate_fn=same)
+
+
+def tabular(path: Path, converted: Path, batch: int) -> dict[str, Rival]:
+    """The rivals for Parquet files."""
+
+    def loaded() -> int:
+        rows = TableRows(pa.dataset.dataset(path).to_table().combine_chunks())
+        sampler = BatchSampler(RandomSampler(rows), batch, drop_last=False)
+        return sum(table.num_rows for table in DataLoader(rows, sampler=sampler, batch_size=None))
+
+    found = {"DataLoader": Rival(loaded, "DataLoader over a table in memory, BatchSampler, one take a batch")}
+    if find_spec("torchdata"):
+        found["StatefulDataLoader"] = Rival(lambda: _stateful(path, batch), "the same with StatefulDataLoader")
+    if find_spec("datasets"):
+        found["HF datasets"] = _hugging_face(path, converted, batch)
+    return found
+
+
+def _stateful(path: Path, batch: int) -> int:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    rows = TableRows(pa.dataset.dataset(path).to_table().combine_chunks())
+    sampler = BatchSampler(RandomSampler(rows), batch, drop_last=False)
+    return sum(table.num_rows for table in StatefulDataLoader(rows, sampler=sampler, batch_size=None))
+
+
+def _hugging_face(path: Path, converted: Path, batch: int) -> Rival:
+    import datasets
+
+    datasets.disable_progress_bars()
+    start = time.perf_counter()
+    files = sorted(str(file) for file in path.iterdir())
+    made = datasets.Dataset.from_parquet(files, cache_dir=str(converted / "hf"))
+    seconds = time.perf_counter() - start
+
+    def epoch() -> int:
+        shuffled = made.shuffle(seed=1, load_from_cache_file=False).with_format("arrow")
+        return sum(table.num_rows for table in shuffled.iter(batch_size=batch))
+
+    return Rival(epoch, "datasets, shuffle(), iter() of Arrow tables", seconds)
+
+
+def images(shards: Path, pictures: Path, converted: Path, batch: int) -> dict[str, Rival]:
+    """The rivals for pictures: bytes, not decoded."""
+    found = {
+        "DataLoader": Rival(
+            lambda: sum(map(len, loader_of(Pictures(pictures), batch, 0))), "DataLoader over one file a picture"
+        ),
+        "DataLoader, 2 workers": Rival(
+            lambda: sum(map(len, loader_of(Pictures(pictures), batch, 2))), "the same with two workers"
+        ),
+    }
+    if find_spec("torchdata"):
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        found["StatefulDataLoader"] = Rival(
+            lambda: sum(map(len, loader_of(Pictures(pictures), batch, 0, StatefulDataLoader))), "its stateful form"
+        )
+    if find_spec("webdataset"):
+        found["WebDataset"] = Rival(
+            lambda: _count(_webdataset(shards, batch)), f"shards and a buffer of {BUFFER_SAMPLES}: no full shuffle"
+        )
+    if find_spec("datasets"):
+        found["HF datasets"] = _hugging_face_images(pictures, converted, batch)
+    return found
+
+
+def _count(batches: Iterable[list[Any]]) -> int:
+    return sum(len(batch) for batch in batches)
+
+
+def _webdataset(shards: Path, batch: int) -> Iterator[list[Any]]:
+    import webdataset
+
+    urls = sorted(str(path) for path in shards.iterdir())
+    stream = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=1, empty_check=False).shuffle(BUFFER_SAMPLES)
+    return iter(stream.batched(batch, collation_fn=None, partial=True))
+
+
+def _hugging_face_images(pictures: Path, converted: Path, batch: int) -> Rival:
+    import datasets
+
+    datasets.disable_progress_bars()
+    start = time.perf_counter()
+    paths = sorted(pictures.iterdir())
+
+    def rows() -> Iterator[dict[str, bytes]]:
+        for path in paths:
+            yield {"jpg": path.read_bytes()}
+
+    made = datasets.Dataset.from_generator(rows, cache_dir=str(converted / "hf-images"), writer_batch_size=100)
+    seconds = time.perf_counter() - start
+
+    def epoch() -> int:
+        shuffled = made.shuffle(seed=1, load_from_cache_file=False).with_format("arrow")
+        return sum(table.num_rows for table in shuffled.iter(batch_size=batch))
+
+    return Rival(epoch, "datasets, shuffle(), iter() of Arrow tables", seconds)

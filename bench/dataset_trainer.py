@@ -1,0 +1,81 @@
+"""A trainer of the dataset benchmark, a process of its own: `python -m bench.dataset_trainer SIDE PLACE OPTIONS`.
+
+It prints `ready`, and for each line on its standard input reads one epoch and prints what it saw as a JSON line. SIDE
+`gateway`: PLACE is its URL;
+`pyarrow`: a directory of Parquet files. The first batch is touched, as a training step would; `step_s` makes each step last
+so long.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+Epoch = Callable[[], Iterator[pa.RecordBatch]]
+
+
+def from_gateway(url: str, options: dict[str, Any]) -> tuple[Epoch, Callable[[], int]]:
+    from tieredfs_client.dataset import GatewayDataset
+
+    data = GatewayDataset(url, **options)
+    return lambda: iter(data), lambda: data.received_bytes
+
+
+def from_parquet(directory: str, options: dict[str, Any]) -> tuple[Epoch, Callable[[], int]]:
+    import pyarrow.dataset
+
+    def epoch() -> Iterator[pa.RecordBatch]:
+        files = pyarrow.dataset.dataset(directory, format="parquet")
+        yield from files.to_batches(batch_size=options["batch_size"])
+
+    return epoch, lambda: 0
+
+
+def read(epoch: Epoch, step_s: float) -> dict[str, Any]:
+    """Waits: steps, after the first one, that found no batch ready (waited more than a tenth of a step)."""
+    rows = steps = waits = values = size_bytes = 0
+    began_s = time.perf_counter()
+    batches = epoch()
+    while True:
+        asked_s = time.perf_counter()
+        batch = next(batches, None)
+        waited_s = time.perf_counter() - asked_s
+        if batch is None:
+            break
+        rows += batch.num_rows
+        size_bytes += batch.nbytes
+        values += len(batch.column(0))
+        if step_s:
+            waits += steps > 0 and waited_s > step_s / 10
+            time.sleep(max(0.0, step_s - waited_s))
+        steps += 1
+        del batch
+    return {
+        "rows": rows,
+        "steps": steps,
+        "waits": waits,
+        "arrow_bytes": size_bytes,
+        "began_s": began_s,
+        "ended_s": time.perf_counter(),
+        "cpu_s": sum(os.times()[:2]),
+    }
+
+
+def main() -> None:
+    side, place, text = sys.argv[1:]
+    options = json.loads(text)
+    step_s = options.pop("step_s", 0.0)
+    epoch, received = (from_gateway if side == "gateway" else from_parquet)(place, options)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        before = received()
+        found = read(epoch, step_s)
+        print(json.dumps(found | {"received_bytes": received() - before}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Batches from a gateway on the same host: mapped, not copied.
+
+The gateway passes descriptors of its slabs over a Unix socket (its `local_socket` says how); a batch is Arrow buffers that
+point into the mapping of a slab, read-only. When the last of them is gone (the batch, its slices, arrays made of it without
+copying), a finalizer gives the slab back. At most `LOANS` are out at a time. Whoever keeps more batches than that gets
+copies: the gateway never waits for memory that a program may keep for ever.
+
+Mappings are kept: a slab comes again. The socket is closed when nothing is out any more, for until then the gateway must not
+write to those slabs. If the gateway dies, what is mapped stays as it is.
+"""
+
+import collections
+import contextlib
+import json
+import mmap
+import os
+import socket
+import time
+import weakref
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from tieredfs.errors import UnavailableError
+from tieredfs_client.dataset.failures import domain_error
+
+LOANS: Final = 12
+"""On loan at a time: about half of them in the program's hands, the others on their way."""
+COPY_RESERVE: Final = 4
+CONNECT_WAIT_S: Final = 2.0
+BATCH_WAIT_S: Final = 150.0
+POLL_S: Final = 0.5
+PACKET_BYTES_MAX: Final = 64 * 1024
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def is_same_host(offer: object) -> bool:
+    """Whether a gateway's offer is of this machine. That its socket can be reached is for `SharedConnection` to see."""
+    if not isinstance(offer, dict):
+        return False
+    try:
+        return BOOT_ID.read_text().strip() == offer.get("boot_id")
+    except OSError:
+        return False
+
+
+class SharedConnection:
+    """One trainer's socket to its gateway. One stream at a time; for the process that made it, one thread at a time."""
+
+    def __init__(self, name: str) -> None:
+        """Raises OSError when nobody listens there (another container, say)."""
+        self._pid = os.getpid()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.settimeout(CONNECT_WAIT_S)
+            self._socket.connect("\0" + name[1:] if name.startswith("@") else name)
+            self._socket.settimeout(POLL_S)
+        except OSError:
+            self._socket.close()
+            raise
+        self._maps: dict[int, mmap.mmap] = {}
+        self._out = 0
+        self._returned: collections.deque[int] = collections.deque()
+        self._closing = False
+        self.copied = 0
+        """Batches that were copied because the program kept so many."""
+
+    @property
+    def is_mine(self) -> bool:
+        """After a fork the child has this object, too; it must not speak on the socket."""
+        return self._pid == os.getpid() and not self._closing
+
+    def read(self, session: str, token: str | None, epoch: int, batch: int, stride: int) -> "SharedStream":
+        asked = {"session": session, "token": token, "epoch": epoch, "batch": batch, "stride": stride}
+        self._send({"read": asked, "loans": LOANS})
+        return SharedStream(self, batch, stride)
+
+    def next(self) -> tuple[int, pa.RecordBatch] | None:
+        """Raises UnavailableError, SessionUnknownError, and what the gateway says."""
+        deadline_s = time.monotonic() + BATCH_WAIT_S
+        while time.monotonic() < deadline_s:
+            self._flush()
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX, 1)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                raise UnavailableError(f"the gateway's socket: {error}") from error
+            if not packet:
+                raise UnavailableError("the gateway closed its socket")
+            message = json.loads(packet)
+            if "batch" in message:
+                return message["batch"], self._take(message, descriptors)
+            if "end" in message:
+                return None
+            raise domain_error(message)
+        raise UnavailableError(f"no batch in {BATCH_WAIT_S:.0f} s")
+
+    def _take(self, message: dict[str, Any], descriptors: list[int]) -> pa.RecordBatch:
+        number, length = message["slab"], message["length"]
+        for gone in message.get("forget", ()):
+            self._maps.pop(gone, None)
+        if descriptors:
+            try:
+                self._maps[number] = mmap.mmap(descriptors[0], message["capacity"], prot=mmap.PROT_READ)
+            finally:
+                os.close(descriptors[0])
+        view = memoryview(self._maps[number])[:length]
+        if self._out - len(self._returned) >= LOANS - COPY_RESERVE:
+            self.copied += 1
+            data = bytes(view)
+            self._socket_send({"done": [number]})
+            return _batch(data)
+        self._out += 1
+        weakref.finalize(view, self._give_back, number).atexit = False
+        return _batch(view)
+
+    def _give_back(self, number: int) -> None:
+        """Called from wherever the last reference went: only notes it."""
+        self._returned.append(number)
+        if self._closing and self._out == len(self._returned):
+            self._socket.close()
+
+    def _flush(self) -> None:
+        done = []
+        while self._returned:
+            done.append(self._returned.popleft())
+        if done:
+            self._out -= len(done)
+            self._socket_send({"done": done})
+
+    def _send(self, message: dict[str, object]) -> None:
+        self._flush()
+        self._socket_send(message)
+
+    def _socket_send(self, message: dict[str, object]) -> None:
+        try:
+            self._socket.send(json.dumps(message).encode())
+        except OSError as error:
+            raise UnavailableError(f"the gateway's socket: {error}") from error
+
+    def close(self) -> None:
+        """At once when nothing is out; else when the last batch is gone."""
+        if self._closing:
+            return
+        if self._pid == os.getpid():
+            with contextlib.suppress(UnavailableError):
+                self._send({"stop": True})
+        self._closing = True
+        if self._out == len(self._returned):
+            self._socket.close()
+
+    def __del__(self) -> None:
+        """Batches refer to their connection: nothing of it is out when it goes."""
+        self._socket.close()
+
+
+def _batch(data: object) -> pa.RecordBatch:
+    return pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch()
+
+
+class SharedStream:
+    """One stride of an epoch. See `http.HttpStream`."""
+
+    def __init__(self, connection: SharedConnection, index: int, stride: int) -> None:
+        self._connection = connection
+        self._index = index
+        self._stride = stride
+        self._ended = False
+        self.received_bytes = 0
+
+    def next(self) -> pa.RecordBatch | None:
+        found = self._connection.next()
+        if found is None:
+            self._ended = True
+            return None
+        index, batch = found
+        if index != self._index:
+            raise UnavailableError(f"batch {index} came instead of {self._index}")
+        self._index += self._stride
+        return batch
+
+    def close(self) -> None:
+        """A connection whose stream was left in the middle is not used again."""
+        if not self._ended:
+            self._connection.close()

@@ -1,0 +1,189 @@
+"""The gateway over HTTP: sessions and streams of batches; FastAPI, so `/docs` shows and tries all of it.
+
+    POST   /v1/sessions                  open a dataset: selection and order -> session, version, schema
+    GET    /v1/sessions                  who reads what, how far, how fast
+    GET    /v1/sessions/{id}             one of them
+    GET    /v1/sessions/{id}/count       rows and batches of an epoch (with a filter: reads its columns, once)
+    GET    /v1/sessions/{id}/batches     batches as an Arrow IPC stream: ?epoch=0&batch=0&stride=1&limit=&codec=auto
+    DELETE /v1/sessions/{id}             close it
+    GET    /healthz, /metrics
+
+Errors are JSON: `errors` is their table. Blocking work runs in the executor; the event loop waits and sends.
+"""
+
+import asyncio
+import base64
+import functools
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from tieredfs.errors import TieredError
+from tieredfs_gateway.datasets import documents, metrics, wire
+from tieredfs_gateway.datasets.contract import Position
+from tieredfs_gateway.datasets.errors import CODES, Refusal, told
+from tieredfs_gateway.datasets.frames import Codec
+from tieredfs_gateway.datasets.sessions import Session, Sessions
+from tieredfs_gateway.datasets.tokens import check_token
+
+T = TypeVar("T")
+POSITION_MAX: Final = (1 << 62) - 1
+_log: Final = logging.getLogger("tieredfs_gateway.datasets")
+SessionId = Annotated[str, Path(min_length=1, max_length=64)]
+Count = Annotated[int, Query(ge=0, le=POSITION_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Authorizer:
+    """Who may read what. Without a secret (loopback only) everybody may."""
+
+    secret: bytes | None
+
+    def __call__(self, token: str | None, source: str | None) -> None:
+        """Raises Refusal."""
+        if self.secret is not None:
+            check_token(token, self.secret, source, time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What the routes stand on."""
+
+    sessions: Sessions
+    authorize: Authorizer
+    metrics: metrics.Metrics
+    executor: Executor
+    local: documents.LocalOffer | None
+
+    async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        call = functools.partial(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self.executor, call)
+
+    def session(self, name: str, token: str | None) -> Session:
+        self.authorize(token, None)
+        session = self.sessions.get(name)
+        self.authorize(token, session.opened.spec.source)
+        return session
+
+
+def bearer(authorization: Annotated[str | None, Header()] = None) -> str | None:
+    kind, _, token = (authorization or "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else None
+
+
+Token = Annotated[str | None, Depends(bearer)]
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    failures: dict[int | str, dict[str, Any]] = {
+        status: {"model": documents.ErrorAnswer} for status in sorted({answer.status for answer in CODES.values()})
+    }
+    app = FastAPI(title="TieredFS dataset gateway", redoc_url=None, responses=failures)
+    _add_probes(app, gateway)
+    _add_sessions(app, gateway)
+    _add_batches(app, gateway)
+    _add_failures(app)
+    return app
+
+
+def _add_probes(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(await gateway.run(gateway.metrics.text), media_type=metrics.CONTENT_TYPE)
+
+
+def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
+    @app.post("/v1/sessions", status_code=201)
+    async def open_session(asked: documents.SessionRequest, token: Token, request: Request) -> documents.SessionAnswer:
+        gateway.authorize(token, asked.source)
+        client = request.client.host if request.client else "-"
+        opening = functools.partial(gateway.sessions.open, asked.key(), client, asked.version, fresh=asked.fresh)
+        session = await gateway.run(opening)
+        schema = base64.b64encode(session.opened.schema.serialize()).decode()
+        skipped = await gateway.run(session.opened.reader.skipped)
+        version = session.opened.reader.version
+        return documents.SessionAnswer(
+            session=session.id, version=version, schema_ipc=schema, local=gateway.local, skipped=skipped
+        )
+
+    @app.get("/v1/sessions")
+    async def list_sessions(token: Token) -> list[dict[str, Any]]:
+        gateway.authorize(token, None)
+        return gateway.sessions.listed()
+
+    @app.get("/v1/sessions/{session}")
+    async def show_session(session: SessionId, token: Token) -> dict[str, Any]:
+        return gateway.sessions.described(gateway.session(session, token))
+
+    @app.delete("/v1/sessions/{session}", status_code=204)
+    async def close_session(session: SessionId, token: Token) -> None:
+        found = gateway.session(session, token)
+        await gateway.run(gateway.sessions.close, found.id)
+
+
+def _add_batches(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/sessions/{session}/count")
+    async def count(session: SessionId, token: Token) -> documents.CountAnswer:
+        reader = gateway.session(session, token).opened.reader
+        rows = await gateway.run(reader.row_count)
+        return documents.CountAnswer(rows=rows, batches=await gateway.run(reader.batch_count))
+
+    @app.get("/v1/sessions/{session}/batches", response_class=Response)
+    async def batches(
+        session: SessionId,
+        token: Token,
+        request: Request,
+        epoch: Count = 0,
+        batch: Count = 0,
+        stride: Annotated[int, Query(ge=1, le=1 << 31)] = 1,
+        limit: Annotated[int | None, Query(ge=1)] = None,
+        codec: Codec = Codec.AUTO,
+    ) -> Response:
+        """An Arrow IPC stream of batches `batch`, `batch + stride` ... of the epoch, in their order."""
+        found = gateway.session(session, token)
+        client = request.client.host if request.client else None
+        link = wire.Link.to(client, codec)
+        stream = gateway.sessions.follow(found, Position(epoch, batch), stride, link.codec.value, client or "-")
+        try:
+            first = await gateway.run(wire.next_piece, stream, link)
+        except BaseException:
+            await gateway.run(stream.close)
+            raise
+        return wire.BatchResponse(stream, found.opened.share.head, first, link, limit, gateway.executor)
+
+
+def _add_failures(app: FastAPI) -> None:
+    def answered(refusal: Refusal, status: int | None = None) -> JSONResponse:
+        headers = {"www-authenticate": "Bearer"} if refusal.answer.status == 401 else None
+        return JSONResponse(refusal.document(), status or refusal.answer.status, headers)
+
+    @app.exception_handler(Refusal)
+    @app.exception_handler(TieredError)
+    async def domain(_: Request, error: Exception) -> JSONResponse:
+        return answered(told(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        found = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+        return answered(Refusal("bad_request", "; ".join(found)))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        code = "not_found" if error.status_code == 404 else "bad_request"
+        return answered(Refusal(code, f"{error.detail}; /docs lists what there is"), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return answered(told(error))

@@ -1,0 +1,141 @@
+"""The process behind `tieredfs gateway`: a volume, readers on it, sessions, FastAPI over HTTP, the socket of this host."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from tieredfs.errors import ConfigurationError
+from tieredfs.host import memory
+from tieredfs.limits import GIB, MIB
+from tieredfs.volume import FileSystem
+from tieredfs_gateway.datasets import local_socket
+from tieredfs_gateway.datasets.app import Authorizer, Gateway, create_app
+from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Reader
+from tieredfs_gateway.datasets.documents import LocalOffer
+from tieredfs_gateway.datasets.metrics import Metrics
+from tieredfs_gateway.datasets.reader import open_reader
+from tieredfs_gateway.datasets.sessions import STREAMS_MAX, OpenReader, Sessions
+from tieredfs_gateway.datasets.sharing import Encoders
+from tieredfs_gateway.datasets.slabs import SlabPool
+from tieredfs_gateway.datasets.transform_pool import TransformPool
+from tieredfs_gateway.datasets.transforms import Transform
+from tieredfs_gateway.datasets.wire import is_loopback
+from tieredfs_gateway.s3.server import check_free
+
+HEAD_WAIT_MS: Final = 30_000
+BACKLOG: Final = 1024
+REQUESTS_MAX: Final = 1024
+EXPIRE_EVERY_S: Final = 30.0
+WINDOWS_PER_MEMORY: Final = 8
+"""A window has this part of the shared memory, and slabs are up to twice their batch: four windows of the largest size fit."""
+_log: Final = logging.getLogger("tieredfs_gateway.datasets")
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What `tieredfs gateway` was asked for. `unix_socket`: None for an abstract one, an empty text for none."""
+
+    meta_url: str
+    host: str
+    port: int
+    secret: bytes | None = None
+    unix_socket: str | None = None
+    transforms: dict[str, Transform] = field(default_factory=dict)
+    cert: Path | None = None
+    key: Path | None = None
+    cache_bytes: int = 100 * GIB
+    memory_bytes: int = 512 * MIB
+    shared_bytes: int = GIB
+
+
+def serve(asked: Serving) -> None:
+    """Until SIGTERM or SIGINT. Raises what opening the volume raises."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if asked.secret is None and not is_loopback(asked.host):
+        raise ConfigurationError(
+            f"{asked.host} is not loopback: off this machine trainers need tokens; give a secret "
+            "(TIEREDFS_GATEWAY_SECRET or --secret-file), and make tokens with `tieredfs gateway-token`"
+        )
+    check_free(asked.host, asked.port)
+    memory.keep_freed_memory_low()
+    with FileSystem.at(
+        asked.meta_url, purpose="gateway", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
+    ) as volume:
+
+        def opened(spec: DatasetSpec, order: OrderSpec) -> Reader:
+            return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes)
+
+        with gateway_over(opened, asked) as gateway:
+            asyncio.run(_serve(asked, gateway))
+
+
+@contextlib.contextmanager
+def gateway_over(opened: OpenReader, asked: Serving) -> Iterator[Gateway]:
+    """All but HTTP, over any readers; ends it in the reverse order."""
+    slabs = SlabPool(asked.shared_bytes)
+    encoders = Encoders(slabs)
+    transforms = TransformPool(asked.transforms)
+    sessions = Sessions(opened, transforms, encoders, asked.shared_bytes // WINDOWS_PER_MEMORY)
+    authorize = Authorizer(asked.secret)
+    with contextlib.ExitStack() as stack:
+        stack.callback(slabs.close)
+        stack.callback(encoders.pool.shutdown, cancel_futures=True)
+        stack.callback(transforms.close)
+        stack.callback(sessions.close_all)
+        local = None
+        if asked.unix_socket != "":
+            name = asked.unix_socket or f"@tieredfs-gateway-{os.getpid()}-{secrets.token_hex(8)}"
+            listening = local_socket.LocalServer(name, sessions, slabs, authorize)
+            stack.callback(listening.close)
+            local = LocalOffer(boot_id=local_socket.boot_id(), socket=name)
+        executor = stack.enter_context(ThreadPoolExecutor(STREAMS_MAX + 16, thread_name_prefix="gateway"))
+        yield Gateway(sessions, authorize, Metrics(sessions, transforms), executor, local)
+        sessions.close_all()
+
+
+async def _serve(asked: Serving, gateway: Gateway) -> None:
+    server = Server(
+        create_app(gateway),
+        address=asked.host,
+        port=asked.port,
+        interface=Interfaces.ASGINL,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=REQUESTS_MAX,
+        http1_settings=HTTP1Settings(header_read_timeout=HEAD_WAIT_MS),
+        log_level=LogLevels.error,
+        ssl_cert=asked.cert,
+        ssl_key=asked.key,
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    expiring = asyncio.ensure_future(_expire(gateway))
+    scheme = "https" if asked.cert else "http"
+    _log.info("serving datasets of %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
+    try:
+        await server.serve()
+    finally:
+        expiring.cancel()
+
+
+async def _expire(gateway: Gateway) -> None:
+    while True:
+        await asyncio.sleep(EXPIRE_EVERY_S)
+        ended = await gateway.run(gateway.sessions.expire)
+        if ended:
+            _log.info("%d sessions that nobody used were closed", ended)

@@ -1,0 +1,13 @@
+"""One gateway for the tests that leave it alive."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving.rig import Gateway, gateway
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Gateway]:
+    with gateway() as made:
+        yield made

@@ -1,0 +1,316 @@
+"""Lanes, followers and slabs over a reader in memory: what is made once, who waits for whom, what is given back."""
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+
+from tests.serving.fakes import TableReader
+from tests.serving.rig import eventually, ids, numbers
+from tieredfs.errors import BusyError, CorruptError, TooLargeError
+from tieredfs_gateway.datasets import frames, sharing, slabs
+from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position
+from tieredfs_gateway.datasets.errors import Refusal
+from tieredfs_gateway.datasets.sessions import IDLE_S, Sessions
+from tieredfs_gateway.datasets.sharing import SHARED, Encoders, Follower, Share
+from tieredfs_gateway.datasets.slabs import SlabPool
+from tieredfs_gateway.datasets.transform_pool import TransformPool
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def encoders() -> Iterator[Encoders]:
+    made = Encoders(SlabPool(16 * MIB))
+    yield made
+    made.pool.shutdown()
+    made.slabs.close()
+
+
+def share_of(reader: TableReader, encoders: Encoders, window_bytes: int = 4 * MIB) -> Share:
+    return Share(reader.schema, reader.batches, encoders, window_bytes)
+
+
+def read_shared(follower: Follower, count: int = 1 << 30) -> list[int]:
+    """The ids of the next batches, out of their slabs."""
+    found: list[int] = []
+    for _ in range(count):
+        item = follower.next()
+        if item is None:
+            break
+        slab = item.slab()
+        batch = frames.read_stream(slab.writable())
+        found += ids([batch])
+        del batch
+        slab.release()
+    return found
+
+
+def test_four_trainers_of_one_epoch_make_each_batch_once_and_encode_it_once(encoders: Encoders) -> None:
+    reader = TableReader()
+    share = share_of(reader, encoders)
+    followers = [share.follow(Position(0, 0), 1, SHARED) for _ in range(4)]
+    found: list[list[int]] = [[] for _ in followers]
+
+    def read(number: int) -> None:
+        found[number] = read_shared(followers[number])
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for follower in followers:
+        follower.close()
+    share.close()
+    assert found == [list(range(1000))] * 4
+    assert set(reader.made.values()) == {1}
+    assert encoders.counts.encoded == {SHARED: 10}
+    assert (encoders.counts.served, encoders.counts.lanes) == (40, 1)
+    eventually(lambda: encoders.slabs.usage()["slabs_held"], 0)
+    assert reader.open_iterators == 0
+
+
+def test_who_comes_later_joins_while_the_beginning_is_in_the_window(encoders: Encoders) -> None:
+    reader = TableReader()
+    share = share_of(reader, encoders)
+    with share.follow(Position(0, 0), 1, SHARED) as early, share.follow(Position(0, 0), 1, SHARED) as late:
+        assert read_shared(early) == list(range(1000))
+        assert read_shared(late) == list(range(1000))
+    share.close()
+    assert set(reader.made.values()) == {1}
+
+
+def test_ranks_have_lanes_of_their_own_and_each_batch_is_made_once(encoders: Encoders) -> None:
+    reader = TableReader()
+    share = share_of(reader, encoders)
+    with share.follow(Position(0, 0), 2, SHARED) as even, share.follow(Position(0, 1), 2, SHARED) as odd:
+        found = read_shared(even) + read_shared(odd)
+    share.close()
+    assert sorted(found) == list(range(1000))
+    assert set(reader.made.values()) == {1}
+
+
+def test_a_slow_trainer_slows_the_others_once_and_still_gets_everything(
+    encoders: Encoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "GRACE_S", 0.05)
+    reader = TableReader(numbers(20_000))
+    size = reader.rows(0).nbytes
+    share = share_of(reader, encoders, window_bytes=20 * size)
+    with share.follow(Position(0, 0), 1, SHARED) as slow, share.follow(Position(0, 0), 1, SHARED) as fast:
+        first = read_shared(slow, 1)
+        assert read_shared(fast) == list(range(20_000)), "the fast one is done while the slow one has one batch"
+        assert encoders.counts.left_behind == 1
+        assert first + read_shared(slow) == list(range(20_000))
+    share.close()
+    assert max(reader.made.values()) == 2
+    assert encoders.counts.lanes == 2
+    eventually(lambda: encoders.slabs.usage()["slabs_held"], 0)
+
+
+def test_a_trainer_that_stands_still_does_not_fill_the_memory(encoders: Encoders) -> None:
+    reader = TableReader(numbers(20_000))
+    share = share_of(reader, encoders)
+    with share.follow(Position(0, 0), 1, SHARED) as follower:
+        read_shared(follower, 1)
+        eventually(lambda: sum(reader.made.values()) >= sharing.AHEAD_BATCHES)
+        time.sleep(0.2)
+        assert sum(reader.made.values()) <= sharing.AHEAD_BATCHES + 2
+    share.close()
+
+
+def test_what_the_reader_raises_reaches_every_trainer_after_what_was_good(encoders: Encoders) -> None:
+    reader = TableReader()
+    reader.failing[3] = CorruptError("datasets/a.parquet: rotten")
+    share = share_of(reader, encoders)
+    for _ in range(2):
+        with share.follow(Position(0, 0), 1, SHARED) as follower:
+            assert read_shared(follower, 3) == list(range(300))
+            with pytest.raises(CorruptError, match="rotten"):
+                follower.next()
+    share.close()
+
+
+def test_one_batch_in_two_forms_is_made_once(encoders: Encoders) -> None:
+    reader = TableReader()
+    share = share_of(reader, encoders)
+    with share.follow(Position(0, 0), 1, SHARED) as local, share.follow(Position(0, 0), 1, "zstd") as remote:
+        mine = read_shared(local)
+        bodies = b"".join(bytes(item.frame(frames.Codec.ZSTD)) for item in iter(remote.next, None))
+        assert ids(frames.batches_of(share.head + bodies + frames.END)) == mine
+    share.close()
+    assert set(reader.made.values()) == {1}
+    assert encoders.counts.encoded == {SHARED: 10, "zstd": 10}
+
+
+# ---- slabs -------------------------------------------------------------------------------------------------------------
+
+
+def descriptors() -> int:
+    """How many slabs this process has open."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{name}"
+        if os.path.islink(path) and "memfd:tieredfs-slab" in os.readlink(path):
+            found.add(os.stat(path).st_ino)
+    return len(found)
+
+
+def test_slabs_are_used_again_and_their_number_is_bounded() -> None:
+    gc.collect()
+    before = descriptors()
+    pool = SlabPool(4 * slabs.SLAB_BYTES_MIN)
+    for _ in range(100):
+        taken = [pool.take(1000) for _ in range(4)]
+        for slab in taken:
+            slab.release()
+    assert pool.made == 4
+    assert descriptors() == before + 4
+    large = pool.take(3 * slabs.SLAB_BYTES_MIN)
+    assert pool.usage()["slab_bytes"] <= pool.limit_bytes
+    large.release()
+    with pytest.raises(TooLargeError):
+        pool.take(5 * slabs.SLAB_BYTES_MIN)
+    pool.close()
+    assert descriptors() == before
+
+
+def test_a_full_pool_waits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "ROOM_WAIT_S", 0.1)
+    pool = SlabPool(slabs.SLAB_BYTES_MIN)
+    slab = pool.take(10)
+    with pytest.raises(BusyError, match="--shared-memory"):
+        pool.take(10)
+    threading.Timer(0.05, slab.release).start()
+    monkeypatch.setattr(slabs, "ROOM_WAIT_S", 10)
+    pool.take(10).release()
+    pool.close()
+
+
+def test_an_abandoned_slab_is_never_written_again() -> None:
+    pool = SlabPool(2 * slabs.SLAB_BYTES_MIN)
+    slab = pool.take(10)
+    slab.retain()
+    pool.abandon(slab)
+    slab.release()
+    assert pool.take(10).number != slab.number
+    pool.close()
+
+
+def test_nobody_but_the_gateway_can_write_to_a_slab_or_change_its_size() -> None:
+    import mmap
+
+    pool = SlabPool(MIB)
+    slab = pool.take(10)
+    with pytest.raises(OSError):  # noqa: PT011 - EPERM from the seals
+        os.ftruncate(slab.descriptor, 0)
+    with pytest.raises(OSError):  # noqa: PT011
+        mmap.mmap(slab.descriptor, slab.capacity_bytes)
+    with pytest.raises(OSError):  # noqa: PT011
+        os.pwrite(slab.descriptor, b"x", 0)
+    slab.writable()[:1] = b"x"
+    slab.release()
+    pool.close()
+
+
+# ---- sessions ----------------------------------------------------------------------------------------------------------
+
+KEY = (DatasetSpec("datasets/a"), OrderSpec(100))
+
+
+class Volume:
+    """Readers of a dataset that changes."""
+
+    def __init__(self) -> None:
+        self.version = "v1"
+        self.readers: list[TableReader] = []
+
+    def open(self, _spec: DatasetSpec, _order: OrderSpec) -> TableReader:
+        self.readers.append(TableReader(version=self.version))
+        return self.readers[-1]
+
+
+@pytest.fixture
+def volume() -> Volume:
+    return Volume()
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+def sessions(encoders: Encoders, volume: Volume, clock: list[float]) -> Iterator[Sessions]:
+    made = Sessions(volume.open, TransformPool({}), encoders, 4 * MIB, now=lambda: clock[0])
+    yield made
+    made.close_all()
+
+
+def test_sessions_of_one_dataset_share_a_reader_that_is_closed_with_the_last(
+    sessions: Sessions, volume: Volume
+) -> None:
+    one, two = sessions.open(KEY, "a"), sessions.open(KEY, "b")
+    assert len(volume.readers) == 1
+    sessions.close(one.id)
+    assert not volume.readers[0].closed
+    sessions.close(two.id)
+    sessions.close(two.id)
+    assert volume.readers[0].closed
+    with pytest.raises(Refusal, match="no such session"):
+        sessions.get(two.id)
+
+
+def test_a_version_is_pinned_while_somebody_reads_it(sessions: Sessions, volume: Volume) -> None:
+    old = sessions.open(KEY, "a")
+    volume.version = "v2"
+    assert sessions.open(KEY, "b").opened is old.opened
+    fresh = sessions.open(KEY, "c", fresh=True)
+    assert fresh.opened.reader.version == "v2"
+    assert sessions.open(KEY, "d", version="v1").opened is old.opened
+    with pytest.raises(Refusal) as caught:
+        sessions.open(KEY, "e", version="v0")
+    assert caught.value.code == "version_gone"
+
+
+def test_sessions_that_nobody_uses_expire_and_those_that_read_do_not(sessions: Sessions, clock: list[float]) -> None:
+    idle, busy = sessions.open(KEY, "a"), sessions.open(KEY, "b")
+    with sessions.follow(busy, Position(0, 0), 1, SHARED, "b") as stream:
+        assert stream.follower.next() is not None
+        clock[0] = IDLE_S + 1
+        assert sessions.expire() == 1
+        assert sessions.get(busy.id) is busy
+    with pytest.raises(Refusal):
+        sessions.get(idle.id)
+
+
+def test_their_number_is_bounded(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tieredfs_gateway.datasets.sessions.SESSIONS_MAX", 2)
+    sessions.open(KEY, "a")
+    sessions.open(KEY, "b")
+    with pytest.raises(Refusal) as caught:
+        sessions.open(KEY, "c")
+    assert caught.value.code == "too_many_sessions"
+
+
+IMPOSSIBLE = [(Position(-1, 0), 1), (Position(0, -1), 1), (Position(0, 0), 0), (Position(0, 1 << 70), 1)]
+
+
+@pytest.mark.parametrize(("position", "stride"), IMPOSSIBLE)
+def test_positions_that_cannot_be(sessions: Sessions, position: Position, stride: int) -> None:
+    with pytest.raises(Refusal) as caught:
+        sessions.follow(sessions.open(KEY, "a"), position, stride, SHARED, "a")
+    assert caught.value.code == "bad_position"
+
+
+def test_a_batch_without_columns_has_a_size(encoders: Encoders) -> None:
+    reader = TableReader(pa.table({"id": pa.array([], pa.int64())}))
+    share = share_of(reader, encoders)
+    with share.follow(Position(0, 0), 1, SHARED) as follower:
+        assert follower.next() is None
+    share.close()
