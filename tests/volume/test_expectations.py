@@ -1,15 +1,19 @@
 """Expectations on a volume: what is fetched ahead, read past the SSD, evicted; and what keeps its rights."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tieredfs.cache.pace import Pacer
 from tieredfs.config import parse_code
+from tieredfs.core.budget import Budget, Traffic
 from tieredfs.core.file_life import FileState
 from tieredfs.core.foresight import Use
+from tieredfs.host import SystemClock
 from tieredfs.limits import KIB, MIB
 from tieredfs.model import Attributes, Durability
 from tieredfs.volume import FileSystem, format_volume
@@ -157,3 +161,54 @@ def test_past_the_ssd_every_range_is_what_was_written_holes_too(volume: FileSyst
             target = bytearray(length)
             done = reading.read_into(offset, memoryview(target))
             assert bytes(target[:done]) == expected[offset : offset + length]
+
+
+class HandClock(SystemClock):
+    """Time stands still but for what is added."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+def test_a_budget_lets_training_before_what_is_fetched_ahead_and_counts_both(volume: FileSystem) -> None:
+    found, clock = files(volume), HandClock()
+    volume._ssd.pacer = Pacer(Budget(FILE_BYTES, FILE_BYTES, {}), clock, volume.volume.companions)
+    volume._ssd.pacer.charge(Traffic.CHECKPOINT, 2 * FILE_BYTES)
+    read: list[bytes] = []
+    with volume.expect([whole(each) for each in found[:1] * 2]):
+        training = threading.Thread(target=lambda: read.append(content(volume, found[7])[0]))
+        training.start()
+        waiting = volume._ssd.pacer._buckets._waiting
+        wait_until(lambda: all(map(len, (waiting[Traffic.TRAINING], waiting[Traffic.BACKFILL]))), "both wait")
+        clock.now_s += 1.5
+        training.join(WAIT_S)
+        assert read == [bytes([7]) * FILE_BYTES]
+        assert not is_here(volume, found[0])
+        clock.now_s += 1.0
+        wait_until(lambda: is_here(volume, found[0]), "its turn has come")
+    assert volume.granted_bytes() == {
+        Traffic.CHECKPOINT: 2 * FILE_BYTES,
+        Traffic.TRAINING: FILE_BYTES,
+        Traffic.BACKFILL: FILE_BYTES,
+    }
+
+
+def test_processes_with_one_purpose_share_a_link(url: str, volume: FileSystem) -> None:
+    assert volume.volume.companions() == 1
+    with FileSystem.at(url, purpose="test") as other, FileSystem.at(url, purpose="something else"):
+        assert volume.volume.companions() == other.volume.companions() == 2
+        clock = HandClock()
+        pacer = Pacer(Budget(1000, 1000, {}), clock, volume.volume.companions)
+        pacer.take(Traffic.TRAINING, 2000)
+        waiting = threading.Thread(target=lambda: pacer.take(Traffic.TRAINING, 1))
+        waiting.start()
+        clock.now_s += 1.9
+        waiting.join(0.3)
+        assert waiting.is_alive(), "half the rate: two seconds"
+        clock.now_s += 0.2
+        waiting.join(WAIT_S)
+        assert not waiting.is_alive()
+    assert volume.volume.companions() == 1

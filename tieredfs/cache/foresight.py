@@ -13,12 +13,13 @@ Locks: this one's, then the tier's. Decisions are made under the lock, files are
 import itertools
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
 from tieredfs.cache.evict import clean_bytes
 from tieredfs.cache.tier import Tier
+from tieredfs.core.budget import Traffic
 from tieredfs.core.file_life import FileState
 from tieredfs.core.foresight import ComingUses, Decision, Use
 from tieredfs.errors import TieredError
@@ -68,8 +69,10 @@ class Expectation:
 class Foresight:
     """One per tier. Its thread starts with the first expectation."""
 
-    def __init__(self, tier: Tier) -> None:
+    def __init__(self, tier: Tier, pace: Callable[[Traffic, int], None] = lambda _traffic, _size: None) -> None:
+        """`pace` waits until so many bytes may be fetched."""
         self._tier = tier
+        self._pace = pace
         self._coming = ComingUses()
         self._sources = itertools.count(1)
         self._promised: dict[InodeId, int] = {}
@@ -232,8 +235,13 @@ class Foresight:
                     return inode, decision
         return None
 
+    def _size(self, inode: InodeId) -> int:
+        with self._lock:
+            return self._promised.get(inode, 0)
+
     def _fetch(self, inode: InodeId, decision: Decision) -> None:
         try:
+            self._pace(Traffic.BACKFILL, self._size(inode))
             self._evict(inode, decision)
             self._tier.warm(inode, pin=False)
             self.fetched_ahead += 1

@@ -10,13 +10,16 @@ staged there is stored by whoever takes the slot next, by a mount's caretaker, o
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, Self
 
 from tieredfs.cache.durable import make_durable
 from tieredfs.cache.foresight import Expectation
 from tieredfs.cache.local import LocalFile
+from tieredfs.cache.pace import Pacer
 from tieredfs.config import parse_meta_url
-from tieredfs.core.file_life import DIRTY
+from tieredfs.core.budget import Budget, Traffic
+from tieredfs.core.file_life import DIRTY, FileState
 from tieredfs.core.foresight import Use
 from tieredfs.errors import (
     AlreadyExistsError,
@@ -347,6 +350,8 @@ class FileSystem(UnnamedOwner):
         A file that is expected (`expect`), but not worth its room on the SSD, is read past it."""
         with self._ssd.foresight.admit(attributes.inode) as keep:
             through = None if keep else self._through(attributes)
+            if through is None and self._tier.state_of(attributes.inode) is FileState.ABSENT:
+                self._ssd.pace(Traffic.TRAINING, attributes.size_bytes)
             return through or self._open_here(attributes)
 
     def _through(self, attributes: Attributes) -> ThroughReading | None:
@@ -357,7 +362,8 @@ class FileSystem(UnnamedOwner):
         after = self._metadata.attributes(attributes.inode)
         if not now.version == after.version == attributes.version or after.staged_in != NO_CACHE:
             return None
-        return ThroughReading(attributes, extents, blocks, self._ssd.filler)
+        pace = partial(self._ssd.pace, Traffic.TRAINING)
+        return ThroughReading(attributes, extents, blocks, self._ssd.filler, pace)
 
     @property
     def cache_bytes(self) -> int:
@@ -367,6 +373,16 @@ class FileSystem(UnnamedOwner):
     def expect(self, uses: Iterable[Use] = ()) -> Expectation:
         """Announce what will be read next, in order: the SSD keeps, fetches and evicts by it. A hint: nothing depends on it."""
         return self._ssd.foresight.expect(uses)
+
+    def limit(self, budget: Budget) -> None:
+        """From now on what `open_version` fetches from the store waits for its turn, as training; what expectations fetch ahead,
+        as backfill; what is drained never waits, but the others wait for it. The rate is divided between the processes with a
+        living session of the same purpose."""
+        self._ssd.pacer = Pacer(budget, self.volume.host.clock, self.volume.companions)
+
+    def granted_bytes(self) -> dict[Traffic, int]:
+        """What went under the budget so far, of each class; nothing without one."""
+        return self._ssd.pacer.granted_bytes() if self._ssd.pacer is not None else {}
 
     def _open_here(self, attributes: Attributes) -> TierReading:
         reading = TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)

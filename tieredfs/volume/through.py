@@ -1,7 +1,7 @@
 """Reading a stored content range by range, past the SSD: for what is not worth its room there."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Protocol, Self
 
@@ -26,8 +26,15 @@ class ThroughReading:
     descriptor: int | None = None
 
     def __init__(
-        self, attributes: Attributes, extents: Sequence[Extent], blocks: Mapping[BlockId, Block], store: BlockRanges
+        self,
+        attributes: Attributes,
+        extents: Sequence[Extent],
+        blocks: Mapping[BlockId, Block],
+        store: BlockRanges,
+        pace: Callable[[int], None],
     ) -> None:
+        """`pace` waits until so many bytes may be read."""
+        self._pace = pace
         self.attributes = attributes
         self.size_bytes = attributes.size_bytes
         self.version: int | None = attributes.version
@@ -71,6 +78,7 @@ class ThroughReading:
         if block is None:
             raise DataLossError(f"block {extent.block:016x} has no record")
         within = extent.block_offset + offset - extent.offset
+        self._pace(len(target))
         with self._store.reading(block, within, len(target)) as content:
             target[:] = content
 
