@@ -17,6 +17,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from tieredfs.core.budget import Budget
 from tieredfs.errors import ConfigurationError
 from tieredfs.host import memory
 from tieredfs.limits import GIB, MIB
@@ -59,6 +60,8 @@ class Serving:
     cache_bytes: int = 100 * GIB
     memory_bytes: int = 512 * MIB
     shared_bytes: int = GIB
+    bandwidth_bytes_s: int | None = None
+    flight_port: int | None = None
 
 
 def serve(asked: Serving) -> None:
@@ -74,11 +77,13 @@ def serve(asked: Serving) -> None:
     with FileSystem.at(
         asked.meta_url, purpose="gateway", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
     ) as volume:
+        if asked.bandwidth_bytes_s is not None:
+            volume.limit(Budget(asked.bandwidth_bytes_s, asked.bandwidth_bytes_s))
 
         def opened(spec: DatasetSpec, order: OrderSpec) -> Reader:
             return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes)
 
-        with gateway_over(opened, asked) as gateway:
+        with gateway_over(opened, asked) as gateway, _flight(asked, gateway):
             asyncio.run(_serve(asked, gateway))
 
 
@@ -104,6 +109,20 @@ def gateway_over(opened: OpenReader, asked: Serving) -> Iterator[Gateway]:
         executor = stack.enter_context(ThreadPoolExecutor(STREAMS_MAX + 16, thread_name_prefix="gateway"))
         yield Gateway(sessions, authorize, Metrics(sessions, transforms), executor, local)
         sessions.close_all()
+
+
+@contextlib.contextmanager
+def _flight(asked: Serving, gateway: Gateway) -> Iterator[None]:
+    """Arrow Flight beside HTTP, over the same sessions, if it was asked for."""
+    if asked.flight_port is None:
+        yield
+        return
+    from tieredfs_gateway.datasets.flight import FlightServer
+
+    tls = (asked.cert.read_bytes(), asked.key.read_bytes()) if asked.cert and asked.key else None
+    with FlightServer(gateway.sessions, gateway.authorize, asked.host, asked.flight_port, tls) as server:
+        _log.info("Arrow Flight at %s:%d", asked.host, server.port)
+        yield
 
 
 async def _serve(asked: Serving, gateway: Gateway) -> None:
