@@ -81,8 +81,8 @@ $(STAMP_DEV): requirements/gateway.txt requirements/dev.txt $(STAMP_RUN)
 	$(PIP) -r requirements/run.txt -r requirements/gateway.txt -r requirements/dev.txt
 	@touch $@
 
-$(STAMP_DEMO): requirements/demo.txt $(STAMP_RUN)
-	$(PIP) -r requirements/run.txt -r requirements/demo.txt
+$(STAMP_DEMO): requirements/gateway.txt requirements/demo.txt $(STAMP_RUN)
+	$(PIP) -r requirements/run.txt -r requirements/gateway.txt -r requirements/demo.txt
 	@touch $@
 
 $(STAMP_BENCH): requirements/bench.txt $(STAMP_DEMO)

@@ -206,7 +206,8 @@ def stall(bench: Bench) -> Iterator[Row]:
             found = [paced.epoch()[0] for _ in range(max(1, bench.repeats))]
     shares = tuple(100.0 * one["waits"] / one["steps"] for one in found)
     series = (Series("limit", (1.0,) * len(shares)), Series(OURS, shares))
-    note = f"batches of {SCAN_BATCH}, steps of {step_s * 1e3:.2f} ms, {STALL_PACE:.0%} of the scan rate; a wait is more than a tenth of a step"
+    pace = f"batches of {SCAN_BATCH}, steps of {step_s * 1e3:.2f} ms, {STALL_PACE:.0%} of the scan rate"
+    note = f"{pace}; a wait is more than a tenth of a step"
     yield Row("stall", "steps that wait", "%", series, (Target(OURS, "limit", 1.0, Bound.AT_MOST),), note)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import machine
-from bench.demo import speed
+from bench.demo import feeding, speed
 from bench.demo.trainer import MidSave, Trainer, newest_checkpoint
 from bench.demo.volume import DemoVolume, Volume
 from bench.report import print_table
@@ -92,6 +92,8 @@ def tell(stage: Stage) -> None:
         lost = lose_disks(stage, stage.tiered, newest, fingerprint)
         rebuild(stage, stage.tiered, lost, newest, fingerprint)
     compare_speed(stage)
+    if stage.tiered is not None:
+        feed_trainers(stage, stage.tiered)
 
 
 # ---- the steps -----------------------------------------------------------------------------------------------------
@@ -217,6 +219,33 @@ def compare_speed(stage: Stage) -> None:
         )
         rounds = {len(series.values) for row in rows for series in row.series}
         stage.narrator.check("every round of both sides was measured", rounds == {speed.ROUNDS})
+
+
+def feed_trainers(stage: Stage, tiered: DemoVolume) -> None:
+    narrator = stage.narrator
+    with narrator.step("Serve a dataset, kill a trainer in the middle of its epoch, go on with two ranks"):
+        count = feeding.write_dataset(stage.text, stage.volume.root / feeding.SOURCE)
+        narrator.say(f"{count:,} samples of {feeding.SAMPLE_BYTES} bytes, as Parquet, written through the mount")
+        checkpoints = stage.volume.root / "feed"
+        checkpoints.mkdir()
+        seen = [stage.directory / f"seen-{name}" for name in ("first", *range(feeding.RANKS))]
+        url = stage.stack.enter_context(feeding.gateway(tiered.meta, stage.directory / "gateway.log"))
+        narrator.say(f"tieredfs gateway {tiered.meta}: batches shuffled over the whole epoch, through shared memory")
+        reached = feeding.train_and_kill(url, checkpoints, seen[0])
+        saved = feeding.checkpoint_step(checkpoints)
+        narrator.check(
+            f"killed at step {reached}; the checkpoint of step {saved} has model and position", saved < reached
+        )
+        made = feeding.batches_made(url)
+        codes = feeding.resume(url, checkpoints, seen[1:])
+        made = feeding.batches_made(url) - made
+        narrator.check(f"{feeding.RANKS} ranks went on from there to the end of the epoch", set(codes) == {0})
+        before = [one.ids for one in feeding.read_seen(seen[0]) if one.step <= saved]
+        after = [one.ids for path in seen[1:] for one in feeding.read_seen(path)]
+        ids = sorted(number for one in (*before, *after) for number in one)
+        narrator.check(f"each of the {count:,} samples was trained on exactly once", ids == list(range(count)))
+        batches = sum(1 for one in after if one)
+        narrator.check(f"the gateway made each of the {batches} batches that were left once ({made})", made == batches)
 
 
 # ---- what they use -------------------------------------------------------------------------------------------------

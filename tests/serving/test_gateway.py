@@ -346,6 +346,26 @@ def test_loader_workers_keep_the_ranks_order_and_the_position(served: Gateway, c
         assert again.state_dict()["epoch"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")  # torchdata asks torch for old names
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stateful_data_loader_resumes_exactly(served: Gateway, workers: int) -> None:
+    import torch  # noqa: F401 - a dataset made now is an IterableDataset
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader() -> Any:
+        data = served.dataset(batch_size=512, format="torch", columns=["id"])
+        return StatefulDataLoader(data, batch_size=None, num_workers=workers)
+
+    before = loader()
+    iterator = iter(before)
+    seen = [number for _ in range(7) for number in next(iterator)["id"].tolist()]
+    state = before.state_dict()
+    del iterator
+    after = loader()
+    after.load_state_dict(state)
+    assert seen + [number for batch in after for number in batch["id"].tolist()] == ALL
+
+
 def test_a_worker_knows_its_own_position(served: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """What StatefulDataLoader does: each worker's state goes back to the worker of the same number."""
     monkeypatch.setattr("tieredfs_client.dataset.ranks.is_loader_worker", lambda: True)

@@ -1,4 +1,4 @@
-"""`tieredfs gateway`, `tieredfs gateway-token`: what the command line gets from here, by its entry point. Light to import."""
+"""`tieredfs gateway`, `gateway-token` and `dataset`: what the command line gets from here, by its entry point. Light to import."""
 
 import os
 import time
@@ -12,6 +12,7 @@ from tieredfs.cli.session import AsJson, MetaUrlArgument
 from tieredfs.config import parse_meta_url
 from tieredfs.config.sizes import parse_positive_size
 from tieredfs.errors import ConfigurationError
+from tieredfs_gateway.datasets.dataset_verbs import dataset_verbs
 from tieredfs_gateway.s3.verbs import parse_listen
 
 SECRET_VARIABLE: Final = "TIEREDFS_GATEWAY_SECRET"
@@ -25,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     """Give the application its verbs."""
     app.command("gateway")(gateway)
     app.command("gateway-token")(gateway_token)
+    app.add_typer(dataset_verbs, name="dataset")
 
 
 def gateway(
