@@ -28,10 +28,11 @@ test: setup ## all tests (ARGS="tests/config -k sizes" for some)
 demo: $(STAMP_RUN) $(STAMP_DEMO) ## train into an embedded volume, break it, lose nothing
 	$(BIN)/python -m bench.demo $(ARGS)
 
-bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of mount and erasure codes against what lies below them
+bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of mount, erasure codes, checkpoints and datasets against what lies below them
 	$(BIN)/python -m bench.mount $(ARGS)
 	$(BIN)/python -m bench.erasure
 	$(BIN)/python -m bench.checkpoint
+	$(BIN)/python -m bench.datasets
 
 lint: $(STAMP_DEV) ## ruff: rules and layout
 	$(BIN)/ruff check .
@@ -85,6 +86,6 @@ $(STAMP_DEMO): requirements/gateway.txt requirements/demo.txt $(STAMP_RUN)
 	$(PIP) -r requirements/run.txt -r requirements/gateway.txt -r requirements/demo.txt
 	@touch $@
 
-$(STAMP_BENCH): requirements/bench.txt $(STAMP_DEMO)
-	$(PIP) -r requirements/bench.txt
+$(STAMP_BENCH): requirements/gateway.txt requirements/bench.txt $(STAMP_DEMO)
+	$(PIP) -r requirements/gateway.txt -r requirements/bench.txt
 	@touch $@

@@ -283,3 +283,22 @@ def test_a_reader_is_what_the_contract_says(volume: FileSystem, dataset: str) ->
         assert len(reader.version) == 32
         assert int(reader.version, 16) >= 0
         assert reader.skipped() == {}
+
+
+def test_a_file_is_looked_into_once_for_each_of_its_contents(volume: FileSystem, folder: str) -> None:
+    from tieredfs_gateway.datasets.sources.indexes import IndexCache
+
+    kept, nothing = IndexCache(), IndexCache(limit_bytes=0)
+    for number in range(3):
+        put(volume, f"{folder}/{number}.parquet", parquet_bytes(numbered(100, number * 100)))
+
+    def opened(cache: IndexCache) -> list[int]:
+        with open_reader(volume, DatasetSpec(folder), OrderSpec(10), indexes=cache) as reader:
+            return rows_of(reader.batches(Position(0, 0)))
+
+    for cache, hits in ((kept, 3), (nothing, 0)):
+        assert opened(cache) == opened(cache) == list(range(300))
+        assert cache.hits == hits
+    put(volume, f"{folder}/1.parquet", parquet_bytes(numbered(50, 100)))
+    assert opened(kept) == [*range(150), *range(200, 300)]
+    assert kept.hits == 5

@@ -2,13 +2,17 @@
 
 import gzip
 import io
+import shutil
 import tarfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.reading.conftest import new_volume
 from tests.reading.files import (
     csv_bytes,
     flights,
@@ -22,6 +26,7 @@ from tests.reading.files import (
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position, Shuffle
 from tieredfs_gateway.datasets.reader import open_reader
+from tieredfs_gateway.datasets.sources.indexes import IndexCache
 
 SOME = 20_000
 
@@ -271,3 +276,45 @@ def test_raw_files_of_a_manifest(volume: FileSystem, folder: str, manifest: str,
         opened = reader.counters()["bytes_read"]
         assert sum(batch.rows.num_rows for batch in reader.batches(Position(0, 0))) == 60
         assert reader.counters()["bytes_read"] == opened, "no file is read for a label"
+
+
+# ---- files that are not on the SSD yet -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather", "a.arrows", "a.csv", "a.csv.gz", "a.tar"])
+def test_files_that_are_still_arriving(
+    volume: FileSystem, folder: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor every byte comes through the reading, which waits for it."""
+    table = numbered(5000)
+    made = {
+        "a.parquet": lambda: parquet_bytes(table),
+        "a.feather": lambda: ipc_bytes(table),
+        "a.arrows": lambda: stream_bytes(table),
+        "a.csv": lambda: csv_bytes(table.select(["row"])),
+        "a.csv.gz": lambda: gzip.compress(csv_bytes(table.select(["row"]))),
+        "a.tar": lambda: tar_bytes({f"{row:06d}.cls": b"%d" % row for row in range(5000)}),
+    }
+    put(volume, f"{folder}/{name}", made[name]())
+    monkeypatch.setattr("tieredfs.volume.open_files.TierReading.descriptor", None)
+    spec = DatasetSpec(folder)
+    with open_reader(volume, spec, OrderSpec(1000, Shuffle.FULL), threads=2, indexes=IndexCache()) as reader:
+        column = "cls" if name == "a.tar" else "row"
+        found = [row for batch in reader.batches(Position(0, 0)) for row in batch.rows[column].to_pylist()]
+        assert sorted(found) == list(range(5000))
+        assert reader.counters()["bytes_read"] > 10_000
+
+
+def test_files_that_are_not_on_the_ssd(tmp_path: Path) -> None:
+    """Larger than what an opening waits for; damaged on one disk of three."""
+    url = new_volume(tmp_path)
+    random = np.random.default_rng(0).integers(0, 1 << 62, 3 << 20)
+    with FileSystem.at(url, purpose="writer") as writer:
+        put(writer, "data/a.parquet", parquet_bytes(pa.table({"n": random}), 1 << 18))
+        writer.flush(60)
+    shutil.rmtree(tmp_path / "clients")
+    chunks = [path for path in (tmp_path / "d0").rglob("*") if path.is_file()]
+    max(chunks, key=lambda path: path.stat().st_size).unlink()
+    with FileSystem.at(url, purpose="reader") as volume:
+        assert volume.stat(b"data/a.parquet").size_bytes > 20 << 20
+        assert read(volume, "data", OrderSpec(100_000))["n"].to_numpy().tolist() == random.tolist()

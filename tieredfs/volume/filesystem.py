@@ -217,6 +217,10 @@ class FileSystem(UnnamedOwner):
         """Of an inode, whatever its name is now. Raises NotFoundError."""
         return self._metadata.attributes(inode)
 
+    def versions(self, inodes: Sequence[InodeId]) -> dict[InodeId, int]:
+        """Of the contents of many inodes, in one snapshot; those that exist."""
+        return self._metadata.versions(inodes)
+
     def stat(self, path: bytes) -> Attributes:
         """Symlinks are not followed. Raises NotFoundError, NotDirectoryError."""
         return self._metadata.resolve(_checked(path))

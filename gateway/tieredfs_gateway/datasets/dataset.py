@@ -1,7 +1,8 @@
 """A pinned dataset under one selection: its splits, and each of them as rows of one schema.
 
-A *split* is a part of a file. `read` gives its rows that match the filter, with the columns that are asked for: the filter's
-columns first, and the others only where something matches. Splits are numbered over all files, by path.
+A *split* is a part of a file. `read` gives its rows that match the filter, with the columns that are asked for. After a split in
+which nothing matched, the filter's columns are read first, and the others only if something matches. Splits are numbered over
+all files, by path.
 """
 
 import threading
@@ -17,7 +18,6 @@ from tieredfs_gateway.datasets import schemas
 from tieredfs_gateway.datasets.contract import DatasetSpec, OnBadShard
 from tieredfs_gateway.datasets.filters import Bounds, bind_columns, bind_filter
 from tieredfs_gateway.datasets.listing import PartitionValue, partition_names
-from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.schemas import Column, Path
 from tieredfs_gateway.datasets.sources.protocol import FileIndex, HasRows, HasStatistics, HasStoredBytes, Source
 from tieredfs_gateway.datasets.versions import PinnedFile
@@ -54,17 +54,21 @@ class Dataset:
         constants: Sequence[dict[str, PartitionValue]],
         spec: DatasetSpec,
         parallel: ParallelMap,
+        look: Callable[[PinnedFile], FileIndex],
         visited: Callable[[PinnedFile], None] = lambda _: None,
     ) -> None:
-        """Looks into every file. Raises ConfigurationError (columns, filter, schemas that do not fit), CorruptError.
+        """Looks into every file, by `look`. Raises ConfigurationError (columns, filter, schemas that do not fit), CorruptError.
 
         `visited` is told of each split that was read."""
         self._source = source
+        self._look = look
         self._visited = visited
         self._skips = spec.on_bad_shard is OnBadShard.SKIP
         self._lock = threading.Lock()
         self.skipped: dict[str, str] = {}
         """Under the lock."""
+        self._matched_last = True
+        """A guess at the next split: where nothing matches, reading the filter's columns alone, first, costs less."""
         self.splits_decoded = self.rows_decoded = self.bytes_decoded = 0
         found = parallel(self._looked, files)
         self.files = [
@@ -80,7 +84,7 @@ class Dataset:
         self.filter = bind_filter(spec.filter, self.columns)
         if spec.columns is not None and not spec.columns:
             raise ConfigurationError("columns: at least one is needed")
-        self._selected = [
+        self.selected = [
             (name, path, schemas.type_at(self.columns, path)) for name, path in bind_columns(spec.columns, self.columns)
         ]
         self.splits = [
@@ -88,17 +92,18 @@ class Dataset:
             for number, each in enumerate(self.files)
             for part, rows in enumerate(each.index.rows)
         ]
-        self.schema = pa.schema([pa.field(name, kind) for name, _, kind in self._selected])
-        self.encoded = [name for name, path, _ in self._selected if len(path) == 1 and self.columns[path[0]].encoded]
+        self.schema = pa.schema([pa.field(name, kind) for name, _, kind in self.selected])
+        self.encoded = [name for name, path, _ in self.selected if len(path) == 1 and self.columns[path[0]].encoded]
 
     def _looked(self, file: PinnedFile) -> FileIndex | None:
         try:
-            return self._source.look(file)
+            return self._look(file)
         except IntegrityError as error:
-            self._skip(file, error)
+            self.skip(file, error)
             return None
 
-    def _skip(self, file: PinnedFile, error: IntegrityError) -> None:
+    def skip(self, file: PinnedFile, error: IntegrityError) -> None:
+        """Remember that it is left out; raises the error where damaged files are not."""
         if not self._skips:
             raise error
         with self._lock:
@@ -121,15 +126,18 @@ class Dataset:
         try:
             table = self._read(each, split)
         except IntegrityError as error:
-            self._skip(each.file, error)
+            self.skip(each.file, error)
             return None
         finally:
             self._visited(each.file)
-        with self._lock:
-            self.splits_decoded += 1
-            self.rows_decoded += split.rows
-            self.bytes_decoded += table.nbytes
+        self.count_decoded(split.rows, table.nbytes, splits=1)
         return list(table.to_batches())
+
+    def count_decoded(self, rows: int, size_bytes: int, splits: int = 0) -> None:
+        with self._lock:
+            self.splits_decoded += splits
+            self.rows_decoded += rows
+            self.bytes_decoded += size_bytes
 
     def count(self, number: int) -> int:
         """How many rows match; reads the filter's columns if it must. A damaged split has none, where such are left out."""
@@ -142,7 +150,7 @@ class Dataset:
         try:
             table = self._conformed(each, split, self._filter_columns())
         except IntegrityError as error:
-            self._skip(each.file, error)
+            self.skip(each.file, error)
             return 0
         return int(pc.sum(self._mask(table)).as_py() or 0)
 
@@ -150,7 +158,7 @@ class Dataset:
         """About how much memory a split takes, before the filter."""
         split = self.splits[number]
         each = self.files[split.file]
-        paths = [path for _, path, _ in self._selected]
+        paths = [path for _, path, _ in self.selected]
         return self._source.decoded_bytes(each.index, split.part, paths)
 
     def file_of(self, number: int) -> PinnedFile:
@@ -161,7 +169,7 @@ class Dataset:
         split = self.splits[number]
         each = self.files[split.file]
         if isinstance(self._source, HasStoredBytes):
-            paths = {path for _, path, _ in self._selected} | set(self.filter.paths if self.filter else ())
+            paths = {path for _, path, _ in self.selected} | set(self.filter.paths if self.filter else ())
             wanted = [path for path in sorted(paths) if path[0] not in each.constants]
             return self._source.stored_bytes(each.index, split.part, wanted)
         return -(-each.file.size_bytes // max(1, len(each.index.rows)))
@@ -172,49 +180,36 @@ class Dataset:
         return sum(self.decoded_bytes(number) for number in range(len(self.splits))) // max(1, rows)
 
     @property
-    def has_rows(self) -> bool:
-        """Single rows can be read: no filter, and a format in which a row is in one place."""
-        return self.filter is None and isinstance(self._source, HasRows)
-
-    def take(self, number: int, rows: Indices) -> list[pa.RecordBatch] | None:
-        """Those rows of a split, in that order; only where `has_rows`. None when the split is damaged and left out."""
-        assert isinstance(self._source, HasRows)
-        split = self.splits[number]
-        each = self.files[split.file]
-        paths = [path for _, path, _ in self._selected if path[0] not in each.constants]
-        try:
-            table = self._source.take(each.file, each.index, split.part, rows, paths)
-            table = self._fitted(each, table, self._selected)
-        except IntegrityError as error:
-            self._skip(each.file, error)
-            return None
-        with self._lock:
-            self.rows_decoded += len(rows)
-            self.bytes_decoded += table.nbytes
-        return list(table.to_batches())
+    def rows_source(self) -> HasRows | None:
+        """Of single rows, where there is no filter and the format has a row in one place."""
+        return self._source if self.filter is None and isinstance(self._source, HasRows) else None
 
     def _read(self, each: DatasetFile, split: Split) -> pa.Table:
         if self.filter is None:
-            return self._conformed(each, split, self._selected)
+            return self._conformed(each, split, self.selected)
         if not split.rows or not self._may_match(each, split.part):
             return self.schema.empty_table()
         filtering = self._filter_columns()
         seen = {path for _, path, _ in filtering}
-        if self._source.columnar and any(path not in seen for _, path, _ in self._selected):
+        rest_wanted = any(path not in seen for _, path, _ in self.selected)
+        if self._source.columnar and rest_wanted and not self._matched_last:
             table = self._conformed(each, split, filtering)
             mask = self._mask(table)
-            if not pc.any(mask).as_py():
+            self._matched_last = bool(pc.any(mask).as_py())
+            if not self._matched_last:
                 return self.schema.empty_table()
-            rest = self._conformed(each, split, [one for one in self._selected if one[1] not in seen])
+            rest = self._conformed(each, split, [one for one in self.selected if one[1] not in seen])
             return self._picked(rest, table).filter(mask)
-        wanted = [*filtering, *((_key(path), path, kind) for _, path, kind in self._selected if path not in seen)]
+        wanted = [*filtering, *((_key(path), path, kind) for _, path, kind in self.selected if path not in seen)]
         table = self._conformed(each, split, wanted)
-        return self._picked(table, table).filter(self._mask(table))
+        found = self._picked(table, table).filter(self._mask(table))
+        self._matched_last = found.num_rows > 0
+        return found
 
     def _picked(self, rest: pa.Table, filtering: pa.Table) -> pa.Table:
         """The selected columns, by name or by the key of a path, from either table."""
         columns = []
-        for name, path, _ in self._selected:
+        for name, path, _ in self.selected:
             key = _key(path)
             if key in filtering.schema.names:
                 columns.append(filtering.column(key))
@@ -233,9 +228,9 @@ class Dataset:
     def _conformed(self, each: DatasetFile, split: Split, wanted: list[tuple[str, Path, pa.DataType]]) -> pa.Table:
         paths = [path for _, path, _ in wanted if path[0] not in each.constants]
         table = self._source.read(each.file, each.index, split.part, paths)
-        return self._fitted(each, table, wanted)
+        return self.fitted(each, table, wanted)
 
-    def _fitted(self, each: DatasetFile, table: pa.Table, wanted: list[tuple[str, Path, pa.DataType]]) -> pa.Table:
+    def fitted(self, each: DatasetFile, table: pa.Table, wanted: list[tuple[str, Path, pa.DataType]]) -> pa.Table:
         try:
             return schemas.conform(table, wanted, each.constants)
         except pa.ArrowInvalid as error:

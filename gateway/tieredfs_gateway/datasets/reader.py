@@ -34,11 +34,14 @@ from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, Split
 from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
 from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
 from tieredfs_gateway.datasets.sources.formats import choose, source_of
+from tieredfs_gateway.datasets.sources.indexes import IndexCache
 from tieredfs_gateway.datasets.sources.protocol import HasStoredBytes
 from tieredfs_gateway.datasets.threads import Threads
 from tieredfs_gateway.datasets.versions import Snapshot
 
 SCRATCH_BYTES_DEFAULT: Final = 16 << 30
+INDEXES: Final = IndexCache()
+"""Of this process."""
 AHEAD_MAX: Final = 32
 """Segments that one iterator reads ahead at most."""
 
@@ -52,11 +55,14 @@ def open_reader(
     threads: int | None = None,
     scratch_directory: str | None = None,
     scratch_bytes: int = SCRATCH_BYTES_DEFAULT,
+    indexes: IndexCache = INDEXES,
     announce: bool = True,
 ) -> "DatasetReader":
     """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises.
 
-    `announce`: let the SSD tier know what will be read (see `coming`)."""
+    `scratch_directory` None: that of temporary files; it should be on the local SSD. `indexes`: what is known of files already.
+    `announce`: let the SSD tier know what will be read (see `coming`).
+    """
     if order.batch_size < 1:
         raise ConfigurationError(f"batch_size is {order.batch_size}; it must be at least 1")
     if order.window_rows < 1:
@@ -74,9 +80,9 @@ def open_reader(
         schedule = stack.enter_context(contextlib.closing(Schedule(volume))) if announce else None
         if schedule is not None and isinstance(source, HasStoredBytes):
             schedule.glance(snapshot.files)
-        dataset = Dataset(
-            source, snapshot.files, constants, spec, pool.map, schedule.visited if schedule else lambda _: None
-        )
+        look = partial(indexes.look, volume.volume.config.uuid, chosen.format, look=source.look)
+        visited = schedule.visited if schedule is not None else lambda _: None
+        dataset = Dataset(source, snapshot.files, constants, spec, pool.map, look, visited)
         return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all(), schedule)
 
 
@@ -275,7 +281,7 @@ class DatasetReader:
         row_bytes = dataset.row_bytes()
         rows = bucket_rows(row_bytes, room.memory_bytes, self._order.batch_size)
         buckets = Buckets(epoch, permutation, rows, row_bytes)
-        if dataset.has_rows:
+        if dataset.rows_source is not None:
             return GatherPlan(dataset, sequence, buckets)
         pieces = Pieces(dataset.schema, room.memory_bytes // 4, room.scratch(self._tally))
         return BucketPlan(self._splits, sequence, buckets, pieces)
@@ -327,6 +333,7 @@ class _Cursor:
         self._threads = threads
         self._ahead = min(AHEAD_MAX, 2 * threads.count)
         self._loans: dict[int, Loan[Segment]] = {}
+        self._begun = False
         self._number = -1
         self._start = 0
 
@@ -362,8 +369,13 @@ class _Cursor:
     def _segment(self) -> Segment:
         if self._number not in self._loans:
             self._loans[self._number] = self._shelf.borrow(*self._order(self._number))
+        if self._begun:
+            self._read_ahead()
+            return self._loans[self._number].value()
+        first = self._loans[self._number].value()  # nothing competes with what is waited for
+        self._begun = True
         self._read_ahead()
-        return self._loans[self._number].value()
+        return first
 
     def _read_ahead(self) -> None:
         last = min(self._number + self._ahead, self._plan.segment_count - 1)

@@ -120,7 +120,11 @@ class Column:
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> dict[str, Column]:
     """The columns of all files, in the order of their first appearance. Raises ConfigurationError naming files and column."""
     columns: dict[str, Column] = {}
+    before: pa.Schema | None = None
     for file, schema in schemas:
+        if before is not None and schema.equals(before):
+            continue
+        before = schema
         if len(set(schema.names)) < len(schema.names):
             twice = next(name for name in schema.names if schema.names.count(name) > 1)
             raise ConfigurationError(f"{file}: it has two columns named {twice!r}")

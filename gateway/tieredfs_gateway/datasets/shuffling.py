@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from tieredfs.errors import DeadlineError, InvalidRequestError
 from tieredfs_gateway.datasets.dataset import Dataset
+from tieredfs_gateway.datasets.gathering import Group, gather
 from tieredfs_gateway.datasets.order import Indices, Permutation
 from tieredfs_gateway.datasets.order import Sequence as RowSequence
 from tieredfs_gateway.datasets.pieces import Pieces
@@ -96,14 +97,9 @@ class GatherPlan(_Positions):
         splits, within = self._sequence.locate(rows)
         by_split = np.argsort(splits, kind="stable")
         bounds = np.flatnonzero(np.diff(splits[by_split])) + 1
-        pieces: list[pa.RecordBatch] = []
-        places: list[Indices] = []
-        for positions in np.split(by_split, bounds):
-            found = self._dataset.take(int(splits[positions[0]]), within[positions])
-            if found is not None:
-                pieces += found
-                places.append(positions)
-        return in_order(self._dataset.schema, pieces, places, length)
+        groups = [Group(int(splits[at[0]]), within[at], at) for at in np.split(by_split, bounds)]
+        table, places = gather(self._dataset, groups)
+        return Segment(length, tuple(table.to_batches()), None if len(places) == length else places)
 
     def close(self) -> None:
         """Nothing is kept."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tieredfs.errors import ConflictError, InvalidRequestError, NotFoundError, StaleError, UnavailableError
-from tieredfs.model import Attributes
+from tieredfs.model import NO_CACHE, Attributes
 from tieredfs.volume.filesystem import FileSystem, Part, Reading, Writing
 
 HOLD_FILES_MAX: Final = 4096
@@ -105,7 +105,7 @@ class Snapshot:
             except (InvalidRequestError, StaleError, NotFoundError, ConflictError):
                 current = [(path, self._volume.stat(path)) for path, _ in current]
                 continue
-            now = [(path, self._latest(path, seen)) for path, seen in current]
+            now = self._latest(current)
             if [_content(seen) for _, seen in now] == [_content(seen) for _, seen in current]:
                 with self._lock:
                     self._holds.append(hold)
@@ -114,7 +114,17 @@ class Snapshot:
             current = now
         raise ConflictError("the files of the dataset change faster than they can be pinned")
 
-    def _latest(self, path: bytes, seen: Attributes) -> Attributes:
+    def _latest(self, found: Sequence[tuple[bytes, Attributes]]) -> list[tuple[bytes, Attributes]]:
+        """As they are now. A stored content has one version for ever; what was staged may have grown since it was listed."""
+        versions = self._volume.versions([seen.inode for _, seen in found])
+        return [
+            (path, seen)
+            if seen.staged_in == NO_CACHE and versions.get(seen.inode) == seen.version
+            else (path, self._looked_up(path, seen))
+            for path, seen in found
+        ]
+
+    def _looked_up(self, path: bytes, seen: Attributes) -> Attributes:
         try:
             return self._volume.attributes(seen.inode)
         except (NotFoundError, StaleError):

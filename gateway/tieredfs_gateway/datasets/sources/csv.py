@@ -19,6 +19,7 @@ from tieredfs_gateway.datasets.sources.text import (
     as_file,
     bare_name,
     end_of_quoted_lines,
+    held_bytes,
     unreadable,
 )
 from tieredfs_gateway.datasets.versions import PinnedFile
@@ -55,7 +56,7 @@ class CsvSource:
             twice = next(name for name in names if names.count(name) > 1)
             raise CorruptError(f"{file.name}: two columns are named {twice!r}")
         schema = pa.schema([pa.field(name, kinds[name]) for name in names or ()])
-        return FileIndex(schema, tuple(rows), _Parts(tuple(stretches), tuple(sizes)))
+        return FileIndex(schema, tuple(rows), _Parts(tuple(stretches), tuple(sizes)), held_bytes(stretches))
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         stretch = index.detail.stretches[part]

@@ -15,6 +15,7 @@ from tieredfs_gateway.datasets.schemas import Path
 from tieredfs_gateway.datasets.sources.protocol import FileIndex
 from tieredfs_gateway.datasets.versions import PinnedFile, Snapshot
 
+_HELD_BYTES: Final = 4096
 _MAGIC: Final = b"ARROW1"
 
 
@@ -32,14 +33,16 @@ class IpcSource:
             if native.read(len(_MAGIC)) != _MAGIC:
                 native.seek(0)
                 with pa.ipc.open_stream(native) as stream:
-                    return FileIndex(stream.schema.remove_metadata(), (sum(batch.num_rows for batch in stream),), True)
+                    return FileIndex(
+                        stream.schema.remove_metadata(), (sum(batch.num_rows for batch in stream),), True, _HELD_BYTES
+                    )
             native.seek(0)
             with pa.ipc.open_file(native) as opened:
                 schema = opened.schema.remove_metadata()
             options = pa.ipc.IpcReadOptions(included_fields=[_narrowest(schema)] if len(schema) else [])
             with pa.ipc.open_file(native, options=options) as narrow:
                 rows = tuple(narrow.get_batch(number).num_rows for number in range(narrow.num_record_batches))
-            return FileIndex(schema, rows, False)
+            return FileIndex(schema, rows, False, _HELD_BYTES + 32 * len(rows))
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         names = {path[0] for path in paths}

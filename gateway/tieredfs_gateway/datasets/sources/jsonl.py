@@ -14,7 +14,7 @@ from tieredfs.errors import CorruptError
 from tieredfs_gateway.datasets import schemas
 from tieredfs_gateway.datasets.schemas import Path
 from tieredfs_gateway.datasets.sources.protocol import FileIndex
-from tieredfs_gateway.datasets.sources.text import Stretch, TextFiles, as_file, end_of_lines, unreadable
+from tieredfs_gateway.datasets.sources.text import Stretch, TextFiles, as_file, end_of_lines, held_bytes, unreadable
 from tieredfs_gateway.datasets.versions import PinnedFile
 
 
@@ -44,7 +44,7 @@ class JsonLinesSource:
             stretches.append(stretch)
             sizes.append(table.nbytes)
         schema = pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
-        return FileIndex(schema, tuple(rows), _Parts(tuple(stretches), tuple(sizes)))
+        return FileIndex(schema, tuple(rows), _Parts(tuple(stretches), tuple(sizes)), held_bytes(stretches))
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         stretch = index.detail.stretches[part]

@@ -38,13 +38,13 @@ class ParquetSource:
         with _translated(file), self._opened(file, None, min(FOOTER_BYTES, file.size_bytes)) as opened:
             metadata = opened.metadata
             rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
-            return FileIndex(opened.schema_arrow.remove_metadata(), rows, metadata)
+            return FileIndex(opened.schema_arrow.remove_metadata(), rows, metadata, 4 * metadata.serialized_size)
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         names = [".".join(path) for path in paths]
         planned = sum(size for size, _ in _chunks(index, part, names))
         with _translated(file), self._opened(file, index.detail, planned) as opened:
-            table = opened.read_row_group(part, columns=names, use_threads=False)
+            table = opened.read_row_group(part, columns=names, use_threads=True)
         if table.num_rows != index.rows[part]:
             raise CorruptError(f"{file.name}: row group {part} has {table.num_rows} rows, not {index.rows[part]}")
         return table

@@ -22,11 +22,13 @@ PART_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileIndex:
-    """What `look` found. `rows` of each part; `detail` is the format's own."""
+    """What `look` found. `rows` of each part; `detail` is the format's own. `held_bytes`: about how much memory it takes, where
+    it holds for the content wherever it is read; 0 where it refers to something of this reader's."""
 
     schema: pa.Schema
     rows: tuple[int, ...]
     detail: Any
+    held_bytes: int = 0
 
 
 class Source(Protocol):
@@ -69,4 +71,14 @@ class HasRows(Protocol):
 
     def take(self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, paths: Sequence[Path]) -> pa.Table:
         """Those rows of a part, in that order."""
+        ...
+
+    def payload_lengths(self, index: FileIndex, part: int, rows: Indices, path: Path) -> Indices | None:
+        """Of a column of bytes that are in the file as they are (-1: null); None for any other column."""
+        ...
+
+    def fill(
+        self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
+    ) -> None:
+        """Read those bytes, each into a target of its length."""
         ...

@@ -139,14 +139,32 @@ class RawSource:
         data = pa.allocate_buffer(int(ends[-1]))
         view = memoryview(data).cast("B") if ends[-1] else memoryview(b"")
         for file, at in zip(files, ends.tolist(), strict=False):
-            if not file.size_bytes:
-                continue
-            with self._snapshot.reading(file) as reading:
-                done = reading.read_into(0, view[at : at + file.size_bytes])
-            self._count.add(done)
-            if done != file.size_bytes:
-                raise CorruptError(f"{file.name}: {file.size_bytes} bytes were expected, {done} are there")
+            self._read(file, view[at : at + file.size_bytes])
         return pa.BinaryArray.from_buffers(pa.binary(), len(files), [None, pa.py_buffer(ends.astype(np.int32)), data])
+
+    def payload_lengths(self, index: FileIndex, part: int, rows: Indices, path: Path) -> Indices | None:
+        manifest: _Manifest = index.detail
+        if path != (BYTES,):
+            return None
+        sizes = [manifest.files[row].size_bytes for row in (rows + manifest.starts[part]).tolist()]
+        return np.array(sizes, np.int64)
+
+    def fill(
+        self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
+    ) -> None:
+        manifest: _Manifest = index.detail
+        assert path == (BYTES,), f"{file.name} has one column of bytes"
+        for row, target in zip((rows + manifest.starts[part]).tolist(), targets, strict=True):
+            self._read(manifest.files[row], target)
+
+    def _read(self, file: PinnedFile, target: memoryview) -> None:
+        if not target:
+            return
+        with self._snapshot.reading(file) as reading:
+            done = reading.read_into(0, target)
+        self._count.add(done)
+        if done != file.size_bytes:
+            raise CorruptError(f"{file.name}: {file.size_bytes} bytes were expected, {done} are there")
 
     def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         manifest: _Manifest = index.detail

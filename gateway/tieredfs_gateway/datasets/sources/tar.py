@@ -43,6 +43,10 @@ class _Shard:
     places: dict[str, tuple[Indices, Indices]]
     starts: tuple[int, ...]
 
+    @property
+    def held_bytes(self) -> int:
+        return 4096 + sum(50 + len(key) for key in self.keys) + 16 * len(self.keys) * len(self.places)
+
 
 class TarSource:
     """See `Source`, `HasRows`."""
@@ -63,7 +67,9 @@ class TarSource:
                 kind = _kind(name) or _documents_type(file, archive, name, offsets, lengths)
                 fields.append(pa.field(name, kind))
         ends = [*shard.starts[1:], len(shard.keys)]
-        return FileIndex(pa.schema(fields), tuple(b - a for a, b in zip(shard.starts, ends, strict=True)), shard)
+        return FileIndex(
+            pa.schema(fields), tuple(b - a for a, b in zip(shard.starts, ends, strict=True)), shard, shard.held_bytes
+        )
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         return self.take(file, index, part, np.arange(index.rows[part], dtype=np.int64), paths)
@@ -84,6 +90,22 @@ class TarSource:
         if not columns:
             columns[KEY] = pa.nulls(len(rows), pa.string())
         return pa.table(columns)
+
+    def payload_lengths(self, index: FileIndex, part: int, rows: Indices, path: Path) -> Indices | None:
+        shard: _Shard = index.detail
+        if len(path) > 1 or path[0] not in shard.places or _kind(path[0]) != pa.binary():
+            return None
+        return shard.places[path[0]][1][rows + shard.starts[part]]
+
+    def fill(
+        self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
+    ) -> None:
+        shard: _Shard = index.detail
+        offsets = shard.places[path[0]][0][rows + shard.starts[part]]
+        with self._archives.opened(file) as archive:
+            for offset, target in zip(offsets.tolist(), targets, strict=True):
+                if target and archive.read_into(offset, target) != len(target):
+                    raise CorruptError(f"{file.name}: {len(target)} bytes at {offset} are not there")
 
     def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         shard: _Shard = index.detail

@@ -7,7 +7,7 @@ opened; formats with a footer (Parquet, IPC) do without.
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -48,6 +48,11 @@ def bare_name(path: bytes) -> bytes:
     lower = path.lower()
     ending = next((ending for ending in _COMPRESSIONS if lower.endswith(ending)), b"")
     return path[: len(path) - len(ending)] + (b".tar" if ending == b".tgz" else b"")
+
+
+def held_bytes(stretches: Sequence[Stretch]) -> int:
+    """See `FileIndex`: what was unpacked is in this reader's scratch file."""
+    return 0 if any(stretch.unpacked for stretch in stretches) else 4096 + 256 * len(stretches)
 
 
 class TextFiles:
