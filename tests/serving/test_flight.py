@@ -1,8 +1,11 @@
 """Arrow Flight with Arrow's own client, in another process: the batches that HTTP gives, the same sessions, tokens, errors."""
 
 import json
+import queue
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 from tests.s3.endpoint import free_port
 from tests.serving.rig import ROWS, SOURCE, WAIT_S, Gateway, gateway, put_table
 from tieredfs_gateway.datasets.errors import CODES, Refusal
-from tieredfs_gateway.datasets.flight import failure
+from tieredfs_gateway.datasets.flight import END_OF_JOB, failure
 from tieredfs_gateway.datasets.tokens import make_token
 
 SECRET = "a secret of the tests"
@@ -116,6 +119,70 @@ def test_a_session_is_closed_by_its_name(flying: tuple[Gateway, str]) -> None:
             list(client.do_action(("close", session), options))
         rows = client.do_get(info.endpoints[0].ticket, options).read_all().num_rows
         assert rows == ROWS, "its ticket opens another of the same version"
+
+
+class Part(threading.Thread):
+    """A consumer of one gateway's part of a job: acknowledges what it has, until the end or until its gateway is dead."""
+
+    def __init__(self, port: int, got: "queue.Queue[tuple[Part, int, list[int]]]") -> None:
+        super().__init__(daemon=True)
+        self.port = port
+        self.silent = False
+        self.ended = False
+        self._got = got
+
+    def run(self) -> None:
+        command = {"source": SOURCE, "batch_size": 100, "shuffle": "full", "seed": 5, "job": "night"}
+        descriptor = fl.FlightDescriptor.for_command(json.dumps(command).encode())
+        try:
+            with fl.connect(f"grpc://127.0.0.1:{self.port}") as client:
+                writer, reader = client.do_exchange(descriptor, fl.FlightCallOptions(timeout=WAIT_S))
+                while True:
+                    chunk = reader.read_chunk()
+                    number = int.from_bytes(chunk.app_metadata.to_pybytes(), "little")
+                    if number == END_OF_JOB:
+                        writer.done_writing()
+                        self.ended = True
+                        return
+                    self._got.put((self, number, chunk.data.column("id").to_pylist()))
+                    if not self.silent:
+                        writer.write_metadata(chunk.app_metadata)
+        except (fl.FlightError, pa.ArrowException):
+            return
+        finally:
+            self._got.put((self, -1, []))
+
+
+def test_a_job_that_two_gateways_serve_outlives_one_of_them() -> None:
+    ports = [free_port(), free_port()]
+    options = [("--flight-port", str(port), "--job-lease", "2") for port in ports]
+    got: queue.Queue[tuple[Part, int, list[int]]] = queue.Queue()
+    with gateway(*options[0]) as victim:
+        other = Gateway(victim.root, free_port(), {}, options[1])
+        try:
+            other.start()
+            doomed, staying = (Part(port, got) for port in ports)
+            doomed.silent = True
+            doomed.start()
+            seen: dict[int, list[int]] = {}
+            lost: list[int] = []
+            ended = 0
+            while ended < 2:
+                part, number, ids = got.get(timeout=WAIT_S)
+                ended += number < 0
+                if number >= 0:
+                    assert seen.setdefault(number, ids) == ids
+                    lost += [number] if part is doomed else []
+                if len(lost) == 10 and not staying.ident:
+                    victim.stop(signal.SIGKILL)
+                    staying.start()
+            assert staying.ended
+            assert not doomed.ended
+            assert sorted(seen) == list(range(ROWS // 100))
+            assert sorted(each for ids in seen.values() for each in ids) == list(range(ROWS))
+        finally:
+            if other.process is not None:
+                assert other.stop() == 0
 
 
 @pytest.mark.parametrize("code", CODES)

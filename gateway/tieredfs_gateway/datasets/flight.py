@@ -2,6 +2,8 @@
 
     GetFlightInfo(command)   command: JSON of `FlightRequest` -> schema, rows of the epoch, one endpoint per rank that is asked for
     DoGet(ticket)            that rank's batches from that position on; metadata: their numbers (8 bytes, little-endian)
+    DoExchange(command)      a part of a job that several gateways serve (`jobs`): this gateway's batches, in ranges that it leases;
+                             the client acknowledges by metadata (numbers, 8 bytes each), and is done when END_OF_JOB comes
     DoAction("close", id)    close a session; it ends by itself when nobody uses it
 
 A ticket names the session that GetFlightInfo opened, and everything to open it again: a gateway that was restarted, or another
@@ -25,11 +27,14 @@ import pyarrow.flight as fl
 from pydantic import Field, ValidationError
 
 from tieredfs.errors import TieredError
+from tieredfs.host import SystemClock
+from tieredfs.volume.register import Register
 from tieredfs_gateway.datasets import frames
 from tieredfs_gateway.datasets.contract import Position
 from tieredfs_gateway.datasets.documents import SessionRequest
 from tieredfs_gateway.datasets.errors import CODES, Refusal, told
 from tieredfs_gateway.datasets.frames import Codec
+from tieredfs_gateway.datasets.jobs import LEASE_S, JobShare
 from tieredfs_gateway.datasets.sessions import Session, Sessions, Stream
 from tieredfs_gateway.datasets.wire import Link, is_loopback, next_piece
 
@@ -37,9 +42,12 @@ POSITION_MAX: Final = (1 << 62) - 1
 WORLD_MAX: Final = 1 << 20
 ENDPOINTS_MAX: Final = 4096
 CLOSE_WAIT_S: Final = 10.0
+END_OF_JOB: Final = (1 << 64) - 1
 _BEARER: Final = "bearer"
 _log: Final = logging.getLogger("tieredfs_gateway.datasets.flight")
 
+Registers = Callable[[str, int], Register]
+"""Where the leases of a job's epoch are."""
 Authorize = Callable[[str | None, str | None], None]
 
 
@@ -51,6 +59,8 @@ class FlightRequest(SessionRequest):
     rank: Annotated[int | None, Field(ge=0)] = None
     world_size: Annotated[int, Field(ge=1, le=WORLD_MAX)] = 1
     session: Annotated[str | None, Field(max_length=64)] = None
+
+    job: Annotated[str | None, Field(max_length=255, description="For DoExchange.")] = None
 
     def first_batch(self) -> int:
         """Batch i is of rank i % world_size."""
@@ -108,7 +118,16 @@ class _BearerFactory(fl.ServerMiddlewareFactory):  # type: ignore[misc]
 class _Service(fl.FlightServerBase):  # type: ignore[misc]
     """Calls come in threads of gRPC's."""
 
-    def __init__(self, sessions: Sessions, authorize: Authorize, host: str, port: int, **options: Any) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        authorize: Authorize,
+        place: tuple[str, int],
+        jobs: tuple[Registers | None, float],
+        **options: Any,
+    ) -> None:
+        host, port = place
+        self._registers, self._lease_s = jobs
         scheme = "grpc+tls" if "tls_certificates" in options else "grpc"
         super().__init__(f"{scheme}://{host}:{port}", middleware={_BEARER: _BearerFactory(authorize)}, **options)
         self._sessions = sessions
@@ -148,6 +167,28 @@ class _Service(fl.FlightServerBase):  # type: ignore[misc]
             _plain_schema(session.opened.schema), _batches(stream, Link.to("127.0.0.1", Codec.NONE)), options
         )
 
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """See the module."""
+        with _told():
+            asked = _parsed(descriptor.command)
+            session = self._session(context, asked)
+            opened = session.opened
+            if self._registers is None or asked.job is None or opened.spec.transforms:
+                raise Refusal("not_supported", "DoExchange is for a `job`, of a dataset without transforms")
+            register, clock = self._registers(asked.job, asked.epoch), SystemClock()
+            client = _host_of(context.peer())
+            with (
+                self._sessions.follow(session, Position(asked.epoch, 0), 1, Codec.NONE.value, client) as stream,
+                JobShare(register, clock, opened.reader, asked.key(), asked.epoch, lease_s=self._lease_s) as share,
+                _acknowledging(share, reader),
+            ):
+                writer.begin(_plain_schema(opened.schema))
+                for batch in share.batches():
+                    stream.check_open()
+                    writer.write_with_metadata(_plain(batch.rows), _numbered(batch.index))
+                    stream.sent(batch.index, batch.rows.num_rows, batch.rows.nbytes)
+                writer.write_metadata(_numbered(END_OF_JOB))
+
     def do_action(self, context: Any, action: Any) -> Iterator[Any]:
         """See the module."""
         with _told():
@@ -185,11 +226,13 @@ class FlightServer(AbstractContextManager["FlightServer"]):
         host: str,
         port: int,
         tls: tuple[bytes, bytes] | None = None,
+        registers: Registers | None = None,
+        lease_s: float = LEASE_S,
     ) -> None:
-        """`tls`: certificate and key, PEM. Port 0: any that is free (`port` says which)."""
+        """`tls`: certificate and key, PEM. Port 0: any that is free (`port` says which). `registers`: of jobs; None: no jobs."""
         options: dict[str, Any] = {"tls_certificates": [tls]} if tls else {}
         self._sessions = sessions
-        self._service = _Service(sessions, authorize, host, port, **options)
+        self._service = _Service(sessions, authorize, (host, port), (registers, lease_s), **options)
         self.port: int = self._service.port
 
     def close(self) -> None:
@@ -225,7 +268,7 @@ def _batches(stream: Stream, link: Link) -> Iterator[tuple[pa.RecordBatch, pa.Bu
             whole = pa.py_buffer(b"".join((head, piece.body, frames.END)))
             with pa.ipc.open_stream(whole) as reader:
                 rows = reader.read_next_batch()
-            yield _plain(rows), pa.py_buffer(piece.index.to_bytes(8, "little"))
+            yield _plain(rows), _numbered(piece.index)
             stream.sent(piece.index, piece.rows, len(piece.body))
 
 
@@ -238,6 +281,31 @@ def _plain_schema(schema: pa.Schema) -> pa.Schema:
 def _plain(rows: pa.RecordBatch) -> pa.RecordBatch:
     columns = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in rows.columns]
     return pa.RecordBatch.from_arrays(columns, schema=_plain_schema(rows.schema))
+
+
+@contextmanager
+def _acknowledging(share: JobShare, reader: Any) -> Iterator[None]:
+    """A thread hears what the client has. It ends when the client has no more to say, or is gone, and the share with it."""
+
+    def hear() -> None:
+        try:
+            while True:
+                said = reader.read_chunk().app_metadata
+                for at in range(0, said.size if said is not None else 0, 8):
+                    share.acknowledge(int.from_bytes(said[at : at + 8].to_pybytes(), "little"))
+        except (StopIteration, pa.ArrowException, OSError):
+            share.close()
+
+    hearing = threading.Thread(target=hear, name="flight-acknowledgements", daemon=True)
+    hearing.start()
+    try:
+        yield
+    finally:
+        hearing.join()  # gRPC ends it with the call: by the client's last word, its death, or the server's shutdown
+
+
+def _numbered(index: int) -> pa.Buffer:
+    return pa.py_buffer(index.to_bytes(8, "little"))
 
 
 def _token(context: Any) -> str | None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +63,7 @@ class Serving:
     shared_bytes: int = GIB
     bandwidth_bytes_s: int | None = None
     flight_port: int | None = None
+    job_lease_s: float = 30.0
 
 
 def serve(asked: Serving) -> None:
@@ -83,7 +85,7 @@ def serve(asked: Serving) -> None:
         def opened(spec: DatasetSpec, order: OrderSpec) -> Reader:
             return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes)
 
-        with gateway_over(opened, asked) as gateway, _flight(asked, gateway):
+        with gateway_over(opened, asked) as gateway, _flight(asked, gateway, volume):
             asyncio.run(_serve(asked, gateway))
 
 
@@ -112,15 +114,19 @@ def gateway_over(opened: OpenReader, asked: Serving) -> Iterator[Gateway]:
 
 
 @contextlib.contextmanager
-def _flight(asked: Serving, gateway: Gateway) -> Iterator[None]:
+def _flight(asked: Serving, gateway: Gateway, volume: FileSystem) -> Iterator[None]:
     """Arrow Flight beside HTTP, over the same sessions, if it was asked for."""
     if asked.flight_port is None:
         yield
         return
     from tieredfs_gateway.datasets.flight import FlightServer
+    from tieredfs_gateway.datasets.jobs import register_of
 
     tls = (asked.cert.read_bytes(), asked.key.read_bytes()) if asked.cert and asked.key else None
-    with FlightServer(gateway.sessions, gateway.authorize, asked.host, asked.flight_port, tls) as server:
+    registers = partial(register_of, volume)
+    with FlightServer(
+        gateway.sessions, gateway.authorize, asked.host, asked.flight_port, tls, registers, asked.job_lease_s
+    ) as server:
         _log.info("Arrow Flight at %s:%d", asked.host, server.port)
         yield
 

@@ -48,6 +48,9 @@ def gateway(
         str | None, typer.Option(help="Bytes per second from and to the store, of all gateways of the volume together.")
     ] = None,
     flight_port: Annotated[int | None, typer.Option(help="Serve Arrow Flight there, too.", min=1, max=65_535)] = None,
+    job_lease: Annotated[
+        float, typer.Option(help="Seconds after which another gateway goes on with what this one died at.", min=1)
+    ] = 30.0,
 ) -> None:
     """Serve datasets to trainers: decoded, filtered, shuffled, in batches. /docs shows the interface.
 
@@ -68,7 +71,18 @@ def gateway(
     place = "" if unix_socket == "none" else unix_socket
     rate = parse_positive_size(bandwidth) if bandwidth is not None else None
     asked = Serving(
-        str(parse_meta_url(meta_url)), host, port, secret, place, allowed, cert, key, *sizes, rate, flight_port
+        str(parse_meta_url(meta_url)),
+        host,
+        port,
+        secret,
+        place,
+        allowed,
+        cert,
+        key,
+        *sizes,
+        rate,
+        flight_port,
+        job_lease,
     )
     serve(asked)
 
