@@ -202,7 +202,8 @@ def test_processes_with_one_purpose_share_a_link(url: str, volume: FileSystem) -
         assert volume.volume.companions() == other.volume.companions() == 2
         clock = HandClock()
         pacer = Pacer(Budget(1000, 1000, {}), clock, volume.volume.companions)
-        pacer.take(Traffic.TRAINING, 2000)
+        pacer.take(Traffic.TRAINING, 1000)
+        pacer.charge(Traffic.CHECKPOINT, 1000)
         waiting = threading.Thread(target=lambda: pacer.take(Traffic.TRAINING, 1))
         waiting.start()
         clock.now_s += 1.9

@@ -20,13 +20,20 @@ class Pacer:
         divided by it. A process that died counts until its session has timed out."""
         self._clock = clock
         self._sharers = sharers
+        self._burst_bytes = budget.burst_bytes
         self._buckets = TokenBuckets(budget, clock.monotonic_s())
         self._granted: set[int] = set()
         self._share_due_s = float("-inf")
         self._changed = threading.Condition()
 
     def take(self, traffic: Traffic, size_bytes: int, timeout_s: float = FILL_WAIT_S) -> None:
-        """Returns when so many bytes may be moved. Raises DeadlineError."""
+        """Returns when so many bytes may be moved. Raises DeadlineError.
+
+        What is larger than a burst waits burst by burst, each at most `timeout_s`: so others have their turn in between."""
+        for start in range(0, size_bytes, self._burst_bytes):
+            self._take(traffic, min(self._burst_bytes, size_bytes - start), timeout_s)
+
+    def _take(self, traffic: Traffic, size_bytes: int, timeout_s: float) -> None:
         self._divide()
         deadline_s = self._clock.monotonic_s() + timeout_s
         with self._changed:
