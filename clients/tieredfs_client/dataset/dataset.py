@@ -183,10 +183,12 @@ class GatewayDataset:
 
     # ---- the position -----------------------------------------------------------------------------------------------------
 
+    def _reads_here(self) -> dict[str, str]:
+        return {name: "-" if value is None else str(value) for name, value in self._asked.items()}
+
     def _reads(self) -> dict[str, str]:
         """What a batch depends on."""
-        reads = {name: "-" if value is None else str(value) for name, value in self._asked.items()}
-        return reads | {"version": self.version}
+        return self._reads_here() | {"version": self.version}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain and small. Raises what opening raises, when nothing was read yet."""
@@ -205,16 +207,11 @@ class GatewayDataset:
     def load_state_dict(self, document: Mapping[str, Any]) -> None:
         """The next `for` goes on from there. Raises StateMismatchError."""
         loaded = state.decode(document)
-        self._session.pin(loaded.reads.get("version", ""))
+        state.check_fits(loaded, self._reads_here() | {"version": loaded.reads.get("version", "-")})
+        self._session.pin(loaded.reads["version"])
         state.check_fits(loaded, self._reads())
-        if loaded.batches > 0 and loaded.batches > self._session.size().batches + self._world_slack(loaded):
-            raise StateMismatchError(f"the state is {loaded.batches} batches into an epoch of {self.size().batches}")
         self._epoch, self._start, self._loaded_worker = loaded.epoch, loaded.batches, loaded.worker
         self._reading = None
-
-    def _world_slack(self, loaded: state.State) -> int:
-        """The last step of all ranks may end beyond the last batch."""
-        return max(self._world_size, loaded.worker.world_size if loaded.worker else 1, 1 << 20)
 
     # ---- the loop --------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import contextlib
 import json
 import mmap
 import os
+import select
 import socket
 import time
 import weakref
@@ -28,6 +29,8 @@ from tieredfs_client.dataset.failures import domain_error
 LOANS: Final = 12
 """On loan at a time: about half of them in the program's hands, the others on their way."""
 COPY_RESERVE: Final = 4
+RETURN_TOGETHER: Final = 4
+"""Loans go back several at a time, or when there is nothing else to do."""
 CONNECT_WAIT_S: Final = 2.0
 BATCH_WAIT_S: Final = 150.0
 POLL_S: Final = 0.5
@@ -55,7 +58,7 @@ class SharedConnection:
         try:
             self._socket.settimeout(CONNECT_WAIT_S)
             self._socket.connect("\0" + name[1:] if name.startswith("@") else name)
-            self._socket.settimeout(POLL_S)
+            self._socket.setblocking(False)
         except OSError:
             self._socket.close()
             raise
@@ -79,23 +82,30 @@ class SharedConnection:
     def next(self) -> tuple[int, pa.RecordBatch] | None:
         """Raises UnavailableError, SessionUnknownError, and what the gateway says."""
         deadline_s = time.monotonic() + BATCH_WAIT_S
-        while time.monotonic() < deadline_s:
+        if len(self._returned) >= RETURN_TOGETHER:
             self._flush()
+        while True:
             try:
                 packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX, 1)
-            except TimeoutError:
+            except BlockingIOError:
+                self._flush()
+                if time.monotonic() >= deadline_s:
+                    raise UnavailableError(f"no batch in {BATCH_WAIT_S:.0f} s") from None
+                select.select([self._socket], [], [], POLL_S)
                 continue
             except OSError as error:
                 raise UnavailableError(f"the gateway's socket: {error}") from error
-            if not packet:
-                raise UnavailableError("the gateway closed its socket")
-            message = json.loads(packet)
-            if "batch" in message:
-                return message["batch"], self._take(message, descriptors)
-            if "end" in message:
-                return None
-            raise domain_error(message)
-        raise UnavailableError(f"no batch in {BATCH_WAIT_S:.0f} s")
+            return self._understood(packet, descriptors)
+
+    def _understood(self, packet: bytes, descriptors: list[int]) -> tuple[int, pa.RecordBatch] | None:
+        if not packet:
+            raise UnavailableError("the gateway closed its socket")
+        message = json.loads(packet)
+        if "batch" in message:
+            return message["batch"], self._take(message, descriptors)
+        if "end" in message:
+            return None
+        raise domain_error(message)
 
     def _take(self, message: dict[str, Any], descriptors: list[int]) -> pa.RecordBatch:
         number, length = message["slab"], message["length"]
@@ -137,6 +147,8 @@ class SharedConnection:
     def _socket_send(self, message: dict[str, object]) -> None:
         try:
             self._socket.send(json.dumps(message).encode())
+        except BlockingIOError as error:
+            raise UnavailableError("the gateway does not listen to its socket") from error
         except OSError as error:
             raise UnavailableError(f"the gateway's socket: {error}") from error
 

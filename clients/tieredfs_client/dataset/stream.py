@@ -77,8 +77,9 @@ class GatewaySession:
         return str(self._opened()["version"])
 
     def pin(self, version: str) -> None:
-        """Only this version will do."""
-        self._asked = self._asked | {"version": version}
+        """Only this version will do, unless another one is open already."""
+        if self._answer is None or self._answer["version"] == version:
+            self._asked = self._asked | {"version": version}
 
     @property
     def schema(self) -> pa.Schema:

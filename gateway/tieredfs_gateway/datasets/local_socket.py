@@ -174,7 +174,7 @@ class _Peer:
         self._known: set[int] = set()
         self._has_left = False
         self._loans_max = 1
-        connection.settimeout(POLL_S)
+        connection.setblocking(False)
 
     def serve(self) -> None:
         last_s = time.monotonic()
@@ -203,10 +203,12 @@ class _Peer:
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message that is no `done`; None when there is none in time. Raises _PeerLeftError."""
-        if not select.select([self._connection], [], [], timeout_s)[0]:
+        if timeout_s and not select.select([self._connection], [], [], timeout_s)[0]:
             return None
         try:
             packet = self._connection.recv(PACKET_BYTES_MAX)
+        except BlockingIOError:
+            return None
         except OSError:
             packet = b""
         if not packet:
@@ -230,8 +232,9 @@ class _Peer:
         while not self._closed.is_set():
             try:
                 socket.send_fds(self._connection, [packet], descriptors or [])
-            except TimeoutError:
-                continue  # its queue is full: it takes nothing at the moment
+            except BlockingIOError:  # its queue is full: it takes nothing at the moment
+                select.select([], [self._connection], [], POLL_S)
+                continue
             except OSError as error:
                 self._has_left = True
                 raise _PeerLeftError from error

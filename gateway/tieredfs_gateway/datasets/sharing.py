@@ -2,7 +2,7 @@
 
 A *lane* is one stride of an epoch (batches `first`, `first + stride`, ...) of one reader. One thread makes its batches and
 keeps the last of them in a *window*; *followers*, one per trainer, take them from there. A batch is encoded once for each
-form that somebody wants (shared memory, a compressed frame), in the pool of encoders, whoever asks first.
+form that somebody wants: into shared memory by the lane itself, as a compressed frame in the pool of encoders.
 
 How far apart may followers be? The lane works at most `AHEAD_*` beyond the fastest. When the window is full and the slowest
 follower still needs the oldest batch, it is given `GRACE_S` to take it. Then it is *left behind*: it moves to a lane of its
@@ -34,6 +34,8 @@ from tieredfs_gateway.datasets.slabs import Slab, SlabPool
 AHEAD_BATCHES: Final = 16
 AHEAD_BYTES: Final = 32 * MIB
 WINDOW_BATCHES: Final = 512
+WINDOWS_MAX: Final = 4
+"""So many windows may be full; with more in use they shrink to what is ahead of their followers."""
 GRACE_S: Final = 0.25
 BATCH_WAIT_S: Final = 120.0
 """For one batch to be made; a transform that takes longer has a limit of its own."""
@@ -63,7 +65,13 @@ class Encoders:
         self.slabs = slabs
         self.counts = Counts()
         self.pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 2), "encode")
+        self.kept_bytes = 0
+        """In the windows of all lanes."""
         self._lock = threading.Lock()
+
+    def keep(self, more_bytes: int) -> None:
+        with self._lock:
+            self.kept_bytes += more_bytes
 
     def count(self, form: Form) -> None:
         with self._lock:
@@ -97,9 +105,18 @@ class Item:
         with self._lock:
             if self._dropped and (form == SHARED or self._rows is None) and form not in self._forms:
                 raise WaitInterruptedError("this batch has left its window")
-            if form not in self._forms:
-                self._forms[form] = self._encoders.pool.submit(self._encode, form)
-            return self._forms[form]
+            future = self._forms.get(form)
+            if future is not None:
+                return future
+            if form != SHARED:
+                future = self._forms[form] = self._encoders.pool.submit(self._encode, form)
+                return future
+            future = self._forms[form] = Future()
+        try:  # a copy costs less than asking another thread for one
+            future.set_result(self._encode(form))
+        except BaseException as error:  # noqa: BLE001 - whoever wants the batch raises it
+            future.set_exception(error)
+        return future
 
     def _encode(self, form: Form) -> Slab | memoryview:
         self._encoders.count(form)
@@ -164,12 +181,12 @@ class Item:
         with self._lock:
             self._dropped = True
             future = self._forms.get(SHARED)
-        if future is not None and not future.cancel():
+        if future is not None:
             future.add_done_callback(_release)
 
 
 def _release(future: "Future[Slab]") -> None:
-    if not future.cancelled() and future.exception() is None:
+    if future.exception() is None:
         future.result().release()
 
 
@@ -301,13 +318,14 @@ class Lane:
         with self._changed:
             self._items.append(item)
             self._bytes += item.size_bytes
+            encoders.keep(item.size_bytes)
             self._next = batch.index + self.stride
             self._changed.notify_all()
 
     def _make_room(self, size_bytes: int) -> list[Item]:
         """Under the lock: what leaves the window. Waits for the slowest follower, boundedly; leaves it behind then."""
         dropped: list[Item] = []
-        limit = self._window.limit_bytes
+        limit = self._window.limit_now()
         while self._items and (self._bytes + size_bytes > limit or len(self._items) >= WINDOW_BATCHES):
             oldest = self._items[0].index
             slow = [follower for follower in self._followers if follower.next_index <= oldest]
@@ -324,6 +342,7 @@ class Lane:
     def _pop(self) -> Item:
         item = self._items.popleft()
         self._bytes -= item.size_bytes
+        self._window.encoders.keep(-item.size_bytes)
         return item
 
     def trim(self) -> None:
@@ -338,8 +357,7 @@ class Lane:
 
     def _clear(self) -> None:
         with self._changed:
-            items, self._items = list(self._items), deque()
-            self._bytes = 0
+            items = [self._pop() for _ in range(len(self._items))]
         for item in items:
             item.drop()
 
@@ -363,8 +381,13 @@ class Window:
     def __init__(self, encoders: Encoders, head: bytes, limit_bytes: int, forget: Callable[[Lane], None]) -> None:
         self.encoders = encoders
         self.head = head
-        self.limit_bytes = limit_bytes
+        self._limit_bytes = limit_bytes
         self.forget = forget
+
+    def limit_now(self) -> int:
+        """A lane's share; with many lanes, only what reading ahead needs."""
+        is_crowded = self.encoders.kept_bytes > WINDOWS_MAX * self._limit_bytes
+        return min(AHEAD_BYTES, self._limit_bytes) if is_crowded else self._limit_bytes
 
 
 class Share:
