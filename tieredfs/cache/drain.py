@@ -72,7 +72,9 @@ class _Taken:
 class Drainer:
     """One per tier. `start` once; `close` ends the thread, leaving what is staged staged."""
 
-    def __init__(self, tier: Tier, block_bytes: int) -> None:
+    def __init__(self, tier: Tier, block_bytes: int, on_write: Callable[[int], None] = lambda _: None) -> None:
+        """`on_write` is told of every block that is about to be written, and must return at once."""
+        self._on_write = on_write
         self._tier = tier
         self._part = tier.part
         self._block_bytes = block_bytes
@@ -400,6 +402,7 @@ class Drainer:
                 if count < piece.length:  # cut short by a writer: a void drain or a snapshot, so any bytes do
                     target[count:] = bytes(piece.length - count)
                 target.release()
+            self._on_write(plan.size_bytes)
             return self._part.blocks.write(buffer, plan.size_bytes)
 
     def _discard_block(self, block: Block) -> None:

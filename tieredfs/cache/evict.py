@@ -1,6 +1,7 @@
 """The evictor: keeps the SSD below its watermarks."""
 
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from tieredfs.cache.drain import Drainer
@@ -13,8 +14,10 @@ _TICK_S: Final = 0.25
 class Evictor:
     """One thread per tier."""
 
-    def __init__(self, tier: Tier, drainer: Drainer) -> None:
+    def __init__(self, tier: Tier, drainer: Drainer, make_room: Callable[[int], int] | None = None) -> None:
+        """`make_room` evicts so many bytes, and returns how many files those were: by the tier's policy if None."""
         self._tier = tier
+        self._make_room = make_room or tier.evict_bytes
         self._drainer = drainer
         self._wake = threading.Event()
         self._closing = False
@@ -47,11 +50,16 @@ class Evictor:
         room = self._tier.room
         excess = room.excess(self.clean_bytes())
         if excess:
-            self.evicted_files += self._tier.evict_bytes(excess)
+            self.evicted_files += self._make_room(excess)
         if room.settle(self.clean_bytes()) or room.excess(self.clean_bytes()):
             self._drainer.hurry()
 
     def clean_bytes(self) -> int:
         """Copies, idle and open, and fills under way."""
-        active = sum(file.held_bytes for file in self._tier.active() if file.state not in DIRTY)
-        return self._tier.resident_bytes() + active
+        return clean_bytes(self._tier)
+
+
+def clean_bytes(tier: Tier) -> int:
+    """Copies, idle and open, and fills under way."""
+    active = sum(file.held_bytes for file in tier.active() if file.state not in DIRTY)
+    return tier.resident_bytes() + active

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 from tieredfs.block.loans import BlockLoans
 from tieredfs.block.store import BlockStore
@@ -144,6 +145,10 @@ class Filler:
             fill.worker_came()
         for _ in range(count):
             self._executor.submit(self._work, fill, on_whole, on_failed)
+
+    def reading(self, block: Block, offset: int, length: int) -> AbstractContextManager[memoryview]:
+        """A range of a block, past the SSD: see `BlockStore.reading`. `length` up to a block."""
+        return self._blocks.reading(block, offset, length, self._buffers, FILL_WAIT_S)
 
     def _work(self, fill: Fill, on_whole: Callable[[], None], on_failed: Callable[[], None]) -> None:
         try:

@@ -16,6 +16,7 @@ look-ups in its tables. Order: file lock, then tier lock. Nobody holds two file 
 import contextlib
 import os
 import threading
+from collections.abc import Container
 from typing import Final
 
 from tieredfs.cache.borrow import borrow
@@ -113,9 +114,14 @@ class Tier:
         with self._lock:
             return list(self._files.values())
 
-    def resident_bytes(self) -> int:
+    def resident_bytes(self, *, pinned: bool = True) -> int:
         with self._lock:
-            return self._resident.bytes
+            return self._resident.bytes - (0 if pinned else self._resident.pinned_bytes)
+
+    def is_movable(self, inode: InodeId) -> bool:
+        """A clean copy that nobody has open or pinned."""
+        with self._lock:
+            return inode in self._resident and not self._resident.is_pinned(inode)
 
     def resident_count(self) -> int:
         with self._lock:
@@ -557,10 +563,11 @@ class Tier:
         """Drop the copy of one file if it is clean and nobody has it open."""
         return self._evict_entry(self.enter(inode))
 
-    def evict_bytes(self, bytes_needed: int) -> int:
-        """Evict by policy; returns the number of files."""
+    def evict_bytes(self, bytes_needed: int, spared: Container[InodeId] = ()) -> int:
+        """Evict by policy, `spared` excepted; returns the number of files."""
         with self._lock:
-            entries = [self._chosen(inode, version) for inode, version in self._resident.victims(bytes_needed)]
+            victims = self._resident.victims(bytes_needed, spared)
+            entries = [self._chosen(inode, version) for inode, version in victims]
         return sum(self._evict_entry(file) for file in entries)
 
     def _chosen(self, inode: InodeId, version: int) -> LocalFile:

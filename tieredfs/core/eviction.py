@@ -9,7 +9,7 @@ evicted from the small queue are remembered, as many as there are files here, an
 Source of the algorithm: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. Pure: no clock, no lock.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,6 +48,12 @@ class ResidentIndex:
     def bytes(self) -> int:
         """Sum of the sizes of all files in the index."""
         return self._small_bytes + self._main_bytes
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Of those, what is pinned."""
+        here = (self._small.get(inode) or self._main.get(inode) for inode in self._pinned)
+        return sum(resident.size_bytes for resident in here if resident is not None)
 
     def __len__(self) -> int:
         return len(self._small) + len(self._main)
@@ -100,8 +106,12 @@ class ResidentIndex:
     def pinned(self) -> frozenset[InodeId]:
         return frozenset(self._pinned)
 
-    def victims(self, bytes_needed: int) -> list[tuple[InodeId, int]]:
-        """Take out files of at least `bytes_needed` in sum (all there are if fewer): (inode, version) in the order to delete."""
+    def is_pinned(self, inode: InodeId) -> bool:
+        return inode in self._pinned
+
+    def victims(self, bytes_needed: int, spared: Container[InodeId] = ()) -> list[tuple[InodeId, int]]:
+        """Take out files of at least `bytes_needed` in sum (all there are if fewer): (inode, version) in the order to delete.
+        Those that are pinned or `spared` stay."""
         chosen: list[tuple[InodeId, int]] = []
         freed = 0
         skipped: list[tuple[InodeId, Resident]] = []
@@ -110,7 +120,7 @@ class ResidentIndex:
             if candidate is None:
                 continue
             inode, resident = candidate
-            if inode in self._pinned:
+            if inode in self._pinned or inode in spared:
                 skipped.append(candidate)
                 continue
             chosen.append((inode, resident.version))

@@ -8,14 +8,19 @@ Every process has an SSD directory of its own, a *slot* below `clients` beside t
 staged there is stored by whoever takes the slot next, by a mount's caretaker, or by `tieredfs drain`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, Self
 
 from tieredfs.cache.burials import Burials
 from tieredfs.cache.durable import make_durable
+from tieredfs.cache.foresight import Expectation
 from tieredfs.cache.local import LocalFile
-from tieredfs.core.file_life import DIRTY
+from tieredfs.cache.pace import Pacer
+from tieredfs.core.budget import Budget, Traffic
+from tieredfs.core.file_life import DIRTY, FileState
+from tieredfs.core.foresight import Use
 from tieredfs.errors import (
     AlreadyExistsError,
     BusyError,
@@ -41,6 +46,7 @@ from tieredfs.volume.open_files import (
     caller_ids,
 )
 from tieredfs.volume.ssd import SsdTier, slots_directory
+from tieredfs.volume.through import ThroughReading
 from tieredfs.volume.volume import Volume
 
 __all__ = ["Condition", "FileSystem", "FileSystemContract", "Part", "Reading", "Writing"]
@@ -436,9 +442,48 @@ class FileSystem(UnnamedOwner):
     def _open_tier(self, attributes: Attributes) -> TierReading:
         return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
 
-    def open_version(self, attributes: Attributes) -> TierReading:
+    def open_version(self, attributes: Attributes) -> TierReading | ThroughReading:
         """The regular file whose content `attributes` describe, with or without a name. Raises StaleError when its content
-        is another one now, NotFoundError when it is gone, and what a fill raises."""
+        is another one now, NotFoundError when it is gone, and what a fill raises.
+
+        A file that is expected (`expect`), but not worth its room on the SSD, is read past it."""
+        with self._ssd.foresight.admit(attributes.inode) as keep:
+            through = None if keep else self._through(attributes)
+            if through is None and self._tier.state_of(attributes.inode) is FileState.ABSENT:
+                self._ssd.pace(Traffic.TRAINING, attributes.size_bytes)
+            return through or self._open_here(attributes)
+
+    def _through(self, attributes: Attributes) -> ThroughReading | None:
+        """None: the store does not have that content, or not any more."""
+        now = self._metadata.attributes(attributes.inode)
+        extents = self._metadata.extents(attributes.inode)
+        blocks = self._metadata.blocks({extent.block for extent in extents})
+        after = self._metadata.attributes(attributes.inode)
+        if not now.version == after.version == attributes.version or after.staged_in != NO_CACHE:
+            return None
+        pace = partial(self._ssd.pace, Traffic.TRAINING)
+        return ThroughReading(attributes, extents, blocks, self._ssd.filler, pace)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of this process's SSD tier."""
+        return self._tier.room.capacity_bytes
+
+    def expect(self, uses: Iterable[Use] = ()) -> Expectation:
+        """Announce what will be read next, in order: the SSD keeps, fetches and evicts by it. A hint: nothing depends on it."""
+        return self._ssd.foresight.expect(uses)
+
+    def limit(self, budget: Budget) -> None:
+        """From now on what `open_version` fetches from the store waits for its turn, as training; what expectations fetch ahead,
+        as backfill; what is drained never waits, but the others wait for it. The rate is divided between the processes with a
+        living session of the same purpose."""
+        self._ssd.pacer = Pacer(budget, self.volume.host.clock, self.volume.companions)
+
+    def granted_bytes(self) -> dict[Traffic, int]:
+        """What went under the budget so far, of each class; nothing without one."""
+        return self._ssd.pacer.granted_bytes() if self._ssd.pacer is not None else {}
+
+    def _open_here(self, attributes: Attributes) -> TierReading:
         reading = TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)
         if reading.version != attributes.version:
             reading.close()

@@ -6,12 +6,15 @@ from tieredfs.cache.borrow import Neighbours
 from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
+from tieredfs.cache.foresight import Foresight
 from tieredfs.cache.layout import CacheDirectory, bell_path
+from tieredfs.cache.pace import Pacer
 from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
 from tieredfs.cache.tier import Tier
 from tieredfs.config import parse_meta_url
+from tieredfs.core.budget import Traffic
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import BusyError, DeadlineError
 from tieredfs.host.bell import Bell, ring
@@ -45,8 +48,10 @@ class SsdTier:
             self.room = Room(self.directory.path, capacity_bytes, files)
             self.filler = Filler(volume.blocks, files, volume.config.block_bytes, volume.memory.fill_buffers)
             self.tier = Tier(part, self.filler, self.room)
-            self.drainer = Drainer(self.tier, volume.config.block_bytes)
-            self.evictor = Evictor(self.tier, self.drainer)
+            self.pacer: Pacer | None = None
+            self.drainer = Drainer(self.tier, volume.config.block_bytes, self._wrote)
+            self.foresight = Foresight(self.tier, self.pace)
+            self.evictor = Evictor(self.tier, self.drainer, self.foresight.make_room)
             self.room.on_pressure(self.evictor.wake)
             self.recovered: Recovered = recover(self.tier)
             self._bell = Bell(bell_path(self.directory.path), self.drainer.hurry)
@@ -68,6 +73,16 @@ class SsdTier:
             if record.cache == cache and record.host == part.host.name:
                 ring(bell_path(record.path))
 
+    def pace(self, traffic: Traffic, size_bytes: int) -> None:
+        """Wait for the turn of so many bytes, if there is a budget. Raises DeadlineError."""
+        if self.pacer is not None:
+            self.pacer.take(traffic, size_bytes)
+
+    def _wrote(self, size_bytes: int) -> None:
+        """What is not stored yet does not wait for a budget; others wait for it."""
+        if self.pacer is not None:
+            self.pacer.charge(Traffic.CHECKPOINT, size_bytes)
+
     def flush(self, timeout_s: float) -> None:
         """Returns when nothing is staged here, and that is durable. Raises DeadlineError."""
         clock = self.tier.part.host.clock
@@ -86,6 +101,7 @@ class SsdTier:
     def close(self) -> None:
         """Stop; what is staged stays staged, for the next mount."""
         self._bell.close()
+        self.foresight.close()
         self.evictor.close()
         self.drainer.close()
         self.filler.close()

@@ -315,6 +315,14 @@ class Volume:
             caches=tuple(self._cache_statuses()),
         )
 
+    def companions(self) -> int:
+        """Processes with a living session of the same purpose as ours, this one among them."""
+        sessions = self.metadata.sessions()
+        oldest_ns = self.host.clock.wall_ns() - int(SESSION_TIMEOUT_S * 1e9)
+        purposes = {session.purpose for session in sessions if session.session == self.session}
+        alive = [session for session in sessions if session.heartbeat_ns >= oldest_ns]
+        return max(1, sum(session.purpose in purposes for session in alive))
+
     def _session_statuses(self) -> Iterator[SessionStatus]:
         now_ns = self.host.clock.wall_ns()
         for session in self.metadata.sessions():

@@ -19,7 +19,7 @@ from tieredfs_gateway.datasets.contract import DatasetSpec, OnBadShard
 from tieredfs_gateway.datasets.filters import Bounds, bind_columns, bind_filter
 from tieredfs_gateway.datasets.listing import PartitionValue, partition_names
 from tieredfs_gateway.datasets.schemas import Column, Path
-from tieredfs_gateway.datasets.sources.protocol import FileIndex, HasRows, HasStatistics, Source
+from tieredfs_gateway.datasets.sources.protocol import FileIndex, HasRows, HasStatistics, HasStoredBytes, Source
 from tieredfs_gateway.datasets.versions import PinnedFile
 
 T = TypeVar("T")
@@ -55,10 +55,14 @@ class Dataset:
         spec: DatasetSpec,
         parallel: ParallelMap,
         look: Callable[[PinnedFile], FileIndex],
+        visited: Callable[[PinnedFile], None] = lambda _: None,
     ) -> None:
-        """Looks into every file, by `look`. Raises ConfigurationError (columns, filter, schemas that do not fit), CorruptError."""
+        """Looks into every file, by `look`. Raises ConfigurationError (columns, filter, schemas that do not fit), CorruptError.
+
+        `visited` is told of each split that was read."""
         self._source = source
         self._look = look
+        self._visited = visited
         self._skips = spec.on_bad_shard is OnBadShard.SKIP
         self._lock = threading.Lock()
         self.skipped: dict[str, str] = {}
@@ -124,6 +128,8 @@ class Dataset:
         except IntegrityError as error:
             self.skip(each.file, error)
             return None
+        finally:
+            self._visited(each.file)
         self.count_decoded(split.rows, table.nbytes, splits=1)
         return list(table.to_batches())
 
@@ -154,6 +160,19 @@ class Dataset:
         each = self.files[split.file]
         paths = [path for _, path, _ in self.selected]
         return self._source.decoded_bytes(each.index, split.part, paths)
+
+    def file_of(self, number: int) -> PinnedFile:
+        return self.files[self.splits[number].file].file
+
+    def stored_bytes(self, number: int) -> int:
+        """About how much of its file reading a split reads."""
+        split = self.splits[number]
+        each = self.files[split.file]
+        if isinstance(self._source, HasStoredBytes):
+            paths = {path for _, path, _ in self.selected} | set(self.filter.paths if self.filter else ())
+            wanted = [path for path in sorted(paths) if path[0] not in each.constants]
+            return self._source.stored_bytes(each.index, split.part, wanted)
+        return -(-each.file.size_bytes // max(1, len(each.index.rows)))
 
     def row_bytes(self) -> int:
         """About how much memory a row takes."""

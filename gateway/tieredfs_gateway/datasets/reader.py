@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Self
 
+import numpy as np
 import pyarrow as pa
 
 from tieredfs.errors import ConfigurationError, DeadlineError, InvalidRequestError
 from tieredfs.limits import MEMORY_BYTES_DEFAULT
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs_gateway.datasets.arrow_files import ByteCount
+from tieredfs_gateway.datasets.coming import Schedule
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Shuffle
 from tieredfs_gateway.datasets.dataset import Dataset
 from tieredfs_gateway.datasets.listing import list_source, partitions
@@ -33,6 +35,7 @@ from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
 from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
 from tieredfs_gateway.datasets.sources.formats import choose, source_of
 from tieredfs_gateway.datasets.sources.indexes import IndexCache
+from tieredfs_gateway.datasets.sources.protocol import HasStoredBytes
 from tieredfs_gateway.datasets.threads import Threads
 from tieredfs_gateway.datasets.versions import Snapshot
 
@@ -53,10 +56,12 @@ def open_reader(
     scratch_directory: str | None = None,
     scratch_bytes: int = SCRATCH_BYTES_DEFAULT,
     indexes: IndexCache = INDEXES,
+    announce: bool = True,
 ) -> "DatasetReader":
     """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises.
 
     `scratch_directory` None: that of temporary files; it should be on the local SSD. `indexes`: what is known of files already.
+    `announce`: let the SSD tier know what will be read (see `coming`).
     """
     if order.batch_size < 1:
         raise ConfigurationError(f"batch_size is {order.batch_size}; it must be at least 1")
@@ -72,9 +77,13 @@ def open_reader(
         pool = stack.enter_context(contextlib.closing(Threads(threads or max(2, os.cpu_count() or 2))))
         source = source_of(chosen, volume, snapshot, unpacked, tally.read)
         constants = partitions(listing.base, [path for path, _ in chosen.files])
+        schedule = stack.enter_context(contextlib.closing(Schedule(volume))) if announce else None
+        if schedule is not None and isinstance(source, HasStoredBytes):
+            schedule.glance(snapshot.files)
         look = partial(indexes.look, volume.volume.config.uuid, chosen.format, look=source.look)
-        dataset = Dataset(source, snapshot.files, constants, spec, pool.map, look)
-        return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all())
+        visited = schedule.visited if schedule is not None else lambda _: None
+        dataset = Dataset(source, snapshot.files, constants, spec, pool.map, look, visited)
+        return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all(), schedule)
 
 
 class Tally:
@@ -117,8 +126,10 @@ class DatasetReader:
         room: Room,
         tally: Tally,
         held: contextlib.ExitStack,
+        schedule: Schedule | None = None,
     ) -> None:
         """`held`: what is to be let go at the end."""
+        self._schedule = schedule
         self._version = version
         self._dataset = dataset
         self._order = order
@@ -187,6 +198,8 @@ class DatasetReader:
         size = self._order.batch_size
         try:
             number = position.batches
+            with self._work():
+                self._announce(position.epoch, epoch, number * size)
             while True:
                 with self._work():
                     pieces = cursor.rows(number * size, (number + 1) * size)
@@ -227,6 +240,19 @@ class DatasetReader:
                 epoch = self._epochs[number] = made
             epoch.users += 1
             return epoch
+
+    def _announce(self, number: int, epoch: _Epoch, row: int) -> None:
+        """What will be read from that row on, and in the epoch after. The first iterator of an epoch speaks for the others."""
+        if self._schedule is None or epoch.users > 1:
+            return
+        segment, _ = epoch.plan.find(row)
+        here = epoch.plan.visits(segment)
+        if here is not None:
+            mixed = self._order.shuffle in (Shuffle.SHARDS, Shuffle.WINDOW)
+            count = len(self._dataset.splits)
+            following = split_order(count, self._order.seed, number + 1, shuffled=mixed)
+            splits = np.concatenate([here, following])
+            self._schedule.begin(self._dataset, lambda: map(int, splits))
 
     def _leave(self, number: int, epoch: _Epoch) -> None:
         with self._lock:

@@ -94,6 +94,10 @@ class EpochPlan(Protocol):
         """About how many bytes it takes."""
         ...
 
+    def visits(self, number: int) -> Indices | None:
+        """The splits that segments from that one on are made of, in the order in which they will be read; None: no such order."""
+        ...
+
     def make(self, number: int) -> Segment: ...
     def close(self) -> None:
         """No iterator uses the plan any more."""
@@ -167,6 +171,9 @@ class SplitPlan:
     def estimate(self, number: int) -> int:
         return self._dataset.decoded_bytes(int(self._order[number]))
 
+    def visits(self, number: int) -> Indices:
+        return self._order[number:]
+
     def make(self, number: int) -> Segment:
         split = int(self._order[number])
         rows = self._dataset.read(split)
@@ -235,6 +242,9 @@ class WindowPlan:
         for run in self._runs(number):
             total += self._dataset.decoded_bytes(run.split) * run.count / max(1, self._dataset.splits[run.split].rows)
         return int(total)
+
+    def visits(self, number: int) -> Indices:
+        return self._sequence.order[self._sequence.place_of(number * self._window_rows) :]
 
     def make(self, number: int) -> Segment:
         order = window_order(number, self.length(number), self._seed, self._epoch)

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from tieredfs.core.budget import Budget
 from tieredfs.errors import ConfigurationError
 from tieredfs.host import memory
 from tieredfs.limits import GIB, MIB
@@ -59,6 +61,9 @@ class Serving:
     cache_bytes: int = 100 * GIB
     memory_bytes: int = 512 * MIB
     shared_bytes: int = GIB
+    bandwidth_bytes_s: int | None = None
+    flight_port: int | None = None
+    job_lease_s: float = 30.0
 
 
 def serve(asked: Serving) -> None:
@@ -74,11 +79,13 @@ def serve(asked: Serving) -> None:
     with FileSystem.at(
         asked.meta_url, purpose="gateway", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
     ) as volume:
+        if asked.bandwidth_bytes_s is not None:
+            volume.limit(Budget(asked.bandwidth_bytes_s, asked.bandwidth_bytes_s))
 
         def opened(spec: DatasetSpec, order: OrderSpec) -> Reader:
             return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes)
 
-        with gateway_over(opened, asked) as gateway:
+        with gateway_over(opened, asked) as gateway, _flight(asked, gateway, volume):
             asyncio.run(_serve(asked, gateway))
 
 
@@ -104,6 +111,24 @@ def gateway_over(opened: OpenReader, asked: Serving) -> Iterator[Gateway]:
         executor = stack.enter_context(ThreadPoolExecutor(STREAMS_MAX + 16, thread_name_prefix="gateway"))
         yield Gateway(sessions, authorize, Metrics(sessions, transforms), executor, local)
         sessions.close_all()
+
+
+@contextlib.contextmanager
+def _flight(asked: Serving, gateway: Gateway, volume: FileSystem) -> Iterator[None]:
+    """Arrow Flight beside HTTP, over the same sessions, if it was asked for."""
+    if asked.flight_port is None:
+        yield
+        return
+    from tieredfs_gateway.datasets.flight import FlightServer
+    from tieredfs_gateway.datasets.jobs import register_of
+
+    tls = (asked.cert.read_bytes(), asked.key.read_bytes()) if asked.cert and asked.key else None
+    registers = partial(register_of, volume)
+    with FlightServer(
+        gateway.sessions, gateway.authorize, asked.host, asked.flight_port, tls, registers, asked.job_lease_s
+    ) as server:
+        _log.info("Arrow Flight at %s:%d", asked.host, server.port)
+        yield
 
 
 async def _serve(asked: Serving, gateway: Gateway) -> None:

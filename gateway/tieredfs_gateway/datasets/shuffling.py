@@ -88,6 +88,9 @@ class GatherPlan(_Positions):
         self._dataset = dataset
         self._sequence = sequence
 
+    def visits(self, number: int) -> None:
+        """Each segment has rows of nearly every split."""
+
     def make(self, number: int) -> Segment:
         start, length = number * self._rows, self.length(number)
         rows = self._permutation.forward(np.arange(start, start + length, dtype=np.int64))
@@ -125,6 +128,11 @@ class BucketPlan(_Positions):
     def key(self, number: int) -> Hashable:
         """Pieces are this plan's own, so a bucket of another plan of the epoch is another thing."""
         return self._identity, number
+
+    def visits(self, number: int) -> Indices:
+        """The first segment that is made scatters every split, and the others none."""
+        del number  # whichever it is
+        return np.arange(self._next, len(self._splits.dataset.splits), dtype=np.int64)
 
     def make(self, number: int) -> Segment:
         with self._changed:

@@ -44,6 +44,13 @@ def gateway(
     cache_size: Annotated[str, typer.Option(help="How much of the SSD may be used.")] = "100GiB",
     memory: Annotated[str, typer.Option(help="Ceiling of the volume's buffers, and of each reader's.")] = "512MiB",
     shared_memory: Annotated[str, typer.Option(help="Ceiling of what trainers of this host map.")] = "1GiB",
+    bandwidth: Annotated[
+        str | None, typer.Option(help="Bytes per second from and to the store, of all gateways of the volume together.")
+    ] = None,
+    flight_port: Annotated[int | None, typer.Option(help="Serve Arrow Flight there, too.", min=1, max=65_535)] = None,
+    job_lease: Annotated[
+        float, typer.Option(help="Seconds after which another gateway goes on with what this one died at.", min=1)
+    ] = 30.0,
 ) -> None:
     """Serve datasets to trainers: decoded, filtered, shuffled, in batches. /docs shows the interface.
 
@@ -62,7 +69,22 @@ def gateway(
     allowed = parse_transforms(transforms.read_text()) if transforms is not None else {}
     sizes = (parse_positive_size(cache_size), parse_positive_size(memory), parse_positive_size(shared_memory))
     place = "" if unix_socket == "none" else unix_socket
-    serve(Serving(str(parse_meta_url(meta_url)), host, port, secret, place, allowed, cert, key, *sizes))
+    rate = parse_positive_size(bandwidth) if bandwidth is not None else None
+    asked = Serving(
+        str(parse_meta_url(meta_url)),
+        host,
+        port,
+        secret,
+        place,
+        allowed,
+        cert,
+        key,
+        *sizes,
+        rate,
+        flight_port,
+        job_lease,
+    )
+    serve(asked)
 
 
 def read_secret(file: Path | None) -> bytes | None:

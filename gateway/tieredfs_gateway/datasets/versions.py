@@ -23,6 +23,8 @@ from tieredfs.volume.filesystem import FileSystem, Part, Reading, Writing
 
 HOLD_FILES_MAX: Final = 4096
 OPEN_FILES_MAX: Final = 64
+OPEN_BYTES_SHARE: Final = 1 / 16
+"""Of the SSD, for files that are open and not being read."""
 _RACES_MAX: Final = 5
 
 
@@ -70,6 +72,7 @@ class Snapshot:
         self._open: OrderedDict[bytes, _Shared] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
+        self._open_bytes_max = int(volume.cache_bytes * OPEN_BYTES_SHARE)
         self._pinned: dict[bytes, PinnedFile] = {}
         try:
             self.files = tuple(self.add(found))
@@ -150,11 +153,19 @@ class Snapshot:
             return shared
 
     def _leave(self, shared: "_Shared") -> None:
+        """Idle files stay open while that is few files, and little of the SSD: what is open cannot be evicted."""
         with self._lock:
             shared.users -= 1
-            idle = [path for path, each in self._open.items() if not each.users]
-            surplus = max(0, len(self._open) - OPEN_FILES_MAX)
-            closing = [self._open.pop(path) for path in idle[:surplus]]
+            idle = [(path, each) for path, each in self._open.items() if not each.users]
+            held = sum(each.held_bytes for _, each in idle)
+            surplus = len(self._open) - OPEN_FILES_MAX
+            closing = []
+            for path, each in idle:
+                if each.is_kept and surplus <= 0 and held <= self._open_bytes_max:
+                    continue
+                held -= each.held_bytes
+                surplus -= 1
+                closing.append(self._open.pop(path))
         for each in closing:
             each.close()
 
@@ -204,6 +215,18 @@ class _Shared:
             if self._reading is None:
                 self._reading = opened()
             return self._reading
+
+    @property
+    def is_kept(self) -> bool:
+        """Worth keeping open between uses: a whole file on this SSD."""
+        reading = self._reading
+        return reading is not None and reading.descriptor is not None
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the SSD, while it is open."""
+        reading = self._reading
+        return reading.attributes.size_bytes if reading is not None else 0
 
     def close(self) -> None:
         with self._lock:

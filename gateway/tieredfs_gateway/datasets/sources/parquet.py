@@ -60,6 +60,9 @@ class ParquetSource:
             total += max(unpacked, rows * _TEXT_BYTES_LEAST)
         return total
 
+    def stored_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
+        return sum(size for size, _ in _chunks(index, part, [".".join(path) for path in paths]))
+
     def bounds(self, index: FileIndex, part: int, path: Path) -> Bounds | None:
         group = index.detail.row_group(part)
         name = ".".join(path)

@@ -57,6 +57,15 @@ class HasStatistics(Protocol):
 
 
 @runtime_checkable
+class HasStoredBytes(Protocol):
+    """A format that knows where its columns are."""
+
+    def stored_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
+        """How much of the file reading those columns of a part reads."""
+        ...
+
+
+@runtime_checkable
 class HasRows(Protocol):
     """A format of which single rows can be read: whole samples in one place."""
 

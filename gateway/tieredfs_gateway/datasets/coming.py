@@ -1,0 +1,68 @@
+"""A reader tells the SSD tier what it will read: the rest of this epoch and the next one, split by split.
+
+So files that are needed soon are fetched ahead, files that are needed last are evicted first, and files that are not worth their
+room are read past the SSD. All of it is a hint (`FileSystem.expect`): what is read, and in which order, does not depend on it.
+
+Single rows from everywhere (`full` over tar shards and raw files) have no order of splits, and are not announced.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
+
+from tieredfs.cache.foresight import Expectation
+from tieredfs.core.foresight import USES_MAX, Use
+from tieredfs.volume.filesystem import FileSystem
+from tieredfs_gateway.datasets.dataset import Dataset
+from tieredfs_gateway.datasets.versions import PinnedFile
+
+GLANCE_BYTES: Final = 64 << 10
+"""What looking into a file reads, where that is less than the file."""
+
+
+class Schedule:
+    """The expectation of one reader. Safe from any thread."""
+
+    def __init__(self, volume: FileSystem) -> None:
+        self._expectation: Expectation = volume.expect()
+        self._lock = threading.Lock()
+        self._visits: Callable[[], Iterable[Use]] = tuple
+        self._done = 0
+        """Visits since they were announced last..."""
+        self._before = 0
+        """...and before that."""
+
+    def glance(self, files: Sequence[PinnedFile]) -> None:
+        """Every file will be looked into, at its end: nothing that is worth fetching a file for."""
+        self._announce(lambda: (_use(file, GLANCE_BYTES) for file in files))
+
+    def begin(self, dataset: Dataset, splits: Callable[[], Iterable[int]]) -> None:
+        """Those splits will be read, in that order."""
+        self._announce(lambda: _uses(dataset, splits()))
+
+    def _announce(self, visits: Callable[[], Iterable[Use]]) -> None:
+        with self._lock:
+            self._visits, self._done, self._before = visits, 0, 0
+            self._expectation.replace(visits())
+
+    def visited(self, file: PinnedFile) -> None:
+        """A visit is over."""
+        self._expectation.used(file.attributes.inode)
+        with self._lock:
+            self._done += 1
+            if self._done >= USES_MAX // 2:
+                self._before, self._done = self._before + self._done, 0
+                self._expectation.replace(islice(self._visits(), self._before, None))
+
+    def close(self) -> None:
+        self._expectation.close()
+
+
+def _uses(dataset: Dataset, splits: Iterable[int]) -> Iterator[Use]:
+    for number in splits:
+        yield _use(dataset.file_of(number), dataset.stored_bytes(number))
+
+
+def _use(file: PinnedFile, read_bytes: int) -> Use:
+    return Use(file.attributes.inode, file.size_bytes, min(read_bytes, file.size_bytes))
