@@ -19,7 +19,7 @@ from granian.server.embed import Server
 
 from tieredfs.errors import ConfigurationError
 from tieredfs.host import memory
-from tieredfs.limits import GIB, MIB
+from tieredfs.limits import GIB
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets import local_socket
 from tieredfs_gateway.datasets.app import Authorizer, Gateway, create_app
@@ -27,7 +27,7 @@ from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Reader
 from tieredfs_gateway.datasets.documents import LocalOffer
 from tieredfs_gateway.datasets.metrics import Metrics
 from tieredfs_gateway.datasets.reader import open_reader
-from tieredfs_gateway.datasets.sessions import STREAMS_MAX, OpenReader, Sessions
+from tieredfs_gateway.datasets.sessions import READERS_MAX, STREAMS_MAX, OpenReader, Sessions
 from tieredfs_gateway.datasets.sharing import Encoders
 from tieredfs_gateway.datasets.slabs import SlabPool
 from tieredfs_gateway.datasets.transform_pool import TransformPool
@@ -57,7 +57,8 @@ class Serving:
     cert: Path | None = None
     key: Path | None = None
     cache_bytes: int = 100 * GIB
-    memory_bytes: int = 512 * MIB
+    memory_bytes: int = 4 * GIB
+    """Of decoded rows, all readers together."""
     shared_bytes: int = GIB
 
 
@@ -71,12 +72,10 @@ def serve(asked: Serving) -> None:
         )
     check_free(asked.host, asked.port)
     memory.keep_freed_memory_low()
-    with FileSystem.at(
-        asked.meta_url, purpose="gateway", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
-    ) as volume:
+    with FileSystem.at(asked.meta_url, purpose="gateway", cache_bytes=asked.cache_bytes) as volume:
 
         def opened(spec: DatasetSpec, order: OrderSpec) -> Reader:
-            return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes)
+            return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes // READERS_MAX)
 
         with gateway_over(opened, asked) as gateway:
             asyncio.run(_serve(asked, gateway))
