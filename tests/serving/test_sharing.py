@@ -298,6 +298,24 @@ def test_their_number_is_bounded(sessions: Sessions, monkeypatch: pytest.MonkeyP
     assert caught.value.code == "too_many_sessions"
 
 
+def test_a_reader_that_nobody_reads_makes_place_for_another(
+    sessions: Sessions, volume: Volume, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tieredfs_gateway.datasets.sessions.READERS_MAX", 2)
+    keys = [(DatasetSpec(name), OrderSpec(100)) for name in "abc"]
+    busy = sessions.open(keys[0], "a")
+    with sessions.follow(busy, Position(0, 0), 1, SHARED, "a"):
+        clock[0] = 1.0
+        idle = sessions.open(keys[1], "b")
+        third = sessions.open(keys[2], "c")
+        assert [reader.closed for reader in volume.readers] == [False, True, False]
+        with pytest.raises(Refusal):
+            sessions.get(idle.id)
+        with sessions.follow(third, Position(0, 0), 1, SHARED, "c"), pytest.raises(Refusal) as caught:
+            sessions.open(keys[1], "b")
+        assert caught.value.code == "too_many_sessions"
+
+
 IMPOSSIBLE = [(Position(-1, 0), 1), (Position(0, -1), 1), (Position(0, 0), 0), (Position(0, 1 << 70), 1)]
 
 

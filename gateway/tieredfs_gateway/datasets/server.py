@@ -21,7 +21,7 @@ from granian.server.embed import Server
 from tieredfs.core.budget import Budget
 from tieredfs.errors import ConfigurationError
 from tieredfs.host import memory
-from tieredfs.limits import GIB, MIB
+from tieredfs.limits import GIB
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets import local_socket
 from tieredfs_gateway.datasets.app import Authorizer, Gateway, create_app
@@ -29,7 +29,7 @@ from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Reader
 from tieredfs_gateway.datasets.documents import LocalOffer
 from tieredfs_gateway.datasets.metrics import Metrics
 from tieredfs_gateway.datasets.reader import open_reader
-from tieredfs_gateway.datasets.sessions import STREAMS_MAX, OpenReader, Sessions
+from tieredfs_gateway.datasets.sessions import READERS_MAX, STREAMS_MAX, OpenReader, Sessions
 from tieredfs_gateway.datasets.sharing import Encoders
 from tieredfs_gateway.datasets.slabs import SlabPool
 from tieredfs_gateway.datasets.transform_pool import TransformPool
@@ -59,7 +59,8 @@ class Serving:
     cert: Path | None = None
     key: Path | None = None
     cache_bytes: int = 100 * GIB
-    memory_bytes: int = 512 * MIB
+    memory_bytes: int = 4 * GIB
+    """Of decoded rows, all readers together."""
     shared_bytes: int = GIB
     bandwidth_bytes_s: int | None = None
     flight_port: int | None = None
@@ -76,14 +77,12 @@ def serve(asked: Serving) -> None:
         )
     check_free(asked.host, asked.port)
     memory.keep_freed_memory_low()
-    with FileSystem.at(
-        asked.meta_url, purpose="gateway", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
-    ) as volume:
+    with FileSystem.at(asked.meta_url, purpose="gateway", cache_bytes=asked.cache_bytes) as volume:
         if asked.bandwidth_bytes_s is not None:
             volume.limit(Budget(asked.bandwidth_bytes_s, asked.bandwidth_bytes_s))
 
         def opened(spec: DatasetSpec, order: OrderSpec) -> Reader:
-            return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes)
+            return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes // READERS_MAX)
 
         with gateway_over(opened, asked) as gateway, _flight(asked, gateway, volume):
             asyncio.run(_serve(asked, gateway))

@@ -27,7 +27,8 @@ from tieredfs_gateway.datasets.sharing import Encoders, Follower, Form, Share
 
 SESSIONS_MAX: Final = 1024
 STREAMS_MAX: Final = 256
-READERS_MAX: Final = 64
+READERS_MAX: Final = 8
+"""Each may keep decoded rows up to its part of the gateway's memory. Past it, one that nobody reads at the moment is closed."""
 IDLE_S: Final = 600.0
 OPEN_WAIT_S: Final = 300.0
 
@@ -136,6 +137,7 @@ class Sessions:
     def _shared(self, key: Key, version: str | None, fresh: bool) -> Opened:
         """One that has one more user."""
         with self._lock:
+            fresh = fresh and version is None
             found = None if fresh else self._find(key, version)
             if found is not None:
                 found.users += 1
@@ -167,9 +169,7 @@ class Sessions:
         return None
 
     def _opened_anew(self, key: Key, version: str | None) -> Opened:
-        with self._lock:
-            if len(self._opened) >= READERS_MAX:
-                raise Refusal("too_many_sessions", f"{READERS_MAX} different datasets or orders are open")
+        self._make_place()
         try:
             reader = self._open_reader(*key)
         except NotFoundError as error:
@@ -189,6 +189,21 @@ class Sessions:
         if same is not None:
             made.close()
         return chosen
+
+    def _make_place(self) -> None:
+        """Close the sessions of the reader that was idle longest, when there are too many. Their trainers open them again."""
+        with self._lock:
+            if len(self._opened) < READERS_MAX:
+                return
+            busy = {id(session.opened) for session in self._sessions.values() if session.streams}
+            used_s = {id(session.opened): session.used_s for session in sorted(self._sessions.values(), key=_used_s)}
+            idle = [opened for opened in self._opened if id(opened) not in busy]
+            if not idle:
+                raise Refusal("too_many_sessions", f"{READERS_MAX} different datasets or orders are being read")
+            oldest = min(idle, key=lambda opened: used_s.get(id(opened), 0.0))
+            names = [session.id for session in self._sessions.values() if session.opened is oldest]
+        for name in names:
+            self.close(name)
 
     def get(self, name: str) -> Session:
         with self._lock:
@@ -346,6 +361,10 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _used_s(session: Session) -> float:
+    return session.used_s
 
 
 def _parts(position: Position) -> tuple[int, int]:

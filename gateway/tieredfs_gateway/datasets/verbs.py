@@ -42,7 +42,9 @@ def gateway(
     cert: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.", exists=True)] = None,
     key: Annotated[Path | None, typer.Option(help="TLS key, PEM.", exists=True)] = None,
     cache_size: Annotated[str, typer.Option(help="How much of the SSD may be used.")] = "100GiB",
-    memory: Annotated[str, typer.Option(help="Ceiling of the volume's buffers, and of each reader's.")] = "512MiB",
+    memory: Annotated[
+        str, typer.Option(help="Ceiling of decoded rows; each of 8 datasets at once has an eighth.")
+    ] = "4GiB",
     shared_memory: Annotated[str, typer.Option(help="Ceiling of what trainers of this host map.")] = "1GiB",
     bandwidth: Annotated[
         str | None, typer.Option(help="Bytes per second from and to the store, of all gateways of the volume together.")
