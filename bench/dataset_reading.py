@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from bench.report import Bound, Row, Series, Target, alternate
 from tieredfs.volume import FileSystem
-from tieredfs.volume.filesystem import Part
+from tieredfs.volume.contract import Part
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position, Shuffle
 from tieredfs_gateway.datasets.reader import open_reader
 from tieredfs_gateway.datasets.sources.indexes import IndexCache

@@ -31,7 +31,7 @@ from tieredfs.limits import MIB
 from tieredfs.meta.metadata import Creation
 from tieredfs.model import FileKind
 from tieredfs.volume import FileSystem
-from tieredfs.volume.filesystem import Part
+from tieredfs.volume.contract import Part
 from tieredfs_gateway.s3 import record
 from tieredfs_gateway.s3.keystore import AccessKey
 from tieredfs_gateway.s3.record import Record

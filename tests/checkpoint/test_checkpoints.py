@@ -30,7 +30,7 @@ from tieredfs.errors import (
 from tieredfs.host import Host, LocalFiles, SystemClock
 from tieredfs.host.files import Buffer
 from tieredfs.volume import FileSystem
-from tieredfs.volume.filesystem import Writing
+from tieredfs.volume.contract import Writing
 from tieredfs_client.checkpoint import CheckpointManager, KeepBest, Shard, hostfiles
 from tieredfs_client.checkpoint.hostfiles import HostFiles
 from tieredfs_client.checkpoint.layout import PIECE_BYTES

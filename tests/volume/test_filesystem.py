@@ -19,7 +19,7 @@ from tieredfs.errors import (
 from tieredfs.limits import KIB, MIB
 from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind
 from tieredfs.volume import FileSystem, format_volume
-from tieredfs.volume.filesystem import Part
+from tieredfs.volume.contract import Part
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from tieredfs.cache.borrow import FillTurn
 from tieredfs.cache.fill import Fill
 from tieredfs.core.file_life import DIRTY, FileEvent, FileState, next_state
+from tieredfs.host import Files
+from tieredfs.host.files import is_open_for_writing
 from tieredfs.host.waiting import AnnouncedRLock
 from tieredfs.model import InodeId
 
@@ -86,6 +88,21 @@ class LocalFile:
         turn, self.turn = self.turn, None
         if turn is not None:
             turn.close()
+
+    def close_descriptor(self, files: Files) -> None:
+        """If the file has no handles: a fill for a writer has a descriptor before it has a handle."""
+        if self.descriptor >= 0 and not self.handles:
+            descriptor, self.descriptor = self.descriptor, -1
+            files.close(descriptor)
+
+    def is_mapped(self, files: Files) -> bool:
+        """Whether a mapping outlives the writers' descriptors. With readers there are descriptors of ours, and none can tell."""
+        if self.handles:
+            return False
+        ours, self.descriptor = self.descriptor, -1
+        files.close(ours)
+        self.descriptor = files.open(self.path, os.O_RDONLY)
+        return is_open_for_writing(self.descriptor)
 
     @property
     def dirty(self) -> bool:

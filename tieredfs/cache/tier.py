@@ -16,7 +16,7 @@ look-ups in its tables. Order: file lock, then tier lock. Nobody holds two file 
 import contextlib
 import os
 import threading
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Final
 
 from tieredfs.cache.borrow import borrow
@@ -28,7 +28,6 @@ from tieredfs.core.eviction import ResidentIndex
 from tieredfs.core.file_life import FileEvent, FileState
 from tieredfs.errors import BusyError, UnavailableError
 from tieredfs.host import crash
-from tieredfs.host.files import is_open_for_writing
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import (
     BACKPRESSURE_WAIT_S,
@@ -43,8 +42,6 @@ from tieredfs.model import NO_CACHE, Attributes, InodeId, StagedRecord
 
 FILL_BEFORE_OPEN_BYTES: Final = 16 * MIB
 """A file up to this size is whole before its open returns, so that even its first reader gets passthrough."""
-_EVICT_LOOKS: Final = 10
-_EVICT_LOOK_S: Final = 0.01
 
 
 class Tier:
@@ -81,7 +78,7 @@ class Tier:
             file.users -= 1
             if file.users or file.dirty or file.state is FileState.FILLING:
                 return
-            self._close_descriptor(file)
+            file.close_descriptor(self.part.host.files)
             if self._files.get(file.inode) is not file:
                 return
             del self._files[file.inode]
@@ -124,8 +121,7 @@ class Tier:
             return inode in self._resident and not self._resident.is_pinned(inode)
 
     def resident_count(self) -> int:
-        with self._lock:
-            return len(self._resident)
+        return len(self._resident)
 
     def is_open(self, inode: InodeId) -> bool:
         """Whether somebody on this mount holds it open (or is just opening it)."""
@@ -408,7 +404,7 @@ class Tier:
                 self.part.host.files.unlink(file.path)
                 file.apply(FileEvent.FILL_FAILED)
             self._set_aside(file)
-            self._close_descriptor(file)
+            file.close_descriptor(self.part.host.files)
 
     def _share(self, file: LocalFile, attributes: Attributes) -> bool:
         """Read the copy of another process of this machine, once it is whole. False: this process is to fetch the content."""
@@ -421,6 +417,7 @@ class Tier:
 
     def _read_elsewhere(self, file: LocalFile, descriptor: int, attributes: Attributes) -> None:
         file.descriptor, file.borrowed, file.size_bytes = descriptor, True, attributes.size_bytes
+        file.version = attributes.version if attributes.staged_in == NO_CACHE else 0  # what is staged may be written to
         self._set_aside(file)
 
     def _set_aside(self, file: LocalFile) -> None:
@@ -430,12 +427,6 @@ class Tier:
                 del self._files[file.inode]
         if not file.handles and not file.dirty and file.state in {FileState.RESIDENT, FileState.STORED}:
             self._delete_local(file)
-
-    def _close_descriptor(self, file: LocalFile) -> None:
-        """If the file has no handles: a fill for a writer has a descriptor before it has a handle."""
-        if file.descriptor >= 0 and not file.handles:
-            descriptor, file.descriptor = file.descriptor, -1
-            self.part.host.files.close(descriptor)
 
     def _ensure_descriptor(self, file: LocalFile) -> None:
         if file.descriptor >= 0:
@@ -473,7 +464,7 @@ class Tier:
                 file.writers -= 1
                 if file.writers == 0 and file.state is FileState.STAGING:
                     sealed = self._last_writer_gone(file)
-            self._close_descriptor(file)
+            file.close_descriptor(self.part.host.files)
             self.idle(file)
         if sealed:
             crash.here("seal.done")
@@ -485,7 +476,7 @@ class Tier:
             return False
         status = self.part.host.files.stat(file.descriptor)
         file.size_bytes, file.held_bytes = status.st_size, status.st_blocks * 512
-        if stamp_of(status) == file.fresh_stamp and not self._is_mapped(file):
+        if stamp_of(status) == file.fresh_stamp and not file.is_mapped(self.part.host.files):
             self.unwrite(file)
             return False
         self.publish(file)
@@ -493,16 +484,6 @@ class Tier:
         file.drain_not_before_s = self.part.host.clock.monotonic_s() + delay_s
         file.apply(FileEvent.WRITERS_GONE)
         return True
-
-    def _is_mapped(self, file: LocalFile) -> bool:
-        """Whether a mapping outlives the writers' descriptors. With readers there are descriptors of ours, and none can tell."""
-        if file.handles:
-            return False
-        files = self.part.host.files
-        ours, file.descriptor = file.descriptor, -1
-        files.close(ours)
-        file.descriptor = files.open(file.path, os.O_RDONLY)
-        return is_open_for_writing(file.descriptor)
 
     def unwrite(self, file: LocalFile) -> None:
         """Under `file.lock`: the content is the stored one after all, and there is nothing to drain."""
@@ -603,14 +584,14 @@ class Tier:
             self.pin(inode)
 
     def pin(self, inode: InodeId) -> None:
-        with self._lock:
-            self._resident.pin(inode)
-            pins = self._resident.pinned
-        self.part.directory.save_pins(pins)
+        self._change_pins(self._resident.pin, inode)
 
     def unpin(self, inode: InodeId) -> None:
+        self._change_pins(self._resident.unpin, inode)
+
+    def _change_pins(self, change: Callable[[InodeId], None], inode: InodeId) -> None:
         with self._lock:
-            self._resident.unpin(inode)
+            change(inode)
             pins = self._resident.pinned
         self.part.directory.save_pins(pins)
 

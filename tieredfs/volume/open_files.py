@@ -47,7 +47,7 @@ class TierReading:
     @property
     def version(self) -> int | None:
         """Of the content that is read; None when it is read where another process has it staged, and may go on writing."""
-        return None if self._file.borrowed else self._file.version
+        return self._file.version or None
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """See `tieredfs.volume.filesystem.Reading`."""

@@ -10,7 +10,7 @@ from typing import Final
 from tieredfs.errors import ConflictError, CorruptError, NotDirectoryError, NotFoundError, TooLargeError
 from tieredfs.limits import XATTR_VALUE_BYTES_MAX
 from tieredfs.model import Attributes, InodeId
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs.volume.open_files import Condition
 
 _NAME: Final = b"user.tieredfs.register"

@@ -33,7 +33,7 @@ from tieredfs.errors import (
     UnavailableError,
 )
 from tieredfs.host import Host
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs_client.checkpoint.documents import read_json, write_document
 from tieredfs_client.checkpoint.group import Group
 from tieredfs_client.checkpoint.layout import MANIFEST_NAME

@@ -27,7 +27,8 @@ from tieredfs.errors import (
 )
 from tieredfs.host import Host, crash
 from tieredfs.model import Attributes, FileKind, InodeId
-from tieredfs.volume.filesystem import Condition, FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
+from tieredfs.volume.open_files import Condition
 from tieredfs_client.checkpoint.documents import open_steady, read_document, shown, write_document
 from tieredfs_client.checkpoint.layout import MANIFEST_NAME, Manifest, decode_manifest
 from tieredfs_client.checkpoint.names import CheckpointName, RunPaths, check_tag, parse_checkpoint

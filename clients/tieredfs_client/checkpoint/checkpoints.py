@@ -25,7 +25,8 @@ from tieredfs.errors import (
 )
 from tieredfs.host import Host, local_host
 from tieredfs.model import Durability
-from tieredfs.volume.filesystem import FileSystem, FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
+from tieredfs.volume.filesystem import FileSystem
 from tieredfs_client.checkpoint.assemble import Extra
 from tieredfs_client.checkpoint.attempt import Attempt
 from tieredfs_client.checkpoint.catalog import Catalog

@@ -7,7 +7,8 @@ from typing import Any, Final
 from tieredfs.errors import CorruptError, UnavailableError
 from tieredfs.host import Clock, Files
 from tieredfs.model import Attributes, Durability
-from tieredfs.volume.filesystem import Condition, FileSystemContract, Reading
+from tieredfs.volume.contract import FileSystemContract, Reading
+from tieredfs.volume.open_files import Condition
 from tieredfs_client.checkpoint.layout import read_checked
 
 DOCUMENT_BYTES_MAX: Final = 1 << 30

@@ -13,7 +13,7 @@ from typing import Final
 from tieredfs.errors import NotFoundError, StaleError
 from tieredfs.host import Files, crash
 from tieredfs.model import Durability, InodeId
-from tieredfs.volume.filesystem import FileSystemContract, Part, Writing
+from tieredfs.volume.contract import FileSystemContract, Part, Writing
 from tieredfs_client.checkpoint.layout import (
     FILE_BYTES_MAX,
     FILE_ITEMS_MAX,

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from tieredfs.errors import CorruptError, StateMismatchError
 from tieredfs.host.isal import crc32c
-from tieredfs.volume.filesystem import Reading
+from tieredfs.volume.contract import Reading
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.catalog import Catalog
 from tieredfs_client.checkpoint.documents import open_steady

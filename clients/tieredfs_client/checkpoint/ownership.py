@@ -15,7 +15,7 @@ from typing import Any, Final
 from tieredfs.errors import BusyError, ConditionError, ConflictError, NotDirectoryError, NotFoundError
 from tieredfs.host import Host
 from tieredfs.model import Attributes, InodeId
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs_client.checkpoint.catalog import only_if
 from tieredfs_client.checkpoint.documents import read_json, shown, write_document
 from tieredfs_client.checkpoint.names import RunPaths

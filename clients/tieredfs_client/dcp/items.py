@@ -17,7 +17,7 @@ from tieredfs.errors import NoSpaceError, StateMismatchError, UnavailableError
 from tieredfs.host import Files
 from tieredfs.host.isal import crc32c
 from tieredfs.model import Durability
-from tieredfs.volume.filesystem import FileSystemContract, Writing
+from tieredfs.volume.contract import FileSystemContract, Writing
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.layout import PIECE_BYTES, FileLayout, Item, lay_out, split_into_files
 from tieredfs_client.dcp.manifest import Stored

@@ -32,7 +32,7 @@ from torch.futures import Future
 from tieredfs.errors import ConflictError, CorruptError, NotFoundError, NotSupportedError, StateMismatchError
 from tieredfs.host import local_host
 from tieredfs.host.isal import crc32c
-from tieredfs.volume.filesystem import Reading
+from tieredfs.volume.contract import Reading
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.documents import open_steady
 from tieredfs_client.checkpoint.dtypes import torch_of_code

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from tieredfs.errors import ConflictError
 from tieredfs.model import Attributes
-from tieredfs.volume.filesystem import Condition, Reading, Writing
+from tieredfs.volume.contract import Reading, Writing
+from tieredfs.volume.open_files import Condition
 from tieredfs_client.filesystem.translation import as_python
 
 if TYPE_CHECKING:

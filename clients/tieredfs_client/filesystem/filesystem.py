@@ -28,7 +28,7 @@ from tieredfs.errors import (
 from tieredfs.limits import PACKED_FILE_BYTES_MAX
 from tieredfs.model import NO_CACHE, AttributeChange, Attributes, FileKind
 from tieredfs.volume import FileSystem
-from tieredfs.volume.filesystem import Part, Reading
+from tieredfs.volume.contract import Part, Reading
 from tieredfs_client.filesystem.connections import CONNECTIONS
 from tieredfs_client.filesystem.files import (
     ReadingFile,

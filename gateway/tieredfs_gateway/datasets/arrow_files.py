@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from tieredfs.volume.filesystem import Reading
+from tieredfs.volume.contract import Reading
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -18,7 +18,7 @@ from typing import Final, Self, TypeVar
 
 from tieredfs.errors import ConflictError, DeadlineError, InvalidRequestError, StateMismatchError, TieredError
 from tieredfs.host import Clock
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs.volume.register import Register
 from tieredfs_gateway.datasets import job_leases
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Reader

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from tieredfs.errors import InvalidRequestError, NotDirectoryError, NotFoundError
 from tieredfs.model import Attributes, FileKind
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 
 _MAGIC: Final = re.compile(rb"[*?\[]")
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})\Z")

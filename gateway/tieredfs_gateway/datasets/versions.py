@@ -19,7 +19,8 @@ from typing import Final
 
 from tieredfs.errors import ConflictError, InvalidRequestError, NotFoundError, StaleError, UnavailableError
 from tieredfs.model import NO_CACHE, Attributes
-from tieredfs.volume.filesystem import FileSystem, Part, Reading, Writing
+from tieredfs.volume.contract import Part, Reading, Writing
+from tieredfs.volume.filesystem import FileSystem
 
 HOLD_FILES_MAX: Final = 4096
 OPEN_FILES_MAX: Final = 64

@@ -20,7 +20,7 @@ from tieredfs.errors import (
 )
 from tieredfs.host import Clock
 from tieredfs.model import Attributes, FileKind, InodeId
-from tieredfs.volume.filesystem import FileSystemContract, Seen
+from tieredfs.volume.contract import FileSystemContract, Seen
 from tieredfs_gateway.s3 import record, versions
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.versions import NULL, Object

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from tieredfs.errors import TieredError
 from tieredfs.host import Clock
-from tieredfs.volume.filesystem import FileSystemContract, Writing
+from tieredfs.volume.contract import FileSystemContract, Writing
 from tieredfs_gateway.s3 import access, cors, form_posts, sigv2, sigv4, xml
 from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message, Receive
 from tieredfs_gateway.s3.bucket_calls import BucketCalls

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
-from tieredfs.volume.filesystem import Writing
+from tieredfs.volume.contract import Writing
 from tieredfs_gateway.s3 import access, checksums, forms, keys, multipart, sigv4, tagging, xml
 from tieredfs_gateway.s3.body import IncomingBody
 from tieredfs_gateway.s3.bucket_rules import Believed

@@ -15,7 +15,7 @@ from typing import Final
 
 from tieredfs.errors import CorruptError, InvalidRequestError, NotDirectoryError, NotFoundError
 from tieredfs.host import Clock
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs_gateway.s3.store import HIDDEN, is_bucket_name
 
 _KEYS: Final = HIDDEN + b"/keys"

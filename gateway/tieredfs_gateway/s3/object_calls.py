@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from tieredfs.host import Clock
-from tieredfs.volume.filesystem import Part, Reading, Writing
+from tieredfs.volume.contract import Part, Reading, Writing
 from tieredfs_gateway.s3 import access, checksums, conditions, keys, lifecycle, multipart, ranges, record, versions, xml
 from tieredfs_gateway.s3.acl_documents import OWNER, acl_response, asked_acl
 from tieredfs_gateway.s3.bucket_calls import iso_date

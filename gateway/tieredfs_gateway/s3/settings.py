@@ -10,7 +10,7 @@ from typing import Final
 
 from tieredfs.errors import NoAttributeError, NotDirectoryError, NotFoundError
 from tieredfs.host import Clock
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs_gateway.s3.bucket_rules import JUDGED, VERSIONING, Believed, parse_state, read_believed
 from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.versions import Versioning

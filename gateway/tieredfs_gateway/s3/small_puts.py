@@ -11,7 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from tieredfs.volume.filesystem import FileSystemContract, Writing
+from tieredfs.volume.contract import FileSystemContract, Writing
 from tieredfs_gateway.s3.chunked import Decoder
 from tieredfs_gateway.s3.http import Response
 from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all

@@ -32,7 +32,7 @@ from tieredfs.errors import (
 )
 from tieredfs.host import Clock
 from tieredfs.model import Attributes, FileKind, InodeId
-from tieredfs.volume.filesystem import FileSystemContract, Part, Reading, Seen, Writing
+from tieredfs.volume.contract import FileSystemContract, Part, Reading, Seen, Writing
 from tieredfs_gateway.s3 import archive, conditions, keys, listing, record
 from tieredfs_gateway.s3.archive import LOOKED_AT, Archive
 from tieredfs_gateway.s3.conditions import Conditions

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from tieredfs.errors import CorruptError, NotDirectoryError, NotFoundError
-from tieredfs.volume.filesystem import Part, Writing
+from tieredfs.volume.contract import Part, Writing
 from tieredfs_gateway.s3 import checksums, multipart, record
 from tieredfs_gateway.s3.conditions import Conditions
 from tieredfs_gateway.s3.errors import S3Error

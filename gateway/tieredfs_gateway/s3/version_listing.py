@@ -10,7 +10,7 @@ from typing import Final
 
 from tieredfs.errors import InvalidRequestError, NotDirectoryError, NotFoundError, StaleError
 from tieredfs.model import Attributes, FileKind
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs_gateway.s3 import keys, listing, versions
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.store import Store

@@ -13,7 +13,7 @@ from tieredfs.fuse.kernel.request import Request
 from tieredfs.host.waiting import about_to_wait
 
 pytestmark = [pytest.mark.timeout(60)]
-QUICK, WAITS, ENDS = b"q", b"w", b"e"
+QUICK, WAITS, SILENT = b"q", b"w", b"s"
 
 
 class Served:
@@ -29,8 +29,10 @@ class Served:
         self.thread.start()
 
     def serve(self, request: Request) -> None:
-        if bytes(request.view[:1]) == WAITS:
+        kind = bytes(request.view[:1])
+        if kind == WAITS:
             about_to_wait()
+        if kind != QUICK:
             assert self.go.wait(20)
         os.write(request.device, b"%d" % request.slot)
 
@@ -66,6 +68,19 @@ def test_while_one_waits_another_reads_on_and_leads_from_then(served: Served) ->
     served.go.set()
     assert int(served.kernel.recv(16)) == first
     assert {served.ask(QUICK) for _ in range(50)} == others, "who came back follows"
+
+
+def test_who_waits_and_does_not_say_so_is_relieved(served: Served) -> None:
+    first = served.ask(QUICK)
+    served.kernel.send(SILENT)
+    others = {served.ask(QUICK) for _ in range(50)}
+    assert len(others) == 1
+    assert first not in others
+    served.kernel.send(SILENT)
+    assert served.ask(QUICK) not in {first, *others}, "as often as it takes"
+    served.go.set()
+    assert {int(served.kernel.recv(16)) for _ in range(2)} == {first, *others}
+    assert served.ask(QUICK) >= 0
 
 
 def test_as_many_as_wait_are_joined_by_one_more(served: Served) -> None:

@@ -61,6 +61,7 @@ class Request:
         "resent",
         "slot",
         "step_aside",
+        "turns",
         "uid",
         "unique",
         "view",
@@ -89,6 +90,8 @@ class Request:
         self.written_bytes = 0
         self.process = 0
         self.leading = False
+        self.turns = 0
+        """Rises when a request is begun, and when it is answered: odd while one is carried out."""
         """This thread is the one that reads requests."""
         self.step_aside: Callable[[], None] = _nothing
         """Let another thread read on: what follows may wait. May be called again."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from tieredfs.volume.filesystem import Reading
+from tieredfs.volume.contract import Reading
 from tieredfs_gateway.datasets.arrow_files import ByteCount, arrow_file
 from tieredfs_gateway.datasets.scratch import Scratch
 from tieredfs_gateway.datasets.sources.protocol import PART_BYTES

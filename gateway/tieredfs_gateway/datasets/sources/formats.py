@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tieredfs.errors import ConfigurationError
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs_gateway.datasets.arrow_files import ByteCount
 from tieredfs_gateway.datasets.listing import Found
 from tieredfs_gateway.datasets.scratch import Scratch

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tieredfs.errors import ConfigurationError, CorruptError, NotDirectoryError, NotFoundError, TooLargeError
 from tieredfs.model import Attributes, FileKind
-from tieredfs.volume.filesystem import FileSystemContract
+from tieredfs.volume.contract import FileSystemContract
 from tieredfs_gateway.datasets.arrow_files import ByteCount
 from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.schemas import Path
