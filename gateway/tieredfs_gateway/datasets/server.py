@@ -13,11 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server.embed import Server
-
 from tieredfs.core.budget import Budget
 from tieredfs.errors import ConfigurationError
 from tieredfs.host import memory
@@ -35,11 +30,8 @@ from tieredfs_gateway.datasets.slabs import SlabPool
 from tieredfs_gateway.datasets.transform_pool import TransformPool
 from tieredfs_gateway.datasets.transforms import Transform
 from tieredfs_gateway.datasets.wire import is_loopback
-from tieredfs_gateway.s3.server import check_free
+from tieredfs_gateway.listening import check_free, server_of
 
-HEAD_WAIT_MS: Final = 30_000
-BACKLOG: Final = 1024
-REQUESTS_MAX: Final = 1024
 EXPIRE_EVERY_S: Final = 30.0
 WINDOWS_PER_MEMORY: Final = 8
 """A window has this part of the shared memory, and slabs are up to twice their batch: four windows of the largest size fit."""
@@ -131,20 +123,7 @@ def _flight(asked: Serving, gateway: Gateway, volume: FileSystem) -> Iterator[No
 
 
 async def _serve(asked: Serving, gateway: Gateway) -> None:
-    server = Server(
-        create_app(gateway),
-        address=asked.host,
-        port=asked.port,
-        interface=Interfaces.ASGINL,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=BACKLOG,
-        backpressure=REQUESTS_MAX,
-        http1_settings=HTTP1Settings(header_read_timeout=HEAD_WAIT_MS),
-        log_level=LogLevels.error,
-        ssl_cert=asked.cert,
-        ssl_key=asked.key,
-    )
+    server = server_of(create_app(gateway), asked.host, asked.port, cert=asked.cert, key=asked.key)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)

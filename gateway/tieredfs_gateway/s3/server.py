@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import socket
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +10,10 @@ from typing import Any, Final
 
 import uvloop
 from fastapi import FastAPI, Response
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server.embed import Server
 
-from tieredfs.errors import BusyError, ConfigurationError
 from tieredfs.host import memory
 from tieredfs.volume import FileSystem, Volume
+from tieredfs_gateway.listening import check_free, server_of
 from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
@@ -28,10 +23,6 @@ from tieredfs_gateway.s3.sweep import Sweep
 from tieredfs_gateway.s3.workers import Supervisor
 
 THREADS: Final = 32
-HEAD_WAIT_MS: Final = 30_000
-BACKLOG: Final = 1024
-REQUESTS_MAX: Final = 1024
-"""Under way at one time; Granian lets the others wait in its queue."""
 PROBES: Final = ("/healthz", "/metrics")
 _log: Final = logging.getLogger("tieredfs_gateway.s3")
 
@@ -95,42 +86,13 @@ def _begin_logging(asked: Serving) -> None:
     logging.getLogger("tieredfs_gateway.s3.access").setLevel(logging.INFO if asked.access_log else logging.WARNING)
 
 
-def check_free(host: str, port: int) -> None:
-    """Granian shares ports with whoever listens already. Raises BusyError, ConfigurationError."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise ConfigurationError(f"{host!r} is no address of this machine: {error.strerror}") from error
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise BusyError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen"
-            ) from error
-
-
 async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> None:
     metrics = counting.Metrics()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as executor:
         clock, epoch = volume.volume.host.clock, Epoch.of(asked.meta_url)
         endpoint = Endpoint(volume, clock, executor, metrics, asked.domains, epoch, asked.share)
         await asyncio.get_running_loop().run_in_executor(executor, endpoint.uploads.sweep)
-        server = Server(
-            S3App(endpoint, metrics),
-            address=asked.host,
-            port=asked.port,
-            interface=Interfaces.ASGINL,
-            http=HTTPModes.http1,
-            websockets=False,
-            backlog=BACKLOG,
-            backpressure=REQUESTS_MAX,
-            http1_settings=HTTP1Settings(header_read_timeout=HEAD_WAIT_MS),
-            log_level=LogLevels.error,
-            ssl_cert=asked.cert,
-            ssl_key=asked.key,
-        )
+        server = server_of(S3App(endpoint, metrics), asked.host, asked.port, cert=asked.cert, key=asked.key)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
