@@ -28,12 +28,10 @@ test: setup ## all tests (ARGS="tests/config -k sizes" for some)
 demo: $(STAMP_RUN) $(STAMP_DEMO) ## train into an embedded volume, break it, lose nothing
 	$(BIN)/python -m bench.demo $(ARGS)
 
-bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of mount, erasure codes, checkpoints and datasets against what lies below them
-	$(BIN)/python -m bench.mount $(ARGS)
-	$(BIN)/python -m bench.erasure
-	$(BIN)/python -m bench.checkpoint
-	$(BIN)/python -m bench.datasets
-	$(BIN)/python -m bench.dropins
+BENCHMARKS := mount erasure checkpoint ranks dropins s3 datasets datasets_tier
+
+bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of everything against what lies below it and what one would use instead (hours)
+	@set -e; for name in $(BENCHMARKS); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name; done
 
 lint: $(STAMP_DEV) ## ruff: rules and layout
 	$(BIN)/ruff check .

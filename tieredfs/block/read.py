@@ -161,12 +161,12 @@ class BlockReader:
 
     def _gather(self, block: Block, calls: Calls, losses: "_Losses", on_stall: OnStall | None) -> set[int]:
         """Wait for the calls; the indexes of those that failed. With `on_stall`, those that try the patience are left behind."""
-        awaited = set(calls)
+        awaited, look_s, quiet_s = set(calls), self._patience.sibling_s, 0.0
         while awaited:
+            done, awaited = wait(awaited, look_s if on_stall else None)
+            quiet_s = 0.0 if done else quiet_s + look_s
             answered = len(calls) - len(awaited)
-            patience_s = self._patience.with_(answered=answered, awaited=len(awaited), spare=losses.spare())
-            done, awaited = wait(awaited, patience_s if on_stall else None)
-            if not done:
+            if quiet_s >= self._patience.with_(answered=answered, awaited=len(awaited), spare=losses.spare()):
                 break
         for call in awaited:
             assert on_stall is not None

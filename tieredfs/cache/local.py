@@ -3,6 +3,7 @@
 import itertools
 import os
 from dataclasses import dataclass, field
+from typing import Final
 
 from tieredfs.cache.borrow import FillTurn
 from tieredfs.cache.fill import Fill
@@ -12,6 +13,8 @@ from tieredfs.host.files import is_open_for_writing
 from tieredfs.host.waiting import AnnouncedRLock
 from tieredfs.model import InodeId
 
+MAY_CHANGE: Final = -1
+"""The version of a content that is read where another process has it staged, and may go on writing."""
 _numbers = itertools.count(1)
 
 Stamp = tuple[int, int, int]

@@ -21,7 +21,7 @@ from typing import Final
 
 from tieredfs.cache.borrow import borrow
 from tieredfs.cache.fill import Fill, Filler
-from tieredfs.cache.local import LiveSize, LocalFile, stamp_of
+from tieredfs.cache.local import MAY_CHANGE, LiveSize, LocalFile, stamp_of
 from tieredfs.cache.part import TierPart
 from tieredfs.cache.room import Room
 from tieredfs.core.eviction import ResidentIndex
@@ -417,7 +417,7 @@ class Tier:
 
     def _read_elsewhere(self, file: LocalFile, descriptor: int, attributes: Attributes) -> None:
         file.descriptor, file.borrowed, file.size_bytes = descriptor, True, attributes.size_bytes
-        file.version = attributes.version if attributes.staged_in == NO_CACHE else 0  # what is staged may be written to
+        file.version = attributes.version if attributes.staged_in == NO_CACHE else MAY_CHANGE
         self._set_aside(file)
 
     def _set_aside(self, file: LocalFile) -> None:

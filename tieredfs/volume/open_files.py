@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from tieredfs.cache.local import LocalFile
+from tieredfs.cache.local import MAY_CHANGE, LocalFile
 from tieredfs.cache.tier import Tier
 from tieredfs.errors import InvalidRequestError
 from tieredfs.host import Files
@@ -47,7 +47,7 @@ class TierReading:
     @property
     def version(self) -> int | None:
         """Of the content that is read; None when it is read where another process has it staged, and may go on writing."""
-        return self._file.version or None
+        return None if self._file.version == MAY_CHANGE else self._file.version
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """See `tieredfs.volume.filesystem.Reading`."""
