@@ -109,7 +109,7 @@ def test_who_jumps_about_is_not_read_ahead_for(made: Volume) -> None:
     asked = names[::2]
     for name in asked:
         made.metadata.lookup(directory, name)
-    assert len(made.metadata._recent._snapshot.by_name) == len(asked), "nothing but what was asked for was read"
+    assert len(made.metadata._looks._recent._snapshot.by_name) == len(asked), "nothing but what was asked for was read"
 
 
 def test_the_end_of_a_directory_is_not_the_next_one(made: Volume) -> None:

@@ -9,16 +9,16 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
-from tieredfs.errors import CorruptError, NotFoundError, TieredError
+from tieredfs.errors import NotFoundError, TieredError
 from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
-from tieredfs.kv.engine import Engine, Reader, Stamped, Writer
+from tieredfs.kv.engine import Engine, Reader, Writer
 from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
 from tieredfs.meta.changes import Content, Creation, Placement, Receipt, Removed
-from tieredfs.meta.recent import Ahead, Recent
+from tieredfs.meta.looks import Looks
 from tieredfs.model import (
     NOBODY,
     AttributeChange,
@@ -72,9 +72,7 @@ class Metadata:
         self._code: tuple[float, Code] | None = None
         self._deleted_lock = threading.Lock()
         self._deleted = 0
-        self._stamp = engine.stamp if isinstance(engine, Stamped) else None
-        self._recent = Recent()
-        self._ahead = Ahead()
+        self._looks = Looks(engine)
         self._origin = NOBODY
         self._feed_position = 0
 
@@ -97,23 +95,7 @@ class Metadata:
     def lookup(self, parent: InodeId, name: bytes) -> Attributes:
         """Raises NotFoundError, NotDirectoryError."""
         names.check_name(name)
-        if self._stamp is None:
-            return self._engine.read(lambda reader: names.lookup(reader, parent, name)).attributes()
-        stamp = self._stamp()
-        known = self._recent.named(stamp, parent, name)
-        if known is not None:
-            return known
-        count = self._ahead.count(parent, name)
-        try:
-            records, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
-        except CorruptError:  # of a neighbour, perhaps, who is not what was asked for
-            count = 1
-            records, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
-        found = [(name, record.attributes()) for name, record in records]
-        self._ahead.note(parent, count, successor)
-        if stamp == self._stamp():
-            self._recent.remember_named(stamp, parent, found)
-        return found[0][1]
+        return self._looks.lookup(parent, name)
 
     def resolve(self, path: bytes) -> Attributes:
         """Walk `path` from the root, symlinks not followed. Raises NotFoundError, NotDirectoryError."""
@@ -306,14 +288,7 @@ class Metadata:
 
     def attributes(self, inode: InodeId) -> Attributes:
         """Orphans too. Raises NotFoundError."""
-        stamp = self._stamp() if self._stamp is not None else b""
-        known = self._recent.of(stamp, inode)
-        if known is not None:
-            return known
-        attributes = self._engine.read(lambda reader: inodes.read(reader, inode)).attributes()
-        if self._stamp is not None and stamp == self._stamp():
-            self._recent.remember(stamp, attributes)
-        return attributes
+        return self._looks.attributes(inode)
 
     def versions(self, wanted: Sequence[InodeId]) -> dict[InodeId, int]:
         """The version of each inode that exists, in one snapshot."""
@@ -565,7 +540,7 @@ class Metadata:
         """`changes` tells what others change; False: this engine cannot tell when to ask.
 
         It begins with all that is kept: this may be the successor of a process that did not ask for the latest."""
-        if self._stamp is None:
+        if self._looks.stamp is None:
             return False
         self._origin = session
         self._engine.write(lambda writer: feed.follow(writer, session))
@@ -573,8 +548,8 @@ class Metadata:
 
     def stamp(self) -> bytes:
         """`kv.engine.Stamped.stamp`; only where `follow` said True."""
-        assert self._stamp is not None
-        return self._stamp()
+        assert self._looks.stamp is not None
+        return self._looks.stamp()
 
     def changes(self) -> feed.Change:
         """What other processes changed since the last call. One thread calls it."""

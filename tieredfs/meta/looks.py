@@ -1,0 +1,52 @@
+"""`Looks`: attributes by name and by inode, from memory where nobody committed since they were read.
+
+What is remembered is exact (`recent`): an engine that tells by a stamp whether anybody committed is asked before and after
+each transaction. An engine without a stamp is asked each time. Safe from any thread.
+"""
+
+from tieredfs.errors import CorruptError
+from tieredfs.kv.engine import Engine, Stamped
+from tieredfs.meta import inodes, names
+from tieredfs.meta.recent import Ahead, Recent
+from tieredfs.model import Attributes, InodeId
+
+
+class Looks:
+    """Over one engine. `stamp` is its own, if it has one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.stamp = engine.stamp if isinstance(engine, Stamped) else None
+        self._recent = Recent()
+        self._ahead = Ahead()
+
+    def lookup(self, parent: InodeId, name: bytes) -> Attributes:
+        """Raises NotFoundError, NotDirectoryError."""
+        if self.stamp is None:
+            return self._engine.read(lambda reader: names.lookup(reader, parent, name)).attributes()
+        stamp = self.stamp()
+        known = self._recent.named(stamp, parent, name)
+        if known is not None:
+            return known
+        count = self._ahead.count(parent, name)
+        try:
+            records, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
+        except CorruptError:  # of a neighbour, perhaps, who is not what was asked for
+            count = 1
+            records, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
+        found = [(name, record.attributes()) for name, record in records]
+        self._ahead.note(parent, count, successor)
+        if stamp == self.stamp():
+            self._recent.remember_named(stamp, parent, found)
+        return found[0][1]
+
+    def attributes(self, inode: InodeId) -> Attributes:
+        """Raises NotFoundError."""
+        stamp = self.stamp() if self.stamp is not None else b""
+        known = self._recent.of(stamp, inode)
+        if known is not None:
+            return known
+        attributes = self._engine.read(lambda reader: inodes.read(reader, inode)).attributes()
+        if self.stamp is not None and stamp == self.stamp():
+            self._recent.remember(stamp, attributes)
+        return attributes
