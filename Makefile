@@ -22,8 +22,8 @@ help: ## this list
 
 setup: $(STAMP_RUN) $(STAMP_DEV) $(STAMP_DEMO) ## .venv with everything that tests and demo need
 
-test: setup ## all tests (ARGS="tests/config -k sizes" for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## all tests, two files at a time (ARGS="tests/config -k sizes" for some)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
 
 demo: $(STAMP_RUN) $(STAMP_DEMO) ## train into an embedded volume, break it, lose nothing
 	$(BIN)/python -m bench.demo $(ARGS)
