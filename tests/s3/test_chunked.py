@@ -66,6 +66,17 @@ def test_truncated_bodies_are_incomplete(chunks: list[bytes], signed: bool, data
     assert caught.value.code == "IncompleteBody"
 
 
+@pytest.mark.parametrize("odd", [b"\x0c", b"\x0b", b"\x1c", b"\x85", b"\xa0"])
+def test_odd_white_space_is_no_way_around_a_signature(odd: bytes) -> None:
+    body = encode([b"abc"], signed=True, trailers={"x-amz-checksum-crc32": "AAAAAA=="})
+    for changed in (
+        body.replace(b"AAAAAA==\r\n", b"AAAAAA==" + odd + b"\n"),
+        body.replace(b"32:A", b"32:" + odd + b"A"),
+    ):
+        with pytest.raises(S3Error):
+            decode(changed, 3, signed=True, trailers=True)
+
+
 @given(CHUNKS.filter(bool), st.data())
 def test_a_signed_body_cannot_be_changed(chunks: list[bytes], data: st.DataObject) -> None:
     body = bytearray(encode(chunks, signed=True, trailers={"x-amz-checksum-crc32": "AAAAAA=="}))

@@ -150,7 +150,10 @@ class Decoder:
             self._end()
             return
         name, colon, value = line.decode("latin-1").partition(":")
-        name, value = name.strip().lower(), value.strip()
+        name, value = (
+            name.strip(" \t").lower(),
+            value.strip(" \t"),
+        )  # no other white space, or two texts had one signature
         if not colon or not _TRAILER_NAME.fullmatch(name) or name in self.trailers or not self._trailers_expected:
             raise _bad("a trailer that is none")
         self.trailers[name] = value
