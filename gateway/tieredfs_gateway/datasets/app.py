@@ -21,9 +21,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from tieredfs.errors import TieredError
@@ -74,19 +75,54 @@ class Gateway:
         return session
 
 
-def bearer(authorization: Annotated[str | None, Header()] = None) -> str | None:
-    kind, _, token = (authorization or "").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else None
+_scheme: Final = HTTPBearer(
+    scheme_name="token",
+    description="Of `tieredfs gateway-token`; asked for by a gateway with a secret.",
+    auto_error=False,
+)
+
+
+def bearer(found: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]) -> str | None:
+    return None if found is None else found.credentials.strip()
 
 
 Token = Annotated[str | None, Depends(bearer)]
 
-
-def create_app(gateway: Gateway) -> FastAPI:
-    failures: dict[int | str, dict[str, Any]] = {
-        status: {"model": documents.ErrorAnswer} for status in sorted({answer.status for answer in CODES.values()})
+_OF_CALLERS: Final = ("bad_request", "token_missing", "token_invalid", "token_expired", "token_scope", "internal")
+_OF_SESSIONS: Final = documents.failures(*_OF_CALLERS, "session_unknown")
+_OF_READING: Final = documents.failures(*CODES)
+"""Opening and reading meet whatever can happen to a volume."""
+_STREAM: Final[documents.Responses] = {
+    200: {
+        "description": "The batches.",
+        "content": {wire.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
     }
-    app = FastAPI(title="TieredFS dataset gateway", redoc_url=None, responses=failures)
+}
+_OPENED: Final[documents.Responses] = {
+    201: {
+        "links": {
+            name: {"operationId": name, "parameters": {"session": "$response.body#/session"}}
+            for name in ("show_session", "count", "batches", "close_session")
+        }
+    }
+}
+
+
+class App(FastAPI):
+    """Its schema says what it does: what does not validate is 400 as any other bad request, not FastAPI's 422."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for operation in (operation for path in document["paths"].values() for operation in path.values()):
+            if operation["responses"].get("422", {}).get("description") == "Validation Error":
+                del operation["responses"]["422"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+
+def create_app(gateway: Gateway) -> App:
+    app = App(title="TieredFS dataset gateway", redoc_url=None, generate_unique_id_function=lambda route: route.name)
     _add_probes(app, gateway)
     _add_sessions(app, gateway)
     _add_batches(app, gateway)
@@ -96,16 +132,16 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def _add_probes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    async def healthz() -> documents.Health:
+        return documents.Health()
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=documents.failures("internal"))
     async def show_metrics() -> Response:
         return Response(await gateway.run(gateway.metrics.text), media_type=metrics.CONTENT_TYPE)
 
 
 def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
-    @app.post("/v1/sessions", status_code=201)
+    @app.post("/v1/sessions", status_code=201, responses=_OPENED | _OF_READING)
     async def open_session(asked: documents.SessionRequest, token: Token, request: Request) -> documents.SessionAnswer:
         gateway.authorize(token, asked.source)
         client = request.client.host if request.client else "-"
@@ -118,29 +154,29 @@ def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
             session=session.id, version=version, schema_ipc=schema, local=gateway.local, skipped=skipped
         )
 
-    @app.get("/v1/sessions")
-    async def list_sessions(token: Token) -> list[dict[str, Any]]:
+    @app.get("/v1/sessions", responses=documents.failures(*_OF_CALLERS))
+    async def list_sessions(token: Token) -> list[documents.SessionShown]:
         gateway.authorize(token, None)
-        return gateway.sessions.listed()
+        return [documents.SessionShown.model_validate(one) for one in gateway.sessions.listed()]
 
-    @app.get("/v1/sessions/{session}")
-    async def show_session(session: SessionId, token: Token) -> dict[str, Any]:
-        return gateway.sessions.described(gateway.session(session, token))
+    @app.get("/v1/sessions/{session}", responses=_OF_SESSIONS)
+    async def show_session(session: SessionId, token: Token) -> documents.SessionShown:
+        return documents.SessionShown.model_validate(gateway.sessions.described(gateway.session(session, token)))
 
-    @app.delete("/v1/sessions/{session}", status_code=204)
+    @app.delete("/v1/sessions/{session}", status_code=204, responses=_OF_SESSIONS)
     async def close_session(session: SessionId, token: Token) -> None:
         found = gateway.session(session, token)
         await gateway.run(gateway.sessions.close, found.id)
 
 
 def _add_batches(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/sessions/{session}/count")
+    @app.get("/v1/sessions/{session}/count", responses=_OF_READING)
     async def count(session: SessionId, token: Token) -> documents.CountAnswer:
         reader = gateway.session(session, token).opened.reader
         rows = await gateway.run(reader.row_count)
         return documents.CountAnswer(rows=rows, batches=await gateway.run(reader.batch_count))
 
-    @app.get("/v1/sessions/{session}/batches", response_class=Response)
+    @app.get("/v1/sessions/{session}/batches", response_class=Response, responses=_STREAM | _OF_READING)
     async def batches(
         session: SessionId,
         token: Token,

@@ -1,10 +1,11 @@
 """What travels as JSON between trainer and gateway: requests as pydantic checks them, hence as `/docs` shows them."""
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tieredfs_gateway.datasets.contract import DatasetSpec, OnBadShard, OrderSpec, Shuffle
+from tieredfs_gateway.datasets.errors import CODES
 
 TEXT_MAX: Final = 16_384
 COLUMNS_MAX: Final = 10_000
@@ -55,6 +56,39 @@ class SessionAnswer(BaseModel):
     skipped: dict[str, str]
 
 
+class StreamShown(BaseModel):
+    """One stream of a session: at which batch of which epoch, and how fast."""
+
+    client: str
+    form: str
+    epoch: int
+    batch: int
+    stride: int
+    rows: int
+    rows_per_s: int
+    sent_bytes: int
+    gateway_waited_s: float
+
+
+class SessionShown(BaseModel):
+    """A session: who reads what, how far. `batches`, `rows`: of all its streams, those that ended too."""
+
+    session: str
+    client: str
+    source: str
+    version: str
+    batches: int
+    rows: int
+    idle_s: float
+    streams: list[StreamShown]
+
+
+class Health(BaseModel):
+    """The gateway answers."""
+
+    status: Literal["ok"] = "ok"
+
+
 class CountAnswer(BaseModel):
     """Of one epoch, after the filter."""
 
@@ -63,7 +97,9 @@ class CountAnswer(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    code: str
+    """`code` is one of `errors.CODES`. `retryable`: the same request may succeed later."""
+
+    code: Annotated[str, Field(json_schema_extra={"enum": [*CODES]})]
     message: str
     retryable: bool
 
@@ -72,3 +108,17 @@ class ErrorAnswer(BaseModel):
     """Every error looks like this."""
 
     error: ErrorBody
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def failures(*codes: str) -> Responses:
+    """What a route may answer instead of what was asked for: each status, with the codes that come with it."""
+    by_status: dict[int | str, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(CODES[code].status, []).append(code)
+    return {
+        status: {"model": ErrorAnswer, "description": f"One of: {', '.join(named)}."}
+        for status, named in sorted(by_status.items(), key=str)
+    }

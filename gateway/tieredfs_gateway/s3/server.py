@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import uvloop
 from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
 
 from tieredfs.host import memory
 from tieredfs.volume import FileSystem, Volume
@@ -27,11 +29,17 @@ PROBES: Final = ("/healthz", "/metrics")
 _log: Final = logging.getLogger("tieredfs_gateway.s3")
 
 
+class Health(BaseModel):
+    """This process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
 class S3App(FastAPI):
     """FastAPI for the probes; everything that is signed, or names something else, is S3's.
 
     S3's routing is not FastAPI's (sub-resources, keys with any bytes, raw paths under signatures), and its stack of
-    middleware costs more than a small GET.
+    middleware costs more than a small GET. `openapi()` describes the probes; it has no address, which would be a bucket's.
     """
 
     def __init__(self, endpoint: Endpoint, metrics: counting.Metrics) -> None:
@@ -39,10 +47,10 @@ class S3App(FastAPI):
         self._endpoint = endpoint
 
         @self.get("/healthz")
-        async def healthz() -> dict[str, str]:
-            return {"status": "ok"}
+        async def healthz() -> Health:
+            return Health()
 
-        @self.get("/metrics")
+        @self.get("/metrics", response_class=PlainTextResponse)
         async def show_metrics() -> Response:
             return Response(metrics.text(), media_type=counting.CONTENT_TYPE)
 
