@@ -96,6 +96,33 @@ def test_a_body_without_a_length_is_refused(served: Endpoint, s3: Any, bucket: s
     absent(s3, bucket)
 
 
+@pytest.mark.parametrize("chunks", [b"zz\r\nabcd", b"-4\r\nabcd", b"4\r\nabcdX\r\n0\r\n\r\n", b"f" * 20 + b"\r\nabcd"])
+def test_broken_framing_is_answered(served: Endpoint, s3: Any, bucket: str, chunks: bytes) -> None:
+    kind = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+    for payload, headers, status in (
+        ("UNSIGNED-PAYLOAD", {}, b" 411 "),
+        (kind, {"x-amz-decoded-content-length": "9"}, b" 400 "),
+    ):
+        request = served.signed("PUT", f"/{bucket}/k", b"", headers, payload)
+        head = served.head_of(request, [("Transfer-Encoding", "chunked"), ("Connection", "close")])
+        answer = served.raw(head, chunks)
+        assert status in answer.split(b"\r\n")[0]
+        assert b"<RequestId>" in answer
+    absent(s3, bucket)
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+def test_who_stops_in_the_middle_and_listens_is_told(served: Endpoint, s3: Any, bucket: str, size: int) -> None:
+    request = served.signed("PUT", f"/{bucket}/k", b"", payload="UNSIGNED-PAYLOAD")
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(served.head_of(request, [("Content-Length", str(size))]) + bytes(size // 2))
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"<Code>IncompleteBody</Code>" in answer
+    absent(s3, bucket)
+
+
 def test_too_large_is_said_before_it_is_sent(served: Endpoint, bucket: str) -> None:
     request = served.signed("PUT", f"/{bucket}/k", b"", payload="UNSIGNED-PAYLOAD")
     lines = [("Content-Length", str(6 << 30)), ("Expect", "100-continue"), ("Connection", "close")]
@@ -205,6 +232,7 @@ BOMB = b'<?xml version="1.0"?>' + DOCTYPE + b"<Delete><Object><Key>&b;</Key></Ob
         BOMB,
         b"<Delete></Delete>",
         b"<Other/>",
+        b'<?xml version="1.0" encoding="utf-7"?><Delete/>',
         b"<Delete>" + b"<Object><Key>k</Key></Object>" * 1001 + b"</Delete>",
     ],
 )
@@ -257,7 +285,8 @@ def test_what_is_no_http_is_no_harm(served: Endpoint, head: bytes) -> None:
         ("PUT", "/{b}?encryption=", 501),
         ("PUT", "/{b}?object-lock=", 501),
         ("PUT", "/{b}?replication=", 501),
-        ("POST", "/{b}", 501),
+        ("POST", "/{b}", 412),
+        ("POST", "/{b}/k", 405),
         ("PATCH", "/{b}/k", 405),
         ("PUT", "/{b}/k?partNumber=0&uploadId=x", 400),
         ("PUT", "/{b}/k?partNumber=1&uploadId=..%2F..", 404),

@@ -120,6 +120,26 @@ def test_clocks_may_differ_by_a_quarter_of_an_hour() -> None:
     assert refused(good, now() - timedelta(minutes=16)) == "RequestTimeTooSkewed"
 
 
+class OfAnotherDay(S3SigV4Auth):
+    """Signs truly, with the key of a day that is not the request's."""
+
+    def scope(self, request: AWSRequest) -> str:
+        return str(super().scope(request).replace(request.context["timestamp"][:8], "20251231"))
+
+    def credential_scope(self, request: AWSRequest) -> str:
+        return str(super().credential_scope(request).replace(request.context["timestamp"][:8], "20251231"))
+
+    def signature(self, string_to_sign: str, request: AWSRequest) -> str:
+        request.context["timestamp"] = "20251231T000000Z"
+        return str(super().signature(string_to_sign, request))
+
+
+def test_the_day_of_the_scope_is_that_of_the_request() -> None:
+    request = AWSRequest("GET", "http://127.0.0.1:9000/b/k")
+    OfAnotherDay(Credentials(ID, SECRET), "s3", "us-east-1").add_auth(request)
+    assert refused(signable(request)) == "AuthorizationHeaderMalformed"
+
+
 def test_links_expire() -> None:
     good = presigned(60)
     verify(good, now() + timedelta(seconds=50))
@@ -136,7 +156,7 @@ def test_anonymous_requests_claim_nothing() -> None:
     ("authorization", "code"),
     [
         ("AWS id:signature", "InvalidRequest"),
-        ("Bearer x", "InvalidRequest"),
+        ("Bearer x", "InvalidArgument"),
         ("AWS4-HMAC-SHA256", "AuthorizationHeaderMalformed"),
         ("AWS4-HMAC-SHA256 Credential=a, SignedHeaders=host", "AuthorizationHeaderMalformed"),
         (
@@ -157,7 +177,7 @@ def test_anonymous_requests_claim_nothing() -> None:
         ),
         (
             "AWS4-HMAC-SHA256 Credential=a/20251231/r/s3/aws4_request, SignedHeaders=host, Signature=0",
-            "AuthorizationHeaderMalformed",
+            "SignatureDoesNotMatch",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Final
 
 from tieredfs_gateway.s3.bucket_rules import Believed
 from tieredfs_gateway.s3.errors import S3Error
-from tieredfs_gateway.s3.http import Caller, Request
+from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Request
 from tieredfs_gateway.s3.keystore import Scope
 from tieredfs_gateway.s3.policy import NO_POLICY, Policy, Question, Verdict
 from tieredfs_gateway.s3.public_access import PUBLIC_READ
@@ -68,7 +68,10 @@ def action_of(operation: Operation, request: Request) -> str:
 
 
 def check(operation: Operation, request: Request, caller: Caller, believed: Believed) -> bool:
-    """Raises S3Error AccessDenied. False: only if the object's own ACL says that anybody may read it."""
+    """Raises S3Error AccessDenied, InvalidRequest. False: only if the object's own ACL says that anybody may read it."""
+    if caller.is_anonymous and action_of(operation, request).startswith("s3:GetObject") and _asks_for_headers(request):
+        message = "Request specific response headers cannot be used for anonymous GET requests."
+        raise S3Error("InvalidRequest", message)
     if operation.name == "DeleteObjects":  # each of its keys is judged on its own: `check_key`
         return True
     if operation.level is Level.SERVICE:
@@ -89,6 +92,11 @@ def check(operation: Operation, request: Request, caller: Caller, believed: Beli
         if action in ("s3:GetObject", "s3:GetObjectVersion"):
             return False
     raise S3Error("AccessDenied")
+
+
+def _asks_for_headers(request: Request) -> bool:
+    """What is public is not to be dressed up by anybody: as a page of another type, say."""
+    return any(f"response-{name}" in request.query for name in KEPT_HEADERS)
 
 
 def actions_of(operation: Operation, request: Request) -> list[str]:

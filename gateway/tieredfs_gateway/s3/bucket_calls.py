@@ -1,5 +1,6 @@
 """The calls on the service and on buckets. Blocking; each takes a request and gives a response."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
@@ -16,6 +17,8 @@ from tieredfs_gateway.s3.store import Deleted, Store
 from tieredfs_gateway.s3.uploads import Upload, Uploads
 
 MULTI_DELETE_MAX: Final = 1000
+BUCKETS_MAX: Final = 10_000
+"""On one page, if pages are asked for."""
 
 
 def iso_date(time_ns: int) -> str:
@@ -30,13 +33,23 @@ class BucketCalls:
         self._store = store
         self._uploads = uploads
 
-    def list_buckets(self, _request: Request, caller: Caller) -> Response:
-        buckets = [
+    def list_buckets(self, request: Request, caller: Caller) -> Response:
+        """All of them, unless the client asks for pages."""
+        prefix, token = request.query.get("prefix", ""), request.query.get("continuation-token")
+        after, limit = listing.parse_token(token) if token else b"", _max_buckets(request.query.get("max-buckets"))
+        wanted = [
             {"Name": name.decode(), "CreationDate": iso_date(created_ns)}
             for name, created_ns in self._store.buckets()
-            if caller.key.scope.allows_bucket(name.decode())
+            if name > after and name.decode().startswith(prefix) and caller.key.scope.allows_bucket(name.decode())
         ]
-        return xml_response("ListAllMyBucketsResult", {"Owner": OWNER, "Buckets": {"Bucket": buckets}})
+        shown = wanted[:limit]
+        fields: dict[str, xml.Tree] = {
+            "Owner": OWNER,
+            "Buckets": {"Bucket": shown},
+            "ContinuationToken": listing.token_of(shown[-1]["Name"].encode()) if len(shown) < len(wanted) else None,
+            "Prefix": prefix if "prefix" in request.query else None,
+        }
+        return xml_response("ListAllMyBucketsResult", fields)
 
     def create(self, request: Request, body: bytes) -> Response:
         acl = canned_acl(request.headers)
@@ -83,7 +96,7 @@ class BucketCalls:
     def list_v2(self, request: Request) -> Response:
         query = _Query(request)
         token = request.query.get("continuation-token")
-        after = query.text("start-after").encode() if token is None else listing.parse_token(token)
+        after = listing.parse_token(token) if token else query.text("start-after").encode()
         page = self._page(request, query, after)
         fields: dict[str, xml.Tree] = {
             "Name": request.bucket_name,
@@ -151,18 +164,20 @@ class BucketCalls:
         self._store.check_bucket(request.bucket)
         query = _Query(request, limit="max-uploads")
         after = (query.text("key-marker"), query.text("upload-id-marker"))
-        wanted = [
-            upload
-            for upload in self._uploads.listed(request.bucket)
-            if upload.key.startswith(query.text("prefix")) and _comes_after(upload, after)
-        ]
+        wanted = _rolled_up(self._uploads.listed(request.bucket), query, after)
         shown, truncated = wanted[: query.max_keys], len(wanted) > query.max_keys
+        last = shown[-1] if truncated and shown else None
+        next_key, next_id = (
+            (last, "") if isinstance(last, str) else (last.key, last.upload_id) if last else (None, None)
+        )
         fields: dict[str, xml.Tree] = {
             "Bucket": request.bucket_name,
             "KeyMarker": query.shown("key-marker"),
             "UploadIdMarker": after[1],
-            "NextKeyMarker": query.encode(shown[-1].key.encode()) if truncated and shown else None,
-            "NextUploadIdMarker": shown[-1].upload_id if truncated and shown else None,
+            "NextKeyMarker": None if next_key is None else query.encode(next_key.encode()),
+            "NextUploadIdMarker": next_id,
+            "Prefix": query.shown("prefix") if query.text("prefix") else None,
+            "Delimiter": query.shown("delimiter") if query.delimiter else None,
             "EncodingType": query.encoding,
             "MaxUploads": query.max_keys,
             "IsTruncated": truncated,
@@ -176,7 +191,9 @@ class BucketCalls:
                     "Initiated": iso_date(upload.started_ns),
                 }
                 for upload in shown
+                if isinstance(upload, Upload)
             ],
+            "CommonPrefixes": [{"Prefix": query.encode(row.encode())} for row in shown if isinstance(row, str)],
         }
         return xml_response("ListMultipartUploadsResult", fields)
 
@@ -220,6 +237,10 @@ class BucketCalls:
         if version_id is not None and not versions.is_id(version_id):
             raise S3Error("NoSuchVersion")
         keys.check_key(key.encode())
+        if element.get("LastModifiedTime") is not None or element.get("Size") is not None:
+            raise S3Error(
+                "NotImplemented", "Deleting on condition of a time or a size is not implemented; of an ETag it is."
+            )
         asked = conditions.Conditions(element.get("ETag"), None, None, None)
         return self._store.delete(request.bucket, key.encode(), asked, version_id)
 
@@ -280,6 +301,29 @@ def _entry(query: _Query, found: listing.Found, described: Record) -> dict[str, 
         "Size": found.attributes.size_bytes,
         "StorageClass": "STANDARD",
     }
+
+
+def _max_buckets(text: str | None) -> int | None:
+    """Raises S3Error InvalidArgument."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= BUCKETS_MAX):
+        raise S3Error("InvalidArgument", f"Argument max-buckets must be an integer between 1 and {BUCKETS_MAX}.")
+    return int(text)
+
+
+def _rolled_up(uploads: Iterable[Upload], query: _Query, after: tuple[str, str]) -> list[Upload | str]:
+    """Uploads in their order, and the common prefixes of those that have the delimiter. One that ended a page is over."""
+    prefix, rows = query.text("prefix").encode(), list[Upload | str]()
+    for upload in uploads:
+        if not upload.key.encode().startswith(prefix) or not _comes_after(upload, after):
+            continue
+        shared = listing.common_prefix(prefix, query.delimiter, upload.key.encode())
+        if shared is None:
+            rows.append(upload)
+        elif shared.decode() != after[0] and shared.decode() not in rows[-1:]:
+            rows.append(shared.decode())
+    return rows
 
 
 def _comes_after(upload: Upload, after: tuple[str, str]) -> bool:

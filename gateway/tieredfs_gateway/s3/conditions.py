@@ -38,7 +38,10 @@ def of_copy_source(headers: Mapping[str, str]) -> Conditions:
 
 
 def of_write(headers: Mapping[str, str]) -> Conditions:
-    """Raises S3Error NotImplemented for an If-None-Match that names an ETag: S3 knows only `*` there."""
+    """Raises S3Error NotImplemented for an If-None-Match that names an ETag, where S3 knows only `*`, and for conditions that
+    would be ignored."""
+    if any(name.startswith("x-amz-if-match-") for name in headers):
+        raise S3Error("NotImplemented", "Conditions on a time or a size are not implemented; on an ETag they are.")
     taken = Conditions(headers.get("if-match"), headers.get("if-none-match"), None, None)
     if taken.none_match is not None and taken.none_match.strip() != "*":
         raise S3Error("NotImplemented", "If-None-Match on a write can only be *.")

@@ -107,12 +107,7 @@ def preflight(rules: Sequence[CorsRule], headers: Mapping[str, str]) -> Headers:
             "method / Access-Control-Request-Method or Access-Control-Request-Headers are not whitelisted by the "
             "resource's CORS spec.",
         )
-    found = [*_allowed(rule, origin), ("access-control-allow-methods", ", ".join(rule.methods))]
-    if asked:
-        found.append(("access-control-allow-headers", ", ".join(asked)))
-    if rule.max_age_s is not None:
-        found.append(("access-control-max-age", str(rule.max_age_s)))
-    return found
+    return [*_allowed(rule, origin), *([("access-control-allow-headers", ", ".join(asked))] if asked else [])]
 
 
 def answer(rules: Sequence[CorsRule], method: str, headers: Mapping[str, str]) -> Headers:
@@ -120,13 +115,16 @@ def answer(rules: Sequence[CorsRule], method: str, headers: Mapping[str, str]) -
     origin = headers.get("origin")
     if not origin or not rules:
         return []
-    rule = find_rule(rules, origin, method, ())
+    rule = find_rule(rules, origin, headers.get("access-control-request-method", method), ())
     return [] if rule is None else _allowed(rule, origin)
 
 
 def _allowed(rule: CorsRule, origin: str) -> Headers:
     anybody = "*" in rule.origins
     found = [("access-control-allow-origin", "*" if anybody else origin)]
+    found.append(("access-control-allow-methods", ", ".join(rule.methods)))
+    if rule.max_age_s is not None:
+        found.append(("access-control-max-age", str(rule.max_age_s)))
     if not anybody:
         found.append(("access-control-allow-credentials", "true"))
     if rule.exposed:

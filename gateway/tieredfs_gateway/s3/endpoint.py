@@ -122,10 +122,18 @@ class Endpoint:
             response = await self._answer(exchange)
             await self._send(exchange, response)
         except ClientGoneError:
-            exchange.status = 499
+            await self._tell_who_is_gone(exchange)
         finally:
             self._metrics.running.dec()
             self._note(exchange, self._clock.monotonic_s() - started_s)
+
+    async def _tell_who_is_gone(self, exchange: "_Exchange") -> None:
+        """A body that ended in its middle, or whose chunks are none, looks like this too: then there is somebody to tell."""
+        if not exchange.status:
+            exchange.body.ended = True
+            response = error_response(S3Error("IncompleteBody"), exchange.resource, exchange.request_id)
+            await self._send(exchange, replace(response, headers=[*response.headers, ("connection", "close")]))
+        exchange.status = 499
 
     async def _answer(self, exchange: "_Exchange") -> Response:
         try:
@@ -424,7 +432,7 @@ class _Exchange:
         if self.body.ended or (headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers):
             return False
         if b"expect" not in headers:
-            with contextlib.suppress(S3Error, TimeoutError):
+            with contextlib.suppress(S3Error, TimeoutError, ClientGoneError):
                 async with asyncio.timeout(DRAIN_WAIT_S):
                     await self.body.all(self.body.received_bytes + DRAIN_BYTES_MAX)
         return not self.body.ended

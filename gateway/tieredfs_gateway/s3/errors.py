@@ -47,6 +47,7 @@ CODES: Final[dict[str, Answer]] = {
     ),
     "InvalidRange": Answer(416, "The requested range is not satisfiable."),
     "InvalidRequest": Answer(400, "Invalid request."),
+    "InvalidStorageClass": Answer(400, "The storage class you specified is not valid."),
     "InvalidTag": Answer(400, "The tag provided was not a valid tag."),
     "InvalidURI": Answer(400, "Could not parse the specified URI."),
     "KeyTooLongError": Answer(400, "Your key is too long."),

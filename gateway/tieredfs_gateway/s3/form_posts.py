@@ -88,6 +88,10 @@ def _take(ingest: Ingest, pieces: Sequence[bytes], sink: Callable[[Sequence[memo
 async def _asked(around: Surroundings, objects: ObjectCalls, request: Request, decoder: forms.FormDecoder) -> _Asked:
     """Raises S3Error for who may not, and for what the policy does not allow."""
     fields = dict(decoder.fields)
+    name = fields.get("key", "").replace("${filename}", decoder.file_name.replace("\\", "/").rpartition("/")[2])
+    if not name:
+        raise S3Error("InvalidArgument", "Bucket POST must contain a field named 'key'.")
+    fields["key"] = name  # the policy is about the key that the object gets
     signed = forms.read_signature(fields)
     caller, sizes = Caller(ANONYMOUS, sigv4.unsigned_claim("")), forms.Sizes(0, multipart.PART_BYTES_MAX)
     if signed is not None:
@@ -98,9 +102,6 @@ async def _asked(around: Surroundings, objects: ObjectCalls, request: Request, d
         caller = Caller(key, sigv4.unsigned_claim(signed.access_key_id))
     elif "policy" in fields:
         raise S3Error("AccessDenied", "A policy needs a signature.")
-    name = fields.get("key", "").replace("${filename}", decoder.file_name.replace("\\", "/").rpartition("/")[2])
-    if not name:
-        raise S3Error("InvalidArgument", "Bucket POST must contain a field named 'key'.")
     keys.check_key(name.encode())
     posted = replace(request, key=name.encode(), headers=_headers(request, fields), query={})
     if not access.check(POST_OBJECT, posted, caller, await around.believed(request.bucket)):

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from tieredfs_gateway.s3 import sigv4
@@ -27,6 +27,7 @@ _BOUNDARY: Final = re.compile(
 _DISPOSITION: Final = re.compile(rb"content-disposition:\s*form-data\s*;(.*)", re.I | re.S)
 _PARAMETER: Final = re.compile(r';?\s*([a-zA-Z*]+)="((?:[^"\\]|\\.)*)"')
 _UNCHECKED: Final = frozenset(["policy", "x-amz-signature", "signature", "awsaccesskeyid", "file"])
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", re.ASCII)
 _CREDENTIAL: Final = re.compile(r"([^/\s]{1,128})/(\d{8})/([^/\s]{1,64})/s3/aws4_request", re.ASCII)
 
 
@@ -164,7 +165,9 @@ def read_signature(fields: Mapping[str, str]) -> Signed | None:
             raise S3Error("InvalidArgument", "The form's x-amz-algorithm, x-amz-credential or x-amz-date is wrong.")
         signed = Signed(match[1], policy, fields.get("x-amz-signature", ""), match[2], match[3])
     elif "awsaccesskeyid" in fields:
-        signed = Signed(fields["awsaccesskeyid"], policy, fields.get("signature", ""))
+        if "signature" not in fields:
+            raise S3Error("InvalidArgument", "Bucket POST must contain a field named 'signature'.")
+        signed = Signed(fields["awsaccesskeyid"], policy, fields["signature"])
     else:
         return None
     if not policy:
@@ -218,10 +221,12 @@ def _decoded(policy: str) -> dict[str, Any]:
 
 def _moment(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise S3Error("InvalidPolicyDocument", "Invalid Policy: Invalid 'expiration' value.") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = datetime.fromisoformat(text) if _MOMENT.fullmatch(text) else None
+    except ValueError:
+        moment = None
+    if moment is None:
+        raise S3Error("InvalidPolicyDocument", "Invalid Policy: Invalid 'expiration' value.")
+    return moment
 
 
 def _conditions(condition: Any) -> Sequence[tuple[str, Any, Any]]:

@@ -209,7 +209,7 @@ def _positive(text: str, name: str) -> int:
 
 def _midnight(text: str) -> int:
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text if "-" in text else "")  # S3 does not know 20300101
     except ValueError as error:
         raise S3Error("MalformedXML", "Date is an ISO 8601 date.") from error
     moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -10,7 +10,7 @@ from tieredfs.limits import GIB, MIB, TIB
 from tieredfs_gateway.s3 import checksums
 from tieredfs_gateway.s3.checksums import ALGORITHMS, COMPOSITE, FULL_OBJECT, Algorithm
 from tieredfs_gateway.s3.errors import S3Error
-from tieredfs_gateway.s3.xml import Element
+from tieredfs_gateway.s3.xml import Element, Tree
 
 PARTS_MAX: Final = 10_000
 PART_BYTES_MIN: Final = 5 * MIB
@@ -37,6 +37,39 @@ class ListedPart:
     number: int
     etag: str
     checksums: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """What a client that completes an upload says of the whole."""
+
+    checksum: tuple[str, str] | None = None
+    """Algorithm and base64 value."""
+    kind: str | None = None
+    size_bytes: int | None = None
+
+
+def promised(headers: Mapping[str, str]) -> Promised:
+    """Raises S3Error InvalidArgument."""
+    given = [(name, headers[algorithm.header]) for name, algorithm in ALGORITHMS.items() if algorithm.header in headers]
+    size = headers.get("x-amz-mp-object-size")
+    if size is not None and not (size.isascii() and size.isdigit() and len(size) < 19):
+        raise S3Error("InvalidArgument", "x-amz-mp-object-size is a number.")
+    kind = headers.get("x-amz-checksum-type")
+    return Promised(given[0] if given else None, kind, None if size is None else int(size))
+
+
+def check_promised(said: Promised, size_bytes: int, checksum: tuple[str, str] | None, kind: str) -> None:
+    """Raises S3Error InvalidRequest, BadDigest."""
+    if said.size_bytes not in (None, size_bytes):
+        message = (
+            f"The provided 'x-amz-mp-object-size' header value {said.size_bytes} does not match what was computed:"
+        )
+        raise S3Error("InvalidRequest", f"{message} {size_bytes}")
+    if said.kind is not None and kind and said.kind != kind:
+        raise S3Error("InvalidRequest", f"The upload was begun with the {kind} checksum type.")
+    if said.checksum is not None and checksum is not None and said.checksum != checksum:
+        raise S3Error("BadDigest", f"The {said.checksum[0]} you specified did not match the calculated checksum.")
 
 
 def parse_part_number(text: str | None) -> int:
@@ -113,3 +146,18 @@ def checksum(algorithm: Algorithm, kind: str, parts: Sequence[StoredPart]) -> st
 def reference_etag(source_etag: str, offset: int, length: int) -> str:
     """Of a part that refers to bytes of an object without reading them: the same bytes of it, the same ETag."""
     return hashlib.md5(f"{source_etag} {offset} {length}".encode(), usedforsecurity=False).hexdigest()
+
+
+def parts_page(runs: Sequence[tuple[int, int]], after: int, limit: int) -> dict[str, Tree]:
+    """Of an object in `runs` (size, count) of parts: the numbers and sizes that GetObjectAttributes shows. Of the checksums,
+    only that of the whole is kept."""
+    sizes = [size for size, count in runs for _ in range(count)]
+    shown = list(enumerate(sizes, 1))[after : after + limit]
+    return {
+        "PartsCount": len(sizes),
+        "PartNumberMarker": after,
+        "NextPartNumberMarker": shown[-1][0] if shown else 0,
+        "MaxParts": limit,
+        "IsTruncated": after + len(shown) < len(sizes),
+        "Part": [{"PartNumber": number, "Size": size} for number, size in shown],
+    }

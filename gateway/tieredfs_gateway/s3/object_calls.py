@@ -38,6 +38,7 @@ _REFUSED: Final = (
     "x-amz-website-redirect-location",
     "x-amz-write-offset-bytes",
 )
+ATTRIBUTES: Final = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 Headers = list[tuple[str, str]]
 
 
@@ -169,8 +170,10 @@ class ObjectCalls:
 
     def attributes(self, request: Request) -> Response:
         """GetObjectAttributes."""
-        found = self._store.head(request.bucket, request.key, version_of(request))
         wanted = {name.strip() for name in request.headers.get("x-amz-object-attributes", "").split(",")}
+        if not wanted <= ATTRIBUTES:
+            raise S3Error("InvalidArgument", "Invalid attribute name specified.")
+        found = self._store.head(request.bucket, request.key, version_of(request))
         checksum = found.record.checksum
         fields: dict[str, xml.Tree] = {}
         if "ETag" in wanted:
@@ -178,7 +181,9 @@ class ObjectCalls:
         if "Checksum" in wanted and checksum:
             fields["Checksum"] = {f"Checksum{checksum[0]}": checksum[1], "ChecksumType": checksum[2]}
         if "ObjectParts" in wanted and found.record.parts:
-            fields["ObjectParts"] = {"PartsCount": found.record.part_count()}
+            limit = min(_number(request.headers.get("x-amz-max-parts"), 1000), 1000)
+            after = _number(request.headers.get("x-amz-part-number-marker"), 0)
+            fields["ObjectParts"] = multipart.parts_page(found.record.parts, after, limit)
         if "StorageClass" in wanted:
             fields["StorageClass"] = "STANDARD"
         if "ObjectSize" in wanted:
@@ -272,7 +277,8 @@ class ObjectCalls:
         source, source_key, version_id = self._source(request, caller)
         replace = _directive(request, "x-amz-metadata-directive")
         said = described(request.headers)
-        if not replace and version_id is None and source_key == (request.bucket, request.key):
+        changed = replace or "x-amz-storage-class" in request.headers  # to the same class: how clients renew an object
+        if not changed and version_id is None and source_key == (request.bucket, request.key):
             raise S3Error("InvalidRequest", "This copy request is illegal because it changes nothing about the object.")
         old = source.record
         kept = said if replace else Described(old.headers, old.metadata)
@@ -402,7 +408,7 @@ class ObjectCalls:
             "Key": upload.key,
             "UploadId": upload.upload_id,
             "PartNumberMarker": after,
-            "NextPartNumberMarker": shown[-1].number if truncated and shown else None,
+            "NextPartNumberMarker": shown[-1].number if shown else 0,
             "MaxParts": limit,
             "IsTruncated": truncated,
             "Initiator": OWNER,
@@ -417,13 +423,12 @@ class ObjectCalls:
     def complete(self, request: Request, body: bytes) -> Response:
         self._store.check_bucket(request.bucket)
         listed = multipart.parse_complete(xml.parse(body, "CompleteMultipartUpload"))
-        given = [name for name, algorithm in checksums.ALGORITHMS.items() if algorithm.header in request.headers]
-        expected = (given[0], request.headers[checksums.ALGORITHMS[given[0]].header]) if given else None
+        expected = multipart.promised(request.headers)
         asked = conditions.of_write(request.headers)
         done = self._uploads.complete(request.bucket, request.key, request.query["uploadId"], listed, asked, expected)
         host = request.headers.get("host", "")
         fields: dict[str, xml.Tree] = {
-            "Location": f"http://{host}{request.resource}",
+            "Location": f"{'https' if request.secure else 'http'}://{host}{request.resource}",
             "Bucket": request.bucket_name,
             "Key": request.key_name,
             "ETag": f'"{done.etag}"',
@@ -451,7 +456,7 @@ def check_supported(request: Request) -> None:
         if name.startswith(_REFUSED):
             raise S3Error("NotImplemented", f"{name} is not implemented.")
     if request.headers.get("x-amz-storage-class", "STANDARD") != "STANDARD":
-        raise S3Error("InvalidArgument", "The only storage class is STANDARD.")
+        raise S3Error("InvalidStorageClass", "The only storage class is STANDARD.")
 
 
 def expected_body(request: Request, caller: Caller) -> Expected:

@@ -19,6 +19,8 @@ CANNED: Final = {
     "bucket-owner-read": "",
     PUBLIC_READ: PUBLIC_READ,
 }
+OTHERS: Final = ("public-read-write", "authenticated-read", "aws-exec-read", "log-delivery-write")
+"""S3 has them, and they are not here."""
 ALL_USERS: Final = "http://acs.amazonaws.com/groups/global/AllUsers"
 BLOCK_NAMES: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
 
@@ -49,8 +51,10 @@ def parse_blocks(document: Element) -> Blocks:
 
 
 def canned_acl(headers: Mapping[str, str]) -> str:
-    """`public-read`, or empty for private. Raises S3Error NotImplemented."""
+    """`public-read`, or empty for private. Raises S3Error NotImplemented, InvalidArgument."""
     name = headers.get("x-amz-acl", "private")
+    if name not in CANNED and name not in OTHERS:
+        raise S3Error("InvalidArgument", fields={"ArgumentName": "x-amz-acl", "ArgumentValue": name[:64]})
     if name not in CANNED:
         raise S3Error("NotImplemented", f"The ACLs here are {', '.join(CANNED)}.")
     if any(header.startswith("x-amz-grant-") for header in headers):

@@ -160,7 +160,7 @@ def is_form(request: Request) -> bool:
 
 
 def route(request: Request) -> Operation:
-    """Raises S3Error NotImplemented, MethodNotAllowed."""
+    """Raises S3Error NotImplemented, MethodNotAllowed, PreconditionFailed (a POST to a bucket that is no form)."""
     level = level_of(request)
     chosen = sorted(SUBRESOURCES & set(request.query))
     if len(chosen) > 1:
@@ -171,7 +171,9 @@ def route(request: Request) -> Operation:
     operation = TABLE.get((level, request.method, subresource))
     if operation is not None:
         return operation
-    if not subresource and request.method not in ("POST", "OPTIONS"):
+    if not subresource and request.method == "POST" and level is Level.BUCKET:
+        raise S3Error("PreconditionFailed", "Bucket POST must be of the enclosure-type multipart/form-data")
+    if not subresource:
         raise S3Error("MethodNotAllowed", fields={"Method": request.method[:20], "ResourceType": level.value.upper()})
     raise S3Error(
         "NotImplemented", f"{request.method[:20]} with {subresource or 'no sub-resource'} is not implemented."

@@ -100,7 +100,7 @@ def _decoded(text: bytes) -> bytes:
 
 def read(request: Signable) -> Claim | None:
     """None: the request is anonymous. Raises S3Error for a claim that makes no sense."""
-    authorizations = [value for name, value in request.headers if name == "authorization"]
+    authorizations = [value for name, value in request.headers if name == "authorization" and value.strip()]
     query = {name.decode("latin-1"): value.decode("latin-1") for name, value in query_pairs(request.raw_query)}
     presigned = "X-Amz-Algorithm" in query or "X-Amz-Signature" in query
     if (authorizations and presigned) or len(authorizations) > 1:
@@ -120,8 +120,10 @@ def _only_v4() -> S3Error:
 
 def _read_header(value: str, request: Signable) -> Claim:
     algorithm, _, rest = value.strip().partition(" ")
-    if algorithm != ALGORITHM:
+    if algorithm == "AWS" and ":" in rest:
         raise _only_v4()
+    if algorithm != ALGORITHM:
+        raise S3Error("InvalidArgument", "Unsupported Authorization Type", fields={"ArgumentName": "Authorization"})
     parts = dict(_PARTS.findall(rest))
     if set(parts) != {"Credential", "SignedHeaders", "Signature"}:
         raise S3Error("AuthorizationHeaderMalformed", "It needs Credential, SignedHeaders and Signature.")
@@ -184,8 +186,6 @@ def _claim(
         raise S3Error(code, f"Incorrect service {match[4]!r}. This endpoint belongs to 's3'.")
     if not _TIME.fullmatch(time):
         raise S3Error("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.")
-    if time[:8] != match[2]:
-        raise S3Error(code, f"Invalid credential date {match[2]}. This date is not the same as X-Amz-Date.")
     if not _SIGNED_NAMES.fullmatch(signed) or "host" not in signed.split(";"):
         raise S3Error(code, "SignedHeaders must name host.")
     if not _HEX64.fullmatch(signature):
@@ -209,6 +209,9 @@ def verify(claim: Claim, secret: str, request: Signable, now: datetime) -> None:
     ):
         raise S3Error("SignatureDoesNotMatch", fields={"AWSAccessKeyId": claim.access_key_id})
     _check_time(claim, now)
+    if claim.time[:8] != claim.date:
+        code = "AuthorizationHeaderMalformed" if claim.expires_s is None else "AuthorizationQueryParametersError"
+        raise S3Error(code, f"Invalid credential date {claim.date}. This date is not the same as X-Amz-Date.")
     unsigned = {name for name, _ in request.headers if name.startswith("x-amz-")} - set(claim.signed_headers)
     if unsigned - {"x-amz-content-sha256"}:
         raise S3Error(

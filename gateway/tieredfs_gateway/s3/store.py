@@ -525,10 +525,10 @@ _BUCKET_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789.-")
 
 
 def is_bucket_name(name: bytes) -> bool:
-    """S3's rules: 3 to 63 of a-z 0-9 . -, a letter or digit at both ends, no `..`, not the look of an IPv4 address."""
-    if not 3 <= len(name) <= 63 or not set(name) <= _BUCKET_BYTES or b".." in name:
-        return False
-    if name[:1] in (b".", b"-") or name[-1:] in (b".", b"-"):
+    """S3's rules: 3 to 63 of a-z 0-9 . -, between dots a letter or digit at both ends, not the look of an IPv4 address."""
+    if not 3 <= len(name) <= 63 or not set(name) <= _BUCKET_BYTES:
         return False
     parts = name.split(b".")
+    if any(not part or part.startswith(b"-") or part.endswith(b"-") for part in parts):
+        return False
     return not (len(parts) == 4 and all(part.isdigit() for part in parts))

@@ -152,9 +152,9 @@ class Uploads:
         upload_id: str,
         listed: list[ListedPart],
         asked: Conditions,
-        expected: tuple[str, str] | None,
+        expected: multipart.Promised,
     ) -> Completed:
-        """Raises S3Error NoSuchUpload, InvalidPart, EntityTooSmall, BadDigest, PreconditionFailed."""
+        """Raises S3Error NoSuchUpload, InvalidPart, EntityTooSmall, InvalidRequest, BadDigest, PreconditionFailed."""
         try:
             upload = self.get(bucket, key, upload_id)
             completed = self._complete(upload, listed, asked, expected)
@@ -167,7 +167,7 @@ class Uploads:
         return completed
 
     def _complete(
-        self, upload: Upload, listed: list[ListedPart], asked: Conditions, expected: tuple[str, str] | None
+        self, upload: Upload, listed: list[ListedPart], asked: Conditions, expected: multipart.Promised
     ) -> Completed:
         stored = self.parts(upload)
         chosen = multipart.choose(listed, {number: part for number, (part, _) in stored.items()})
@@ -176,8 +176,8 @@ class Uploads:
             algorithm = checksums.algorithm_of(upload.algorithm)
             value = multipart.checksum(algorithm, upload.kind, chosen)
             checksum = None if value is None else (algorithm.name, value, upload.kind)
-        if expected is not None and checksum is not None and checksum[:2] != expected:
-            raise S3Error("BadDigest", f"The {expected[0]} you specified did not match the calculated checksum.")
+        size = sum(part.size_bytes for part in chosen)
+        multipart.check_promised(expected, size, None if checksum is None else checksum[:2], upload.kind)
         described = Record(
             multipart.etag(chosen),
             record.SPLICED_VERSION,

@@ -98,7 +98,11 @@ def parse(document: bytes, root: str) -> Element:
     parser.EntityDeclHandler = builder.refuse
     try:
         parser.Parse(document, True)
-    except expat.ExpatError as error:
+    except (
+        expat.ExpatError,
+        ValueError,
+        LookupError,
+    ) as error:  # the last two: an encoding that Python has no table for
         raise S3Error("MalformedXML") from error
     if builder.root is None or builder.root.name != root:
         raise S3Error("MalformedXML", f"The document must be a {root}.")

@@ -1,0 +1,186 @@
+"""Answers that conformance suites of S3 look at, where an endpoint is easily a little different."""
+
+import datetime
+from typing import Any
+
+import httpx
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.s3.endpoint import Endpoint, new_bucket
+from tests.s3.test_bad_input import code_of
+from tieredfs.limits import MIB
+
+
+def said(call: Any, **arguments: Any) -> tuple[int, str]:
+    """Status and code of what is refused."""
+    with pytest.raises(ClientError) as caught:
+        call(**arguments)
+    return caught.value.response["ResponseMetadata"]["HTTPStatusCode"], caught.value.response["Error"]["Code"]
+
+
+# ---- buckets and listings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["_ab", "ab", "foo..bar", "foo.-bar", "foo-.bar", "foo_bar", "192.168.5.123", "foo-"])
+def test_names_that_are_no_host_names(served: Endpoint, name: str) -> None:
+    assert code_of(served.send("PUT", f"/{name}")) == "InvalidBucketName"
+
+
+def test_buckets_are_listed_in_pages_if_one_asks(s3: Any) -> None:
+    first, second, third = sorted(new_bucket(s3) for _ in range(3))
+    found = []
+    for page in s3.get_paginator("list_buckets").paginate(PaginationConfig={"PageSize": 1}):
+        assert len(page["Buckets"]) <= 1
+        found += [bucket["Name"] for bucket in page["Buckets"]]
+    assert found == sorted(found)
+    assert {first, second, third} <= set(found)
+    assert [bucket["Name"] for bucket in s3.list_buckets(Prefix=second)["Buckets"]] == [second]
+    assert len(s3.list_buckets()["Buckets"]) >= 3
+
+
+@pytest.mark.parametrize("count", ["0", "x", "10001"])
+def test_pages_of_buckets_have_limits(served: Endpoint, count: str) -> None:
+    assert code_of(served.send("GET", f"/?max-buckets={count}")) == "InvalidArgument"
+
+
+def test_an_empty_token_is_the_beginning(s3: Any, bucket: str) -> None:
+    for key in ("bar", "baz"):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"")
+    page = s3.list_objects_v2(Bucket=bucket, ContinuationToken="")
+    assert [item["Key"] for item in page["Contents"]] == ["bar", "baz"]
+    assert (page["ContinuationToken"], page["IsTruncated"]) == ("", False)
+
+
+def test_uploads_are_rolled_up(s3: Any, bucket: str) -> None:
+    for key in ("a/1", "a/2", "b", "c/d/e", "c/f"):
+        s3.create_multipart_upload(Bucket=bucket, Key=key)
+
+    def shown(page: Any) -> list[str]:
+        return [item["Key"] for item in page.get("Uploads", [])] + [p["Prefix"] for p in page.get("CommonPrefixes", [])]
+
+    page = s3.list_multipart_uploads(Bucket=bucket, Delimiter="/")
+    assert (shown(page), page["Delimiter"]) == (["b", "a/", "c/"], "/")
+    assert shown(s3.list_multipart_uploads(Bucket=bucket, Delimiter="/", Prefix="c/")) == ["c/f", "c/d/"]
+    found, marker = [], {}
+    while True:
+        page = s3.list_multipart_uploads(Bucket=bucket, Delimiter="/", MaxUploads=1, **marker)
+        found += shown(page)
+        if not page["IsTruncated"]:
+            break
+        marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+    assert found == ["a/", "b", "c/"]
+
+
+# ---- headers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "code"),
+    [
+        ("", 403, "AccessDenied"),
+        ("AWS HAHAHA", 400, "InvalidArgument"),
+        ("AWS a:b", 400, "InvalidRequest"),
+        ("Basic YTpi", 400, "InvalidArgument"),
+        ("AWS4-HMAC-SHA256 Credential=HAHAHA", 400, "AuthorizationHeaderMalformed"),
+    ],
+)
+def test_authorizations_that_are_none(served: Endpoint, bucket: str, value: str, status: int, code: str) -> None:
+    answer = httpx.put(f"{served.url}/{bucket}/k", content=b"", headers={"authorization": value})
+    assert (answer.status_code, code_of(answer)) == (status, code)
+
+
+@pytest.mark.parametrize("moment", ["Bad Date", "", "20100707T215304Z", "20300707T215304Z", "99990707T215304Z"])
+def test_a_date_that_was_not_signed_is_forbidden(served: Endpoint, bucket: str, moment: str) -> None:
+    request = served.signed("PUT", f"/{bucket}/k", b"")
+    headers = dict(request.headers.items()) | {"X-Amz-Date": moment}
+    assert httpx.put(f"{served.url}/{bucket}/k", content=b"", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "code"),
+    [
+        ("x-amz-acl", "public-ready", "InvalidArgument"),
+        ("x-amz-acl", "authenticated-read", "NotImplemented"),
+        ("x-amz-storage-class", "NONSENSE", "InvalidStorageClass"),
+        ("content-md5", "", "InvalidDigest"),
+        ("content-md5", "YWJyYWNhZGFicmE=", "InvalidDigest"),
+        ("content-md5", "rL0Y20xXQPDB7cdSrQiOfw==", "BadDigest"),
+        ("x-amz-if-match-size", "7", "NotImplemented"),
+    ],
+)
+def test_headers_of_a_put(served: Endpoint, s3: Any, bucket: str, header: str, value: str, code: str) -> None:
+    assert code_of(served.send("PUT", f"/{bucket}/k", b"bar", {header: value})) == code
+    assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+def test_nothing_is_deleted_on_a_condition_that_is_not_judged(served: Endpoint, s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar")
+    headers = {"x-amz-if-match-last-modified-time": "Mon, 06 Sep 2021 00:00:00 GMT"}
+    assert code_of(served.send("DELETE", f"/{bucket}/k", b"", headers)) == "NotImplemented"
+    for condition in ({"Size": 99}, {"LastModifiedTime": datetime.datetime(2021, 9, 6, tzinfo=datetime.UTC)}):
+        answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k", **condition}]})
+        assert [error["Code"] for error in answer["Errors"]] == ["NotImplemented"]
+    s3.head_object(Bucket=bucket, Key="k")
+
+
+def test_anybody_reads_what_is_public_but_does_not_dress_it_up(served: Endpoint, s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar", ACL="public-read")
+    assert httpx.get(f"{served.url}/{bucket}/k").content == b"bar"
+    answer = httpx.get(f"{served.url}/{bucket}/k?response-content-type=text/html")
+    assert (answer.status_code, code_of(answer)) == (400, "InvalidRequest")
+    answer = served.send("GET", f"/{bucket}/k?response-content-type=text%2Fhtml")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html")
+
+
+def test_answers_say_to_whom_and_for_what_they_are_allowed(served: Endpoint, s3: Any, bucket: str) -> None:
+    rules = [{"AllowedMethods": ["GET", "PUT"], "AllowedOrigins": ["*.suffix"], "MaxAgeSeconds": 9}]
+    s3.put_bucket_cors(Bucket=bucket, CORSConfiguration={"CORSRules": rules})
+    for method, headers in (("GET", {}), ("DELETE", {"access-control-request-method": "PUT"})):
+        answer = httpx.request(method, f"{served.url}/{bucket}/k", headers={"origin": "a.suffix", **headers})
+        shown = [answer.headers[f"access-control-{name}"] for name in ("allow-origin", "allow-methods", "max-age")]
+        assert (answer.status_code, shown) == (403, ["a.suffix", "GET, PUT", "9"])
+
+
+# ---- objects in parts ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_said_of_the_whole_is_checked(s3: Any, bucket: str) -> None:
+    begun = s3.create_multipart_upload(Bucket=bucket, Key="k", ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT")
+    of_upload = {"Bucket": bucket, "Key": "k", "UploadId": begun["UploadId"]}
+    part = s3.upload_part(**of_upload, PartNumber=1, Body=b"abc", ChecksumAlgorithm="CRC32")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumCRC32": part["ChecksumCRC32"]}]}
+    complete = {**of_upload, "MultipartUpload": parts}
+    assert said(s3.complete_multipart_upload, **complete, MpuObjectSize=4) == (400, "InvalidRequest")
+    assert said(s3.complete_multipart_upload, **complete, ChecksumType="COMPOSITE") == (400, "InvalidRequest")
+    assert said(s3.complete_multipart_upload, **complete, ChecksumCRC32="AAAAAA==") == (400, "BadDigest")
+    assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+    s3.complete_multipart_upload(**complete, MpuObjectSize=3, ChecksumType="FULL_OBJECT")
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"abc"
+
+
+def test_attributes_show_parts_in_pages(served: Endpoint, s3: Any, bucket: str) -> None:
+    sizes = [5 * MIB, 5 * MIB, 7]
+    of_upload = {"Bucket": bucket, "Key": "k"}
+    of_upload["UploadId"] = s3.create_multipart_upload(**of_upload)["UploadId"]
+    etags = [s3.upload_part(**of_upload, PartNumber=n, Body=bytes(size))["ETag"] for n, size in enumerate(sizes, 1)]
+    listed = s3.list_parts(**of_upload)
+    assert (listed["NextPartNumberMarker"], listed["IsTruncated"]) == (3, False)
+    parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    s3.complete_multipart_upload(**of_upload, MultipartUpload={"Parts": parts})
+    wanted = {"Bucket": bucket, "Key": "k", "ObjectAttributes": ["ObjectParts"]}
+    whole = s3.get_object_attributes(**wanted)["ObjectParts"]
+    assert [(part["PartNumber"], part["Size"]) for part in whole["Parts"]] == list(enumerate(sizes, 1))
+    page = s3.get_object_attributes(**wanted, MaxParts=1, PartNumberMarker=1)["ObjectParts"]
+    assert [part["PartNumber"] for part in page["Parts"]] == [2]
+    assert (page["TotalPartsCount"], page["NextPartNumberMarker"], page["IsTruncated"]) == (3, 2, True)
+    for headers in ({}, {"x-amz-object-attributes": "Foo"}):
+        assert code_of(served.send("GET", f"/{bucket}/k?attributes=", b"", headers)) == "InvalidArgument"
+
+
+def test_an_object_is_renewed_by_copying_it_to_its_storage_class(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar", Metadata={"a": "b"})
+    itself = {"Bucket": bucket, "Key": "k", "CopySource": {"Bucket": bucket, "Key": "k"}}
+    assert said(s3.copy_object, **itself) == (400, "InvalidRequest")
+    s3.copy_object(**itself, StorageClass="STANDARD")
+    assert s3.head_object(Bucket=bucket, Key="k")["Metadata"] == {"a": "b"}
