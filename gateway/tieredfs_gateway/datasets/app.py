@@ -15,8 +15,9 @@ import asyncio
 import base64
 import functools
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
@@ -28,6 +29,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from tieredfs.errors import TieredError
+from tieredfs.limits import MIB
 from tieredfs_gateway.datasets import documents, metrics, wire
 from tieredfs_gateway.datasets.contract import Position
 from tieredfs_gateway.datasets.errors import CODES, Refusal, told
@@ -37,6 +39,9 @@ from tieredfs_gateway.datasets.tokens import check_token
 
 T = TypeVar("T")
 POSITION_MAX: Final = (1 << 62) - 1
+BODY_BYTES_MAX: Final = 4 * MIB
+"""Of a request: some hundred thousand names of columns."""
+BODY_WAIT_S: Final = 30.0
 _log: Final = logging.getLogger("tieredfs_gateway.datasets")
 SessionId = Annotated[str, Path(min_length=1, max_length=64)]
 Count = Annotated[int, Query(ge=0, le=POSITION_MAX)]
@@ -99,17 +104,43 @@ _STREAM: Final[documents.Responses] = {
     }
 }
 _OPENED: Final[documents.Responses] = {
+    408: {"model": documents.ErrorAnswer, "description": "bad_request: it did not come in time."},
     201: {
         "links": {
             name: {"operationId": name, "parameters": {"session": "$response.body#/session"}}
             for name in ("show_session", "count", "batches", "close_session")
         }
-    }
+    },
 }
+
+
+def bounded(receive: wire.Receive, bytes_max: int = BODY_BYTES_MAX, wait_s: float = BODY_WAIT_S) -> wire.Receive:
+    """ASGI's `receive`, of a body that is small and comes in time from the first look. It raises HTTPException 408, 413."""
+    received_bytes, ended, deadline_s = 0, False, math.inf
+
+    async def bounded_receive() -> MutableMapping[str, Any]:
+        nonlocal received_bytes, ended, deadline_s
+        if ended:  # from here on it waits for the client to go
+            return await receive()
+        deadline_s = min(deadline_s, time.monotonic() + wait_s)
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                message = await receive()
+        except TimeoutError as error:
+            raise HTTPException(408, f"The request did not come within {wait_s:.0f} s") from error
+        received_bytes, ended = received_bytes + len(message.get("body", b"")), not message.get("more_body", False)
+        if received_bytes > bytes_max:
+            raise HTTPException(413, f"A request has at most {bytes_max} bytes")
+        return message
+
+    return bounded_receive
 
 
 class App(FastAPI):
     """Its schema says what it does: what does not validate is 400 as any other bad request, not FastAPI's 422."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await super().__call__(scope, bounded(receive) if scope["type"] == "http" else receive, send)
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -217,8 +248,10 @@ def _add_failures(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        code = "not_found" if error.status_code == 404 else "bad_request"
-        return answered(Refusal(code, f"{error.detail}; /docs lists what there is"), error.status_code)
+        code = {404: "not_found", 413: "too_large"}.get(error.status_code, "bad_request")
+        answer = answered(Refusal(code, f"{error.detail}; /docs lists what there is"), error.status_code)
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:

@@ -1,0 +1,92 @@
+"""What broken and hostile clients send to the dataset gateway: each is told, and it serves on."""
+
+import asyncio
+import json
+import socket
+from typing import Any
+
+import httpx
+import pytest
+from starlette.exceptions import HTTPException
+
+from tests.serving.rig import SOURCE, WAIT_S, Gateway
+from tieredfs_gateway.datasets.app import BODY_BYTES_MAX, bounded
+
+
+def code_of(answer: httpx.Response) -> str:
+    return str(answer.json()["error"]["code"])
+
+
+@pytest.fixture(autouse=True)
+def alive(served: Gateway) -> Any:
+    yield
+    assert served.process is not None
+    assert served.process.poll() is None
+    asked = {"source": SOURCE, "batch_size": 1000}
+    opened = httpx.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S)
+    assert opened.status_code == 201
+    assert httpx.delete(f"{served.url}/v1/sessions/{opened.json()['session']}", timeout=WAIT_S).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"[" * 100_000, 400, "bad_request"),
+        (b"\xff\xfe", 400, "bad_request"),
+        (b'{"source": "\\ud800", "batch_size": 1}', 400, "bad_request"),
+        (b'{"source": "a\\u0000b", "batch_size": 1}', 400, "bad_request"),
+        (b'{"source": "../../etc/passwd", "batch_size": 1}', 400, "bad_request"),
+        (b'{"source": "a", "batch_size": ' + b"9" * 5000 + b"}", 400, "bad_request"),
+        (json.dumps({"source": SOURCE, "batch_size": 1, "filter": "(" * 16_000}).encode(), 400, "bad_request"),
+        (b" " * (BODY_BYTES_MAX + 1), 413, "too_large"),
+    ],
+    ids=["deep", "not UTF-8", "surrogate", "NUL", "climbing", "number", "filter", "large"],
+)
+def test_bodies_that_make_no_sense(served: Gateway, body: bytes, status: int, code: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{served.url}/v1/sessions", content=body, headers=headers, timeout=WAIT_S)
+    assert (answer.status_code, code_of(answer)) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/sessions/%00/count", 404),
+        ("/v1/sessions/%ff", 404),
+        ("/v1/sessions/..%2f..", 404),
+        ("/v1/sessions/" + "x" * 65, 400),
+        ("/v1/sessions/x/batches?epoch=1e3", 400),
+        ("/%ff", 404),
+    ],
+)
+def test_paths_that_make_no_sense(served: Gateway, path: str, status: int) -> None:
+    answer = httpx.get(f"{served.url}{path}", timeout=WAIT_S)
+    assert answer.status_code == status
+    assert code_of(answer)
+
+
+def test_who_asks_in_a_wrong_way_is_told_the_right_ones(served: Gateway) -> None:
+    answer = httpx.request("TRACE", f"{served.url}/healthz", timeout=WAIT_S)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+@pytest.mark.parametrize("rest", [b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc", b"Content-Length: 10\r\n\r\n{"])
+def test_bodies_that_end_wrongly(served: Gateway, rest: bytes) -> None:
+    head = b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_S) as connection:
+        connection.sendall(head + rest)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def silent() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def read() -> None:
+        await bounded(silent, wait_s=0.01)()
+
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(asyncio.wait_for(read(), WAIT_S))
+    assert caught.value.status_code == 408
