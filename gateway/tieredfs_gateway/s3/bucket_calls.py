@@ -35,7 +35,7 @@ class BucketCalls:
 
     def list_buckets(self, request: Request, caller: Caller) -> Response:
         """All of them, unless the client asks for pages."""
-        prefix, token = request.query.get("prefix", ""), request.query.get("continuation-token")
+        prefix, token = _Query(request).text("prefix"), request.query.get("continuation-token")
         after, limit = listing.parse_token(token) if token else b"", _max_buckets(request.query.get("max-buckets"))
         wanted = [
             {"Name": name.decode(), "CreationDate": iso_date(created_ns)}
