@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.s3.endpoint import Endpoint, command
+from tests.s3.endpoint import WAIT_S, Endpoint, command
 from tests.s3.test_chunked import encode
 from tieredfs.limits import MIB
 from tieredfs_gateway.s3.http import HEADER_BYTES_MAX
+from tieredfs_gateway.s3.routes import TABLE, Level
 
 BODY = b"0123456789" * 1000
 
@@ -298,6 +299,26 @@ def test_requests_that_make_no_sense(served: Endpoint, bucket: str, method: str,
     assert answer.status_code == status
     assert code_of(answer)
     assert answer.headers["x-amz-request-id"]
+
+
+@pytest.mark.parametrize("value", ["", "%FF", "%00", "9" * 30])
+def test_no_call_is_upset_by_any_argument(served: Endpoint, s3: Any, bucket: str, value: str) -> None:
+    """Each call of the table, with that as each of its identifiers, numbers and texts: a client's mistake, or none."""
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar")
+    paths = {Level.SERVICE: "/", Level.BUCKET: f"/{bucket}", Level.OBJECT: f"/{bucket}/k"}
+    names = ["continuation-token", "key-marker", "marker", "max-keys", "partNumber", "prefix", "upload-id-marker"]
+    names += ["version-id-marker", "versionId"]
+    client = httpx.Client(timeout=WAIT_S)
+    for level, method, subresource in TABLE:
+        parts = subresource.split()
+        headers = {"x-amz-copy-source": f"/{bucket}/k?versionId={value}"} if "copy" in parts else {}
+        own = [f"{part}={value if part == 'uploadId' else ''}" for part in parts if part != "copy"]
+        for arguments in ([], [f"{name}={value}" for name in names], [f"versionId={value}"], [f"prefix={value}"]):
+            query = "&".join(sorted(own + arguments))
+            request = served.signed(method, f"{paths[level]}?{query}", b"", headers, "UNSIGNED-PAYLOAD")
+            answer = client.request(method, request.url, headers=dict(request.headers.items()))
+            assert answer.status_code < 500 or answer.status_code == 501, (method, query, answer.text)
+    client.close()
 
 
 def test_what_would_be_ignored_is_refused(served: Endpoint, s3: Any, bucket: str) -> None:

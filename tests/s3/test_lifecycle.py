@@ -12,6 +12,7 @@ from tieredfs.config import parse_code
 from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, format_volume
 from tieredfs_gateway.s3 import bucket_rules, record, xml
+from tieredfs_gateway.s3.conditions import http_date
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.lifecycle import (
     DAY_NS,
@@ -49,6 +50,9 @@ def test_days_are_over_at_midnight() -> None:
     due = expires(rules_of(DAYS), "a/k", 1, {}, NOON_NS)
     assert due == (NOON_NS + DAY_NS * 5 // 2, "rule-1")
     assert expires(rules_of(DAYS), "b/k", 1, {}, NOON_NS) is None
+    far = expires(rules_of(DAYS.replace("<Days>2", f"<Days>{'9' * 15}")), "a/k", 1, {}, NOON_NS)
+    assert far is not None
+    assert http_date(far[0]) == "Fri, 31 Dec 9999 00:00:00 GMT"
 
 
 def test_the_earliest_rule_counts_and_dates_are_days() -> None:
@@ -99,6 +103,14 @@ def test_noncurrent_versions_markers_and_uploads() -> None:
         ("<Rule><Status>Enabled</Status><Filter/><Expiration><Days>-1</Days></Expiration></Rule>", "InvalidArgument"),
         ("<Rule><Status>Enabled</Status><Filter/><Expiration><Days>x</Days></Expiration></Rule>", "MalformedXML"),
         ("<Rule><Status>Enabled</Status><Filter/><Expiration><Date>soon</Date></Expiration></Rule>", "MalformedXML"),
+        (
+            "<Rule><Status>Enabled</Status><Filter/><Expiration><Date>20300101</Date></Expiration></Rule>",
+            "MalformedXML",
+        ),
+        (
+            "<Rule><Status>Enabled</Status><Filter/><Expiration><Date>0001-01-01T00:00:00+05:00</Date></Expiration></Rule>",
+            "MalformedXML",
+        ),
         (
             "<Rule><Status>Enabled</Status><Filter/><Expiration><Date>2030-01-01T01:00:00Z</Date></Expiration></Rule>",
             "InvalidArgument",

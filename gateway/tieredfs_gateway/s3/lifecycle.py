@@ -7,7 +7,7 @@ becomes noncurrent when the next newer one is made. Transitions are refused: the
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Final
 
 from tieredfs_gateway.s3.errors import S3Error
@@ -16,6 +16,8 @@ from tieredfs_gateway.s3.xml import Element
 
 RULES_MAX: Final = 1000
 DAY_NS: Final = 86_400 * 1_000_000_000
+LAST_NS: Final = (date(9999, 12, 31) - date(1970, 1, 1)).days * DAY_NS
+"""A date that a header can say."""
 _ACTIONS: Final = ("Expiration", "NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload")
 _TRANSITIONS: Final = ("Transition", "NoncurrentVersionTransition")
 
@@ -55,8 +57,8 @@ class Rule:
 
 
 def midnight_after(since_ns: int, days: int) -> int:
-    """The first midnight that is not before `days` after."""
-    return -(-(since_ns + days * DAY_NS) // DAY_NS) * DAY_NS
+    """The first midnight that is not before `days` after, or the last of the calendar."""
+    return min(-(-(since_ns + days * DAY_NS) // DAY_NS) * DAY_NS, LAST_NS)
 
 
 def expires(
@@ -210,9 +212,9 @@ def _positive(text: str, name: str) -> int:
 def _midnight(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text if "-" in text else "")  # S3 does not know 20300101
-    except ValueError as error:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
         raise S3Error("MalformedXML", "Date is an ISO 8601 date.") from error
-    moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     at_ns = int(moment.timestamp()) * 1_000_000_000
     if at_ns % DAY_NS or moment.microsecond:
         raise S3Error("InvalidArgument", "'Date' must be at midnight GMT")

@@ -150,14 +150,14 @@ def document(
     for name, value in (*children.items(), *rows):
         _write(out, name, value)
     out.append(f"</{root}>")
-    return "".join(out).encode()
+    return "".join(out).encode("utf-8", "replace")  # a lone surrogate: what came was no UTF-8
 
 
 def rendered(root: Element) -> bytes:
     """A document that was read, written again."""
     out = ['<?xml version="1.0" encoding="UTF-8"?>\n']
     _render(out, root, f' xmlns="{NAMESPACE}"')
-    return "".join(out).encode()
+    return "".join(out).encode("utf-8", "replace")  # a lone surrogate: what came was no UTF-8
 
 
 def _render(out: list[str], element: Element, attributes: str = "") -> None:
