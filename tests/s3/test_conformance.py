@@ -64,7 +64,7 @@ def test_uploads_are_rolled_up(s3: Any, bucket: str) -> None:
     page = s3.list_multipart_uploads(Bucket=bucket, Delimiter="/")
     assert (shown(page), page["Delimiter"]) == (["b", "a/", "c/"], "/")
     assert shown(s3.list_multipart_uploads(Bucket=bucket, Delimiter="/", Prefix="c/")) == ["c/f", "c/d/"]
-    found, marker = [], {}
+    found, marker = list[str](), dict[str, str]()
     while True:
         page = s3.list_multipart_uploads(Bucket=bucket, Delimiter="/", MaxUploads=1, **marker)
         found += shown(page)
