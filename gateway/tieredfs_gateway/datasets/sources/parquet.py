@@ -202,9 +202,12 @@ class ParquetSource:
             chunk = group.column(number)
             if chunk.path_in_schema == name and chunk.is_stats_set:
                 found = chunk.statistics
-                known = found.has_min_max
                 nulls = found.null_count if found.has_null_count else None
-                return Bounds(found.min if known else None, found.max if known else None, nulls, index.rows[part])
+                try:
+                    least, greatest = (found.min, found.max) if found.has_min_max else (None, None)
+                except ValueError:  # nanoseconds that Python's moments do not hold
+                    least = greatest = None
+                return Bounds(least, greatest, nulls, index.rows[part])
         return None
 
     @contextmanager
