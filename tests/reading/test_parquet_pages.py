@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.reading.conftest import new_volume
-from tests.reading.files import flights, parquet_bytes, put
+from tests.reading.files import flights, ipc_bytes, parquet_bytes, put
 from tests.reading.test_foresight import tier_of
 from tieredfs.errors import CorruptError
 from tieredfs.volume import FileSystem
@@ -225,6 +225,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     with FileSystem.at(url, purpose="test") as volume:
         put(volume, "wide/a.parquet", data)
+        put(volume, "feather/a.feather", ipc_bytes(pa.table(columns | {"key": range(60_000)}), 10_000, "uncompressed"))
         volume.flush(60)
     return url
 
@@ -259,6 +260,16 @@ def test_of_a_file_that_is_not_on_the_ssd_no_more_is_fetched_than_is_needed(
             assert counting.read_bytes - opened <= 1.1 * needed
             assert rows_of(reader, 1).num_rows == rows, "the next epoch may keep what is worth it"
         assert opened <= 2 * (64 << 10)
+
+
+def test_of_arrow_files_the_columns_that_are_needed_are_fetched(stored: str, tmp_path: Path) -> None:
+    """Counted where the store is asked. Each batch's description is read, too, in windows of 64 KiB: once to look, once to read."""
+    with tier_of(stored, tmp_path / "ssd", 1 << 30) as (volume, counting):
+        spec = DatasetSpec("feather", ("c1", "c2", "key"))
+        with open_reader(volume, spec, OrderSpec(1000), threads=1, indexes=IndexCache()) as reader:
+            assert rows_of(reader)["key"].to_pylist() == list(range(60_000))
+            assert counting.read_bytes <= 18 * GROUP + 6 * (GROUP + 4 * (64 << 10))
+            assert counting.read_bytes < 0.2 * volume.stat(b"feather/a.feather").size_bytes
 
 
 # ---- files that lie --------------------------------------------------------------------------------------------------

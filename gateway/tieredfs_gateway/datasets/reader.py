@@ -84,7 +84,7 @@ def open_reader(
         constants = partitions(base, [path for path, _ in chosen.files])
         schedule = stack.enter_context(contextlib.closing(Schedule(volume))) if announce else None
         if schedule is not None and isinstance(source, HasStoredBytes):
-            schedule.glance(snapshot.files)
+            schedule.glance([file for file in snapshot.files if source.is_glance(file)])
         look = partial(indexes.look, volume.volume.config.uuid, chosen.format, look=source.look)
         visited = schedule.visited if schedule is not None else lambda _: None
         dataset = Dataset(source, snapshot.files, constants, spec, pool.map, look, visited)

@@ -60,6 +60,10 @@ class HasStatistics(Protocol):
 class HasStoredBytes(Protocol):
     """A format that knows where its columns are."""
 
+    def is_glance(self, file: PinnedFile) -> bool:
+        """By its name: looking into it reads little of it."""
+        ...
+
     def stored_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         """How much of the file reading those columns of a part reads."""
         ...
