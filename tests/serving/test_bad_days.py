@@ -15,10 +15,17 @@ import pytest
 
 from tests.s3.endpoint import ROOT, command
 from tests.serving.fakes import TableReader
-from tests.serving.rig import ROWS, SOURCE, WAIT_S, Gateway, eventually, gateway, ids, numbers
-from tieredfs.errors import AccessDeniedError, ConfigurationError, InvalidRequestError, UnavailableError
+from tests.serving.rig import ROWS, SOURCE, WAIT_S, Gateway, eventually, gateway, ids, numbers, put_table
+from tieredfs.errors import (
+    AccessDeniedError,
+    ConfigurationError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets.contract import Position
 from tieredfs_gateway.datasets.errors import Refusal
+from tieredfs_gateway.datasets.pins import FOLDER
 from tieredfs_gateway.datasets.transform_pool import TransformPool
 from tieredfs_gateway.datasets.transforms import Transform, parse_transforms
 
@@ -49,6 +56,45 @@ def test_a_gateway_that_is_killed_in_the_middle_of_an_epoch_costs_a_wait(mortal:
     assert ids(found) == wanted, "what was mapped before the kill is still there, and nothing is lost or doubled"
     assert sorted(wanted) == ALL
     assert data.reconnects >= 1
+
+
+@pytest.mark.parametrize(("transport", "number"), [("http", signal.SIGKILL), ("shared", signal.SIGTERM)])
+def test_files_that_were_replaced_while_the_gateway_was_away_do_not_change_the_epoch(
+    mortal: Gateway, transport: str, number: signal.Signals
+) -> None:
+    source = f"datasets/replaced-{transport}"
+    with mortal.volume() as volume:
+        for part in range(3):
+            put_table(volume, f"{source}/{part}.parquet", numbers(2000, part * 2000))
+        volume.flush(WAIT_S)
+    options: dict[str, Any] = {"transport": transport, "batch_size": 100, "shuffle": "window", "seed": 2}
+    data = mortal.dataset(source, **options)
+    wanted = list(data)
+    data.set_epoch(0)
+    found: list[pa.RecordBatch] = []
+    for batch in data:
+        found.append(batch)
+        if len(found) == 20:
+            with mortal.volume() as volume:
+                eventually(lambda: kept_versions(volume, data.version), 1)
+                mortal.stop(number)
+                put_table(volume, f"{source}/0.parquet", numbers(10, 70_000))
+                volume.remove(f"{source}/1.parquet".encode())
+                put_table(volume, f"{source}/9.parquet", numbers(10, 80_000))
+                volume.flush(WAIT_S)
+            mortal.start()
+    assert found == wanted
+    assert sorted(ids(found)) == ALL[:6000]
+    data.close()
+    newest = mortal.dataset(source, **options)
+    assert sorted(ids(newest)) == [*range(4000, 6000), *range(70_000, 70_010), *range(80_000, 80_010)]
+
+
+def kept_versions(volume: FileSystem, version: str) -> int:
+    """Pins that are there to be found."""
+    found = [entry.name for entry, _ in volume.entries(FOLDER)] if volume.look([FOLDER])[0] else []
+    records = [FOLDER + b"/" + name + b"/pin" for name in found if name.startswith(version.encode())]
+    return sum(seen is not None for seen in volume.look(records))
 
 
 def test_a_gateway_that_stays_away_is_an_error_in_bounded_time(mortal: Gateway) -> None:

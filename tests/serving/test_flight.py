@@ -47,7 +47,7 @@ def asked(url: str, command: dict[str, Any], *tokens: str) -> list[dict[str, Any
 def test_every_rank_gets_the_batches_that_http_gives(flying: tuple[Gateway, str], shuffle: str) -> None:
     made, url = flying
     held = token(SOURCE)
-    order = {"batch_size": BATCH, "shuffle": shuffle, "seed": 3}
+    order: dict[str, Any] = {"batch_size": BATCH, "shuffle": shuffle, "seed": 3}
     expected = [
         batch.column("id").to_pylist()
         for batch in made.dataset(token=held, **order, remainder="pad")  # one rank: all
@@ -93,19 +93,63 @@ def test_what_cannot_be_read_is_told_with_its_code(
     assert json.loads(told.value.extra_info)["error"]["code"] == code
 
 
-def test_dictionaries_travel_as_their_values(flying: tuple[Gateway, str]) -> None:
-    made, url = flying
-    coded = pa.table({"code": pa.array([f"c{number // 10}" for number in range(1000)]).dictionary_encode()})
+@pytest.fixture(scope="module")
+def coded(flying: tuple[Gateway, str]) -> pa.Table:
+    """A dataset with dictionaries: each batch has one of its own, and the last column has nulls."""
+    made, _ = flying
+    codes = pa.array([f"c{number // 10}" for number in range(1000)])
+    maybe = pa.array([None if number % 3 else f"m{number % 5}" for number in range(1000)])
+    table = pa.table({"code": codes.dictionary_encode(), "id": range(1000), "maybe": maybe.dictionary_encode()})
     with made.volume() as volume:
-        put_table(volume, "datasets/coded/a.parquet", coded, 100)
+        put_table(volume, "datasets/coded/a.parquet", table, 100)
         volume.flush(WAIT_S)
+    return table
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_dictionaries_are_dictionaries_and_each_batch_has_its_number(
+    flying: tuple[Gateway, str], coded: pa.Table, world: int
+) -> None:
     options = fl.FlightCallOptions(headers=[(b"authorization", f"Bearer {token('*')}".encode())], timeout=WAIT_S)
-    command = json.dumps({"source": "datasets/coded", "batch_size": 64}).encode()
-    with fl.connect(url) as client:
+    command = json.dumps({"source": "datasets/coded", "batch_size": 64, "world_size": world}).encode()
+    found: dict[int, pa.RecordBatch] = {}
+    with fl.connect(flying[1]) as client:
         info = client.get_flight_info(fl.FlightDescriptor.for_command(command), options)
-        chunks = [chunk.data for chunk in client.do_get(info.endpoints[0].ticket, options)]
-    assert info.schema == chunks[0].schema
-    assert [code for chunk in chunks for code in chunk.column("code").to_pylist()] == coded["code"].to_pylist()
+        assert pa.types.is_dictionary(info.schema.field("code").type)
+        for endpoint in info.endpoints:
+            before = None
+            for chunk in client.do_get(endpoint.ticket, options):
+                assert chunk.data.schema == info.schema
+                if chunk.app_metadata is None:
+                    before = chunk.data
+                else:
+                    assert before is not None
+                    assert chunk.data.num_rows == 0
+                    found[int.from_bytes(chunk.app_metadata.to_pybytes(), "little")] = before
+        read = client.do_get(info.endpoints[0].ticket, options).read_all()
+    assert sorted(found) == list(range(-(-1000 // 64)))
+    assert len({tuple(batch.column("code").dictionary.to_pylist()) for batch in found.values()}) == len(found)
+    rows = [row for _, batch in sorted(found.items()) for row in batch.to_pylist()]
+    assert rows == coded.to_pylist()
+    assert read.num_rows == sum(found[number].num_rows for number in range(0, len(found), world))
+
+
+def test_dictionaries_of_a_job_are_dictionaries(flying: tuple[Gateway, str], coded: pa.Table) -> None:
+    options = fl.FlightCallOptions(headers=[(b"authorization", f"Bearer {token('*')}".encode())], timeout=WAIT_S)
+    command = json.dumps({"source": "datasets/coded", "batch_size": 64, "job": "coded"}).encode()
+    rows: list[dict[str, Any]] = []
+    with fl.connect(flying[1]) as client:
+        writer, reader = client.do_exchange(fl.FlightDescriptor.for_command(command), options)
+        while (
+            number := int.from_bytes((chunk := reader.read_chunk()).app_metadata.to_pybytes(), "little")
+        ) != END_OF_JOB:
+            assert pa.types.is_dictionary(chunk.data.schema.field("code").type)
+            assert number * 64 == len(rows)
+            rows += chunk.data.to_pylist()
+            writer.write_metadata(chunk.app_metadata)
+        writer.done_writing()
+        writer.close()
+    assert rows == coded.to_pylist()
 
 
 def test_a_session_is_closed_by_its_name(flying: tuple[Gateway, str]) -> None:

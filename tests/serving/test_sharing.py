@@ -230,7 +230,7 @@ class Volume:
         self.version = "v1"
         self.readers: list[TableReader] = []
 
-    def open(self, _spec: DatasetSpec, _order: OrderSpec) -> TableReader:
+    def open(self, _spec: DatasetSpec, _order: OrderSpec, _version: str | None) -> TableReader:
         self.readers.append(TableReader(version=self.version))
         return self.readers[-1]
 

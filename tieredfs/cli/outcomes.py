@@ -59,7 +59,10 @@ OUTCOME_OF: Final[dict[type[errors.TieredError], Outcome]] = {
     errors.WaitInterruptedError: Outcome(CONDITION, "try again"),
     errors.RankMissingError: Outcome(CONDITION, "see what became of those ranks; the last checkpoint is as it was"),
     errors.RankFailedError: Outcome(CONDITION, "nothing was saved; the last checkpoint is as it was"),
-    errors.CorruptError: Outcome(INTEGRITY, "`tieredfs fsck --repair` rebuilds what its redundancy allows"),
+    errors.CorruptError: Outcome(
+        INTEGRITY,
+        "`tieredfs fsck` says whether the store is to blame; with --repair it rebuilds what its redundancy allows",
+    ),
     errors.DataLossError: Outcome(INTEGRITY, "bring missing disks back if you can, then `tieredfs fsck`"),
 }
 

@@ -125,6 +125,8 @@ def _print_list(console: Console, items: Sequence[object]) -> None:
 
 
 def _label(key: str) -> str:
+    if key.endswith("_per_s"):
+        return f"{_label(key.removesuffix('_per_s'))}/s"
     for suffix in ("_bytes", "_ns", "_s"):
         if key.endswith(suffix):
             key = key.removesuffix(suffix)
@@ -147,6 +149,9 @@ def _cell(key: str, value: object) -> str:
 
 
 def _number(key: str, value: float) -> str:
+    if key.endswith("_per_s"):
+        what = key.removesuffix("_per_s")
+        return f"{_number(what, value)}/s" if what == "bytes" or what.endswith("_bytes") else f"{value:,}"
     if key == "bytes" or key.endswith("_bytes"):
         return format_size(int(value))
     if key.endswith("_ns"):

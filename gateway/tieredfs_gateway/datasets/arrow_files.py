@@ -79,7 +79,7 @@ def arrow_file(reading: Reading, count: ByteCount, planned: int) -> pa.NativeFil
 def read_range(reading: Reading, offset: int, length: int, count: ByteCount) -> pa.Buffer:
     """`length` bytes at `offset`, or as many as there are, in memory of Arrow's."""
     buffer = pa.allocate_buffer(length, resizable=True)
-    done = reading.read_into(offset, memoryview(buffer))
+    done = reading.read_into(offset, memoryview(buffer).cast("B")) if length else 0
     count.add(done)
     if done < length:
         buffer.resize(done)

@@ -34,7 +34,7 @@ class Schedule:
         """...and before that."""
 
     def glance(self, files: Sequence[PinnedFile]) -> None:
-        """Every file will be looked into, at its end: nothing that is worth fetching a file for."""
+        """Those files will be looked into, at their ends: nothing that is worth fetching a file for."""
         self._announce(lambda: (_use(file, GLANCE_BYTES) for file in files))
 
     def begin(self, dataset: Dataset, splits: Callable[[], Iterable[int]]) -> None:

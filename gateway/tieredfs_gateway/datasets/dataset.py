@@ -18,8 +18,16 @@ from tieredfs_gateway.datasets import schemas
 from tieredfs_gateway.datasets.contract import DatasetSpec, OnBadShard
 from tieredfs_gateway.datasets.filters import Bounds, bind_columns, bind_filter
 from tieredfs_gateway.datasets.listing import PartitionValue, partition_names
-from tieredfs_gateway.datasets.schemas import Column, Path
-from tieredfs_gateway.datasets.sources.protocol import FileIndex, HasRows, HasStatistics, HasStoredBytes, Source
+from tieredfs_gateway.datasets.schemas import Column, Path, Wanted
+from tieredfs_gateway.datasets.sources.protocol import (
+    FileIndex,
+    HasPages,
+    HasRows,
+    HasStatistics,
+    HasStoredBytes,
+    Ranges,
+    Source,
+)
 from tieredfs_gateway.datasets.versions import PinnedFile
 
 T = TypeVar("T")
@@ -69,6 +77,9 @@ class Dataset:
         """Under the lock."""
         self._matched_last = True
         """A guess at the next split: where nothing matches, reading the filter's columns alone, first, costs less."""
+        self._can: dict[int, bool] = {}
+        self._narrow_rows = self._narrowed_rows = 0
+        """Of splits that have pages: all rows, and those that were read. Under the lock."""
         self.splits_decoded = self.rows_decoded = self.bytes_decoded = 0
         found = parallel(self._looked, files)
         self.files = [
@@ -145,10 +156,13 @@ class Dataset:
         if self.filter is None or not split.rows:
             return split.rows
         each = self.files[split.file]
-        if not self._may_match(each, split.part):
+        if not self._can_match(number):
             return 0
         try:
-            table = self._conformed(each, split, self._filter_columns())
+            rows = self._narrowed(each, split, self._filter_columns())
+            if rows == ():
+                return 0
+            table = self._conformed(each, split, self._filter_columns(), rows)
         except IntegrityError as error:
             self.skip(each.file, error)
             return 0
@@ -165,14 +179,36 @@ class Dataset:
         return self.files[self.splits[number].file].file
 
     def stored_bytes(self, number: int) -> int:
-        """About how much of its file reading a split reads."""
+        """About how much of its file reading a split reads: nothing where statistics rule it out; where pages will, the share
+        that they left of the splits before. Before the first one that is a guess: the filter's columns alone. It is better low
+        than high: too low, and what is needed is fetched once more; too high, and whole files are."""
         split = self.splits[number]
         each = self.files[split.file]
-        if isinstance(self._source, HasStoredBytes):
-            paths = {path for _, path, _ in self.selected} | set(self.filter.paths if self.filter else ())
-            wanted = [path for path in sorted(paths) if path[0] not in each.constants]
-            return self._source.stored_bytes(each.index, split.part, wanted)
-        return -(-each.file.size_bytes // max(1, len(each.index.rows)))
+        if not self._can_match(number):
+            return 0
+        if not isinstance(self._source, HasStoredBytes):
+            return -(-each.file.size_bytes // max(1, len(each.index.rows)))
+        filtering = self.filter.paths if self.filter else ()
+        wanted = {path for _, path, _ in self.selected} | set(filtering)
+        there = [path for path in sorted(wanted) if path[0] not in each.constants]
+        stored = self._source.stored_bytes(each.index, split.part, there)
+        if not (isinstance(self._source, HasPages) and self._source.may_narrow(each.index, split.part, filtering)):
+            return stored
+        with self._lock:
+            if self._narrow_rows:
+                return stored * self._narrowed_rows // self._narrow_rows
+        alone = [path for path in there if path in set(filtering)]
+        return self._source.stored_bytes(each.index, split.part, alone)
+
+    def _can_match(self, number: int) -> bool:
+        """By statistics, which hold for ever."""
+        if self.filter is None:
+            return True
+        found = self._can.get(number)
+        if found is None:
+            split = self.splits[number]
+            found = self._can[number] = self._may_match(self.files[split.file], split.part)
+        return found
 
     def row_bytes(self) -> int:
         """About how much memory a row takes."""
@@ -191,20 +227,41 @@ class Dataset:
             return self.schema.empty_table()
         filtering = self._filter_columns()
         seen = {path for _, path, _ in filtering}
-        rest_wanted = any(path not in seen for _, path, _ in self.selected)
-        if self._source.columnar and rest_wanted and not self._matched_last:
-            table = self._conformed(each, split, filtering)
+        rest = [(_key(path), path, kind) for _, path, kind in self.selected if path not in seen]
+        rows = self._narrowed(each, split, [*filtering, *rest])
+        if rows == ():
+            return self.schema.empty_table()
+        if self._source.columnar and rest and not self._matched_last:
+            table = self._conformed(each, split, filtering, rows)
             mask = self._mask(table)
             self._matched_last = bool(pc.any(mask).as_py())
             if not self._matched_last:
                 return self.schema.empty_table()
-            rest = self._conformed(each, split, [one for one in self.selected if one[1] not in seen])
-            return self._picked(rest, table).filter(mask)
-        wanted = [*filtering, *((_key(path), path, kind) for _, path, kind in self.selected if path not in seen)]
-        table = self._conformed(each, split, wanted)
+            return self._picked(self._conformed(each, split, rest, rows), table).filter(mask)
+        table = self._conformed(each, split, [*filtering, *rest], rows)
         found = self._picked(table, table).filter(self._mask(table))
         self._matched_last = found.num_rows > 0
         return found
+
+    def _narrowed(self, each: DatasetFile, split: Split, wanted: Wanted) -> Ranges | None:
+        """The rows that may match, where the file says more than that the split does. None: all of them."""
+        if not isinstance(self._source, HasPages):
+            return None
+        assert self.filter is not None
+        filtering = [path for path in self.filter.paths if path[0] not in each.constants]
+        may_match, of_part = self.filter.may_match, self._statistics(each, split.part)
+        if not (self._source.may_narrow(each.index, split.part, filtering) and self.filter.may_refuse(of_part)):
+            return None
+        paths = [path for _, path, _ in wanted if path[0] not in each.constants]
+
+        def may(of_page: Callable[[Path], Bounds | None]) -> bool:
+            return may_match(lambda path: of_page(path) or of_part(path))
+
+        rows = self._source.narrow(each.file, each.index, split.part, filtering, paths, may)
+        with self._lock:
+            self._narrow_rows += split.rows
+            self._narrowed_rows += split.rows if rows is None else sum(end - start for start, end in rows)
+        return rows
 
     def _picked(self, rest: pa.Table, filtering: pa.Table) -> pa.Table:
         """The selected columns, by name or by the key of a path, from either table."""
@@ -225,12 +282,17 @@ class Dataset:
         assert self.filter is not None
         return self.filter.mask(lambda path: table.column(_key(path)))
 
-    def _conformed(self, each: DatasetFile, split: Split, wanted: list[tuple[str, Path, pa.DataType]]) -> pa.Table:
+    def _conformed(self, each: DatasetFile, split: Split, wanted: Wanted, rows: Ranges | None = None) -> pa.Table:
+        """`rows`: what `_narrowed` said for these columns, or more."""
         paths = [path for _, path, _ in wanted if path[0] not in each.constants]
-        table = self._source.read(each.file, each.index, split.part, paths)
+        if rows is None:
+            table = self._source.read(each.file, each.index, split.part, paths)
+        else:
+            assert isinstance(self._source, HasPages)
+            table = self._source.read_rows(each.file, each.index, split.part, paths, rows)
         return self.fitted(each, table, wanted)
 
-    def fitted(self, each: DatasetFile, table: pa.Table, wanted: list[tuple[str, Path, pa.DataType]]) -> pa.Table:
+    def fitted(self, each: DatasetFile, table: pa.Table, wanted: Wanted) -> pa.Table:
         try:
             return schemas.conform(table, wanted, each.constants)
         except pa.ArrowInvalid as error:
@@ -238,6 +300,10 @@ class Dataset:
 
     def _may_match(self, each: DatasetFile, part: int) -> bool:
         assert self.filter is not None
+        return self.filter.may_match(self._statistics(each, part))
+
+    def _statistics(self, each: DatasetFile, part: int) -> Callable[[Path], Bounds | None]:
+        """What is known of a part without reading it."""
 
         def statistics(path: Path) -> Bounds | None:
             rows = each.index.rows[part]
@@ -248,7 +314,7 @@ class Dataset:
                 return Bounds(None, None, rows, rows)
             return self._source.bounds(each.index, part, path) if isinstance(self._source, HasStatistics) else None
 
-        return self.filter.may_match(statistics)
+        return statistics
 
 
 def _key(path: Path) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -76,7 +77,7 @@ def list_datasets(
     from tieredfs.errors import NotFoundError
     from tieredfs.volume import FileSystem
     from tieredfs_gateway.datasets.listing import list_source
-    from tieredfs_gateway.datasets.sources.formats import by_name
+    from tieredfs_gateway.datasets.sources.formats import MANIFESTS, by_name
 
     found: dict[bytes, dict[str, Any]] = {}
     with FileSystem.at(str(parse_meta_url(meta_url)), purpose=PURPOSE) as volume:
@@ -86,16 +87,25 @@ def list_datasets(
             if source.strip("/"):
                 raise
             files = ()
+    manifests = {path.rpartition(b"/")[0] for path, _ in files if path.rpartition(b"/")[2] in MANIFESTS}
     for path, attributes in files:
-        kind = by_name(path)
+        named = next((folder for folder in _above(path) if folder in manifests), None)
+        kind = by_name(path) if named is None else "raw"
         if kind is None:
             continue
-        folder = path.rpartition(b"/")[0]
+        folder = path.rpartition(b"/")[0] if named is None else named
         row = found.setdefault(folder, {"dataset": folder, "format": kind, "files": 0, "size_bytes": 0})
         row["files"] += 1
         row["size_bytes"] += attributes.size_bytes
         row["format"] = kind if row["format"] == kind else "mixed"
     emit([found[folder] for folder in sorted(found)], as_json=as_json, empty="no files of rows")
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    """The directories that a file is in, from the nearest."""
+    while b"/" in path:
+        path = path.rpartition(b"/")[0]
+        yield path
 
 
 @dataset_verbs.command("schema")
@@ -137,21 +147,35 @@ def show_head(
     with opened(meta_url, source, column, filter_text, kind, batch_size=rows) as reader:
         found = []
         for batch in reader.batches(Position(0, 0)):
-            found += batch.rows.to_pylist()
+            found += _rows(batch.rows)
             if len(found) >= rows:
                 break
     shown = [{name: _plain(value, cut=not as_json) for name, value in row.items()} for row in found[:rows]]
     emit(shown, as_json=as_json, empty="no rows")
 
 
+def _rows(batch: "pa.RecordBatch") -> list[dict[str, Any]]:
+    """As Python's values; what those cannot hold (nanoseconds) as text."""
+    columns = [_values(column) for column in batch.columns]
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(array: "pa.Array") -> list[Any]:
+    try:
+        return list(array.to_pylist())
+    except ValueError:
+        return [None if value is None else str(value) for value in array.cast("string").to_pylist()]
+
+
 def _plain(value: object, *, cut: bool) -> object:
-    """What JSON and a table can say: bytes by their length, the rest as text."""
+    """What JSON and a table can say: bytes by their length; numbers that JSON does not have, and moments, as text."""
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    if value is None or isinstance(value, bool | int | float | str):
-        text = value
-    else:
+    text: object = value
+    if isinstance(value, list | tuple | dict):
         text = json.dumps(value, default=str)
+    elif not isinstance(value, bool | int | float | str | None) or (isinstance(value, float) and not isfinite(value)):
+        text = str(value)
     if cut and isinstance(text, str) and len(text) > CELL_MAX:
         return f"{text[: CELL_MAX - 1]}…"
     return text
@@ -208,16 +232,20 @@ class _Column:
         if not count or pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
             self._values += count
             return
-        ends = pc.min_max(values).as_py()
-        if ends["min"] is not None:
-            self._least = ends["min"] if self._values == 0 or self._least is None else min(self._least, ends["min"])
-            self._greatest = ends["max"] if self._greatest is None else max(self._greatest, ends["max"])
+        try:
+            ends = pc.min_max(values)
+            least, greatest = ends["min"].as_py(), ends["max"].as_py()
+        except (pa.ArrowNotImplementedError, ValueError):  # no order, or nothing of Python's holds it
+            least = greatest = None
+        if least is not None:
+            self._least = least if self._least is None else min(self._least, least)
+            self._greatest = greatest if self._greatest is None else max(self._greatest, greatest)
         if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
             self._sum = (self._sum or 0.0) + float(pc.sum(values.cast(pa.float64(), safe=False)).as_py())
         self._values += count
 
     def report(self) -> dict[str, object]:
-        mean = self._sum / self._values if self._sum is not None and self._values else None
+        mean = _plain(self._sum / self._values, cut=True) if self._sum is not None and self._values else None
         ends = (_plain(self._least, cut=True), _plain(self._greatest, cut=True))
         return {"nulls": self._nulls, "least": ends[0], "greatest": ends[1], "mean": mean}
 

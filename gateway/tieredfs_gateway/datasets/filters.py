@@ -172,6 +172,10 @@ class Filter:
         """False only where no row of the part can be kept."""
         return self._may_be_true(self._node, statistics)
 
+    def may_refuse(self, statistics: Statistics) -> bool:
+        """False only where no row of the part makes the filter false; one with a null may still not be kept."""
+        return self._may_be_false(self._node, statistics)
+
     def _may_be_true(self, node: Node, statistics: Statistics) -> bool:
         if isinstance(node, And):
             return all(self._may_be_true(part, statistics) for part in node.parts)

@@ -8,8 +8,10 @@
 
 A ticket names the session that GetFlightInfo opened, and everything to open it again: a gateway that was restarted, or another
 one over the same volume, serves it as well, or says that the version is gone. A batch is made once, whoever asks for it and how.
-Dictionary columns travel as their values: every batch has a dictionary of its own, and Arrow's stream with metadata sends none but
-the first.
+
+Dictionary columns travel as such, each batch with a dictionary of its own. In DoGet Arrow sends no dictionaries with batches that
+have metadata; so there, and only where the schema has dictionaries, a batch comes without metadata and its number right behind it,
+with an empty batch. Whoever does not care for numbers reads the same rows.
 
 Tokens travel as `authorization: Bearer ...`. Errors are those of HTTP (`errors`), as the Flight status that fits, with the JSON
 document as extra information.
@@ -146,7 +148,7 @@ class _Service(fl.FlightServerBase):  # type: ignore[misc]
             known: dict[str, object] = {"session": session.id, "version": opened.reader.version}
             tickets = [asked.model_copy(update=known | {"rank": rank}).model_dump_json() for rank in ranks]
             return fl.FlightInfo(
-                _plain_schema(opened.schema),
+                opened.schema,
                 descriptor,
                 [fl.FlightEndpoint(ticket.encode(), []) for ticket in tickets],
                 rows,
@@ -163,9 +165,8 @@ class _Service(fl.FlightServerBase):  # type: ignore[misc]
             stream = self._sessions.follow(session, position, asked.world_size, Codec.NONE.value, client)
         compression = None if is_loopback(client) else "lz4"
         options = pa.ipc.IpcWriteOptions(compression=compression, emit_dictionary_deltas=False)
-        return fl.GeneratorStream(
-            _plain_schema(session.opened.schema), _batches(stream, Link.to("127.0.0.1", Codec.NONE)), options
-        )
+        link = Link.to("127.0.0.1", Codec.NONE)
+        return fl.GeneratorStream(session.opened.schema, _batches(stream, link), options)
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """See the module."""
@@ -182,10 +183,10 @@ class _Service(fl.FlightServerBase):  # type: ignore[misc]
                 JobShare(register, clock, opened.reader, asked.key(), asked.epoch, lease_s=self._lease_s) as share,
                 _acknowledging(share, reader),
             ):
-                writer.begin(_plain_schema(opened.schema))
+                writer.begin(opened.schema)
                 for batch in share.batches():
                     stream.check_open()
-                    writer.write_with_metadata(_plain(batch.rows), _numbered(batch.index))
+                    writer.write_with_metadata(batch.rows, _numbered(batch.index))
                     stream.sent(batch.index, batch.rows.num_rows, batch.rows.nbytes)
                 writer.write_metadata(_numbered(END_OF_JOB))
 
@@ -260,27 +261,21 @@ def _parsed(text: Any) -> FlightRequest:
     return asked
 
 
-def _batches(stream: Stream, link: Link) -> Iterator[tuple[pa.RecordBatch, pa.Buffer]]:
-    """In a thread of gRPC's, one at a time."""
-    head = stream.session.opened.share.head
+def _batches(stream: Stream, link: Link) -> Iterator[object]:
+    """What `fl.GeneratorStream` sends. In a thread of gRPC's, one at a time."""
+    head, schema = stream.session.opened.share.head, stream.session.opened.schema
+    empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
     with stream, _told():
         while (piece := next_piece(stream, link)) is not None:
             whole = pa.py_buffer(b"".join((head, piece.body, frames.END)))
             with pa.ipc.open_stream(whole) as reader:
                 rows = reader.read_next_batch()
-            yield _plain(rows), _numbered(piece.index)
+            if any(pa.types.is_dictionary(field.type) for field in schema):
+                yield pa.RecordBatchReader.from_batches(schema, [rows])
+                yield empty, _numbered(piece.index)
+            else:
+                yield rows, _numbered(piece.index)
             stream.sent(piece.index, piece.rows, len(piece.body))
-
-
-def _plain_schema(schema: pa.Schema) -> pa.Schema:
-    return pa.schema(
-        [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
-    )
-
-
-def _plain(rows: pa.RecordBatch) -> pa.RecordBatch:
-    columns = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in rows.columns]
-    return pa.RecordBatch.from_arrays(columns, schema=_plain_schema(rows.schema))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 import numpy as np
 import pyarrow as pa
 
-from tieredfs.errors import ConfigurationError, DeadlineError, InvalidRequestError
+from tieredfs.errors import ConfigurationError, DeadlineError, InvalidRequestError, NotFoundError, StaleError
 from tieredfs.limits import MEMORY_BYTES_DEFAULT
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs_gateway.datasets.arrow_files import ByteCount
@@ -29,11 +29,13 @@ from tieredfs_gateway.datasets.dataset import Dataset
 from tieredfs_gateway.datasets.listing import list_source, partitions
 from tieredfs_gateway.datasets.order import Permutation, Sequence, epoch_key, split_order
 from tieredfs_gateway.datasets.pieces import Pieces
+from tieredfs_gateway.datasets.pin_record import Pin
+from tieredfs_gateway.datasets.pins import Pins
 from tieredfs_gateway.datasets.scratch import Scratch
 from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, SplitShelf, WindowPlan
 from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
 from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
-from tieredfs_gateway.datasets.sources.formats import choose, source_of
+from tieredfs_gateway.datasets.sources.formats import Chosen, choose, source_of
 from tieredfs_gateway.datasets.sources.indexes import IndexCache
 from tieredfs_gateway.datasets.sources.protocol import HasStoredBytes
 from tieredfs_gateway.datasets.threads import Threads
@@ -57,8 +59,12 @@ def open_reader(
     scratch_bytes: int = SCRATCH_BYTES_DEFAULT,
     indexes: IndexCache = INDEXES,
     announce: bool = True,
+    version: str | None = None,
+    pins: Pins | None = None,
 ) -> "DatasetReader":
     """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises.
+
+    `version`: open that one, if `pins` still have it; else what is there now, which may be another. `pins` keep what is opened.
 
     `scratch_directory` None: that of temporary files; it should be on the local SSD. `indexes`: what is known of files already.
     `announce`: let the SSD tier know what will be read (see `coming`).
@@ -68,22 +74,42 @@ def open_reader(
     if order.window_rows < 1:
         raise ConfigurationError(f"window_rows is {order.window_rows}; it must be at least 1")
     room = Room(memory_bytes, scratch_directory, scratch_bytes)
-    listing = list_source(volume, spec.source)
-    chosen = choose(volume, listing.files, spec.format)
     with contextlib.ExitStack() as stack:
-        snapshot = stack.enter_context(contextlib.closing(Snapshot(volume, chosen.files)))
+        base, chosen, snapshot = _pinned(volume, spec, version, pins)
+        stack.enter_context(contextlib.closing(snapshot))
         tally = Tally()
         unpacked = stack.enter_context(contextlib.closing(room.scratch(tally)))
         pool = stack.enter_context(contextlib.closing(Threads(threads or max(2, os.cpu_count() or 2))))
         source = source_of(chosen, volume, snapshot, unpacked, tally.read)
-        constants = partitions(listing.base, [path for path, _ in chosen.files])
+        constants = partitions(base, [path for path, _ in chosen.files])
         schedule = stack.enter_context(contextlib.closing(Schedule(volume))) if announce else None
         if schedule is not None and isinstance(source, HasStoredBytes):
-            schedule.glance(snapshot.files)
+            schedule.glance([file for file in snapshot.files if source.is_glance(file)])
         look = partial(indexes.look, volume.volume.config.uuid, chosen.format, look=source.look)
         visited = schedule.visited if schedule is not None else lambda _: None
         dataset = Dataset(source, snapshot.files, constants, spec, pool.map, look, visited)
+        if pins is not None:
+            files, holds = snapshot.held
+            more = len(files) - len(snapshot.files)
+            pin = Pin(snapshot.version, spec.source, spec.format, base, chosen.format, files, more)
+            stack.callback(pins.let_go, pins.keep(pin, holds))
         return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all(), schedule)
+
+
+def _pinned(
+    volume: FileSystem, spec: DatasetSpec, version: str | None, pins: Pins | None
+) -> tuple[bytes, Chosen, Snapshot]:
+    """The files, from the pins if those have the version, else as they are now; below which directory; and of which format."""
+    found = pins.find(version, spec.source, spec.format) if pins is not None and version is not None else None
+    if found is not None:
+        pin, holds = found
+        sizes = [(inode, pin.hold_bytes(number)) for number, inode in enumerate(holds)]
+        with contextlib.suppress(NotFoundError, StaleError, InvalidRequestError):  # it was taken away at this moment
+            snapshot = Snapshot.of_holds(volume, pin.files, pin.more, sizes)
+            return pin.base, Chosen(pin.format, tuple((f.path, f.attributes) for f in snapshot.files)), snapshot
+    listing = list_source(volume, spec.source)
+    chosen = choose(volume, listing.files, spec.format)
+    return listing.base, chosen, Snapshot(volume, chosen.files)
 
 
 class Tally:

@@ -23,6 +23,7 @@ from tieredfs_gateway.datasets.app import Authorizer, Gateway, create_app
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Reader
 from tieredfs_gateway.datasets.documents import LocalOffer
 from tieredfs_gateway.datasets.metrics import Metrics
+from tieredfs_gateway.datasets.pins import Pins
 from tieredfs_gateway.datasets.reader import open_reader
 from tieredfs_gateway.datasets.sessions import READERS_MAX, STREAMS_MAX, OpenReader, Sessions
 from tieredfs_gateway.datasets.sharing import Encoders
@@ -73,10 +74,13 @@ def serve(asked: Serving) -> None:
         if asked.bandwidth_bytes_s is not None:
             volume.limit(Budget(asked.bandwidth_bytes_s, asked.bandwidth_bytes_s))
 
-        def opened(spec: DatasetSpec, order: OrderSpec) -> Reader:
-            return open_reader(volume, spec, order, memory_bytes=asked.memory_bytes // READERS_MAX)
+        pins = Pins(volume)
 
-        with gateway_over(opened, asked) as gateway, _flight(asked, gateway, volume):
+        def opened(spec: DatasetSpec, order: OrderSpec, version: str | None) -> Reader:
+            memory_bytes = asked.memory_bytes // READERS_MAX
+            return open_reader(volume, spec, order, memory_bytes=memory_bytes, version=version, pins=pins)
+
+        with gateway_over(opened, asked) as gateway, _flight(asked, gateway, volume), pins:
             asyncio.run(_serve(asked, gateway))
 
 

@@ -32,7 +32,8 @@ READERS_MAX: Final = 8
 IDLE_S: Final = 600.0
 OPEN_WAIT_S: Final = 300.0
 
-OpenReader = Callable[[DatasetSpec, OrderSpec], Reader]
+OpenReader = Callable[[DatasetSpec, OrderSpec, str | None], Reader]
+"""With the version that is wanted, if it can be had; None: the newest."""
 Key = tuple[DatasetSpec, OrderSpec]
 
 
@@ -171,7 +172,7 @@ class Sessions:
     def _opened_anew(self, key: Key, version: str | None) -> Opened:
         self._make_place()
         try:
-            reader = self._open_reader(*key)
+            reader = self._open_reader(*key, version)
         except NotFoundError as error:
             raise NotFoundError(f"{key[0].source}: nothing of the volume is named so ({error})") from error
         try:

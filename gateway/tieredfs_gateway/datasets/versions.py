@@ -6,7 +6,8 @@ inode, hence from the copy that the SSD has of it, as long as that has the pinne
 from a file of its own made out of the hold.
 
 The holds belong to this process's session in the metadata. `close` lets them go. After a crash the session's heartbeat stops, and
-whoever collects garbage next (a mount's caretaker, `tieredfs gc`) reclaims them. Nothing has to be cleaned up by hand.
+whoever collects garbage next (a mount's caretaker, `tieredfs gc`) reclaims them. Nothing has to be cleaned up by hand. What is to
+outlive the process is kept by `pins`; `Snapshot.of_holds` goes on from there.
 """
 
 import contextlib
@@ -14,43 +15,21 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from tieredfs.errors import ConflictError, InvalidRequestError, NotFoundError, StaleError, UnavailableError
-from tieredfs.model import NO_CACHE, Attributes
+from tieredfs.model import NO_CACHE, Attributes, InodeId
 from tieredfs.volume.contract import Part, Reading, Writing
 from tieredfs.volume.filesystem import FileSystem
+from tieredfs_gateway.datasets.pin_record import PinnedFile, shown
+
+__all__ = ["PinnedFile", "Snapshot", "shown", "version_of"]
 
 HOLD_FILES_MAX: Final = 4096
 OPEN_FILES_MAX: Final = 64
 OPEN_BYTES_SHARE: Final = 1 / 16
 """Of the SSD, for files that are open and not being read."""
 _RACES_MAX: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class PinnedFile:
-    """A file of the dataset: `hold`, `offset` say where its bytes are held."""
-
-    path: bytes
-    attributes: Attributes
-    hold: int
-    offset: int
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return shown(self.path)
-
-    @property
-    def size_bytes(self) -> int:
-        return self.attributes.size_bytes
-
-
-def shown(path: bytes) -> str:
-    """A path for people: what is not UTF-8 is escaped."""
-    return path.decode("utf-8", "backslashreplace")
 
 
 def version_of(files: Sequence[PinnedFile]) -> str:
@@ -80,6 +59,36 @@ class Snapshot:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def of_holds(
+        cls, volume: FileSystem, files: Sequence[PinnedFile], more: int, holds: Sequence[tuple[InodeId, int]]
+    ) -> Self:
+        """Those files, the last `more` of which the others name, as they are held by other files: inodes and sizes. Raises
+        NotFoundError: they are not any more."""
+        made = cls(volume, ())
+        try:
+            for inode, size in holds:
+                made._holds.append(volume.splice([Part(inode, 0, size)] if size else []))
+        except BaseException:
+            made.close()
+            raise
+        made.files = tuple(files[: len(files) - more])
+        made._pinned = {file.path: file for file in files}
+        return made
+
+    @property
+    def held(self) -> tuple[tuple[PinnedFile, ...], tuple[InodeId, ...]]:
+        """Everything that is pinned, `files` first, and the files that hold it."""
+        with self._lock:
+            first = {file.path for file in self.files}
+            more = [file for path, file in self._pinned.items() if path not in first]
+            return (*self.files, *more), tuple(hold.inode for hold in self._holds)
+
+    def pinned(self, path: bytes) -> PinnedFile | None:
+        """The file of that name, if it is pinned already."""
+        with self._lock:
+            return self._pinned.get(path)
 
     def add(self, found: Sequence[tuple[bytes, Attributes]]) -> list[PinnedFile]:
         """Pin more files: those that the first ones name. Raises what `__init__` raises."""

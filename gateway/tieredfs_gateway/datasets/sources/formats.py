@@ -62,7 +62,7 @@ def choose(volume: FileSystemContract, files: Sequence[Found], wanted: str | Non
         if len(chosen) != 1:
             raise ConfigurationError(f"raw files need one manifest ({shown(MANIFESTS[0])}); {len(chosen)} were found")
         return Chosen("raw", tuple(chosen))
-    if wanted is None and len(manifests) == 1 and len(files) > 1:
+    if wanted is None and len(manifests) == 1 and len(files) > 1 and _all_below(manifests[0][0], files):
         return Chosen("raw", tuple(manifests))
     if wanted is not None:
         return Chosen(wanted, tuple(files))
@@ -75,6 +75,12 @@ def choose(volume: FileSystemContract, files: Sequence[Found], wanted: str | Non
             raise ConfigurationError(f"{shown(first)} is {kind} and {shown(path)} is {other}: a glob can choose")
     assert kind is not None
     return Chosen(kind, tuple(files))
+
+
+def _all_below(manifest: bytes, files: Sequence[Found]) -> bool:
+    """The files are all in the manifest's directory: it can name them. Others would be left out without a word."""
+    folder = manifest[: manifest.rfind(b"/") + 1]
+    return all(path.startswith(folder) for path, _ in files)
 
 
 def _by_content(volume: FileSystemContract, path: bytes) -> str | None:

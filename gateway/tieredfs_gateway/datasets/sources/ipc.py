@@ -1,10 +1,12 @@
 """Arrow IPC files (Feather version 2) and streams: a part is a record batch; of a stream, the whole of it.
 
 A file that is whole on the SSD is mapped: uncompressed columns are not copied, and columns that are not asked for are not touched.
+Of one that is read past the SSD only the columns that are asked for are fetched; of a stream, all.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
@@ -19,8 +21,14 @@ _HELD_BYTES: Final = 4096
 _MAGIC: Final = b"ARROW1"
 
 
+@dataclass(frozen=True, slots=True)
+class _Detail:
+    is_stream: bool
+    size_bytes: int
+
+
 class IpcSource:
-    """See `Source`. `FileIndex.detail`: whether it is a stream."""
+    """See `Source`, `HasStoredBytes`."""
 
     columnar = True
 
@@ -33,16 +41,17 @@ class IpcSource:
             if native.read(len(_MAGIC)) != _MAGIC:
                 native.seek(0)
                 with pa.ipc.open_stream(native) as stream:
-                    return FileIndex(
-                        stream.schema.remove_metadata(), (sum(batch.num_rows for batch in stream),), True, _HELD_BYTES
-                    )
+                    rows = (sum(batch.num_rows for batch in stream),)
+                    detail = _Detail(is_stream=True, size_bytes=file.size_bytes)
+                    return FileIndex(stream.schema.remove_metadata(), rows, detail, _HELD_BYTES)
             native.seek(0)
             with pa.ipc.open_file(native) as opened:
                 schema = opened.schema.remove_metadata()
             options = pa.ipc.IpcReadOptions(included_fields=[_narrowest(schema)] if len(schema) else [])
             with pa.ipc.open_file(native, options=options) as narrow:
                 rows = tuple(narrow.get_batch(number).num_rows for number in range(narrow.num_record_batches))
-            return FileIndex(schema, rows, False, _HELD_BYTES + 32 * len(rows))
+            detail = _Detail(is_stream=False, size_bytes=file.size_bytes)
+            return FileIndex(schema, rows, detail, _HELD_BYTES + 32 * len(rows))
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         names = {path[0] for path in paths}
@@ -51,7 +60,7 @@ class IpcSource:
             fields = [_narrowest(index.schema)]
         options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
         with _translated(file), self._opened(file) as native:
-            if index.detail:
+            if index.detail.is_stream:
                 with pa.ipc.open_stream(native, options=options) as stream:
                     table = stream.read_all()
             else:
@@ -59,6 +68,18 @@ class IpcSource:
                     table = pa.Table.from_batches([opened.get_batch(part)])
             self._count.add(table.nbytes)
             return table
+
+    def is_glance(self, file: PinnedFile) -> bool:
+        """See `HasStoredBytes`. A stream has no footer."""
+        return not file.path.lower().endswith(b".arrows")
+
+    def stored_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
+        """See `HasStoredBytes`: a guess, by the widths of the columns."""
+        detail, names = index.detail, {path[0] for path in paths}
+        whole = detail.size_bytes * index.rows[part] // max(1, sum(index.rows))
+        widths = {field.name: _width(field.type) for field in index.schema}
+        wanted = sum(width for name, width in widths.items() if name in names)
+        return int(whole if detail.is_stream else whole * wanted // max(1, sum(widths.values())))
 
     def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         rows, names = index.rows[part], {path[0] for path in paths}

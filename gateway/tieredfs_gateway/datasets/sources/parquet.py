@@ -1,9 +1,13 @@
 """Parquet: a part is a row group; only the column chunks that are asked for are read, in coalesced ranges.
 
-Statistics of row groups prune. Page indexes are not used: Arrow's reader decodes whole column chunks.
+Statistics of row groups prune, and where a file has page indexes, those of pages: of a row group that a filter matches in part
+only the pages that may match are read and decoded (`parquet_pages`).
 """
 
-from collections.abc import Iterator, Sequence
+import io
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -11,10 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tieredfs.errors import CorruptError
-from tieredfs_gateway.datasets.arrow_files import ByteCount, arrow_file
+from tieredfs.volume.contract import Reading
+from tieredfs.volume.through import SMALL_BYTES
+from tieredfs_gateway.datasets.arrow_files import ByteCount, arrow_file, read_range
 from tieredfs_gateway.datasets.filters import Bounds
 from tieredfs_gateway.datasets.schemas import Path
-from tieredfs_gateway.datasets.sources.protocol import FileIndex
+from tieredfs_gateway.datasets.sources import parquet_pages as pages
+from tieredfs_gateway.datasets.sources.parquet_pages import Chunk, Excerpt, Place
+from tieredfs_gateway.datasets.sources.protocol import FileIndex, Ranges
+from tieredfs_gateway.datasets.sources.thrift_compact import BadThriftError
 from tieredfs_gateway.datasets.versions import PinnedFile, Snapshot
 
 _TEXT_BYTES_LEAST: Final = 12
@@ -25,8 +34,44 @@ FOOTER_BYTES: Final = 64 << 10
 """What Arrow's reader reads from the end of a file at first."""
 
 
+WORTH_SHARE: Final = 0.75
+"""Of a row group's rows: where more may match, it is read whole."""
+_MAGIC: Final = b"PAR1"
+
+
+class _Detail:
+    """What is known of a file: its footer, and what only page indexes need of it, once they are needed."""
+
+    def __init__(self, metadata: pq.FileMetaData) -> None:
+        self.metadata = metadata
+        self._lock = threading.Lock()
+        self._chunks: tuple[dict[str, Chunk], ...] | None = None
+
+    def chunks(self, part: int) -> dict[str, Chunk]:
+        """Those of a row group that have page indexes. Raises BadThriftError."""
+        with self._lock:
+            if self._chunks is None:
+                self._chunks = self._parsed()
+            return self._chunks[part]
+
+    def _parsed(self) -> tuple[dict[str, Chunk], ...]:
+        metadata = self.metadata
+        groups, columns = metadata.num_row_groups, metadata.num_columns
+        if groups * columns > pages.CHUNKS_MAX or not _has_indexes(metadata):
+            nothing: tuple[dict[str, Chunk], ...] = ({},)
+            return nothing * int(groups)
+        written = io.BytesIO()
+        metadata.write_metadata_file(written)
+        return pages.chunks_of(written.getvalue()[len(_MAGIC) :])
+
+
+def _has_indexes(metadata: pq.FileMetaData) -> bool:
+    group = metadata.row_group(0) if metadata.num_row_groups else None
+    return group is not None and any(group.column(number).has_column_index for number in range(group.num_columns))
+
+
 class ParquetSource:
-    """See `Source`."""
+    """See `Source`, `HasPages`."""
 
     columnar = True
 
@@ -38,16 +83,103 @@ class ParquetSource:
         with _translated(file), self._opened(file, None, min(FOOTER_BYTES, file.size_bytes)) as opened:
             metadata = opened.metadata
             rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
-            return FileIndex(opened.schema_arrow.remove_metadata(), rows, metadata, 4 * metadata.serialized_size)
+            return FileIndex(
+                opened.schema_arrow.remove_metadata(), rows, _Detail(metadata), 8 * metadata.serialized_size
+            )
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         names = [".".join(path) for path in paths]
         planned = sum(size for size, _ in _chunks(index, part, names))
-        with _translated(file), self._opened(file, index.detail, planned) as opened:
+        with _translated(file), self._opened(file, index.detail.metadata, planned) as opened:
             table = opened.read_row_group(part, columns=names, use_threads=True)
         if table.num_rows != index.rows[part]:
             raise CorruptError(f"{file.name}: row group {part} has {table.num_rows} rows, not {index.rows[part]}")
         return table
+
+    def may_narrow(self, index: FileIndex, part: int, filtering: Sequence[Path]) -> bool:
+        """See `HasPages`."""
+        try:
+            return any(len(path) == 1 and path[0] in index.detail.chunks(part) for path in filtering)
+        except BadThriftError:
+            return True  # reading it says what is wrong
+
+    def narrow(
+        self,
+        file: PinnedFile,
+        index: FileIndex,
+        part: int,
+        filtering: Sequence[Path],
+        wanted: Sequence[Path],
+        may_match: Callable[[Callable[[Path], Bounds | None]], bool],
+    ) -> Ranges | None:
+        """See `HasPages`. None as well where some column has no pages of its own: lists, structs, old writers."""
+        with _translated(file):
+            chunks, rows = index.detail.chunks(part), index.rows[part]
+            known = [path for path in filtering if path[0] in chunks and len(path) == 1]
+            there = {name for name in index.schema.names if any(name == path[0] for path in wanted)}
+            if not known or not there <= chunks.keys():
+                return None
+            with self._snapshot.reading(file) as reading:
+                found = self._bounds(reading, [(path, chunks[path[0]]) for path in known], rows)
+            ranges = pages.matching(found, may_match, rows)
+            return ranges if sum(end - start for start, end in ranges) <= WORTH_SHARE * rows else None
+
+    def _bounds(
+        self, reading: Reading, known: Sequence[tuple[Path, Chunk]], rows: int
+    ) -> dict[Path, tuple[pages.Pages, list[Bounds]]]:
+        places = [place for _, chunk in known for place in (chunk.offset_index, chunk.column_index)]
+        raw = self._pieces(reading, places)
+        found = {}
+        for path, chunk in known:
+            of_chunk = pages.pages_of(bytes(raw[chunk.offset_index]), rows)
+            found[path] = of_chunk, pages.bounds_of(bytes(raw[chunk.column_index]), chunk, of_chunk)
+        return found
+
+    def read_rows(
+        self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path], ranges: Ranges
+    ) -> pa.Table:
+        """See `HasPages`."""
+        with _translated(file), self._snapshot.reading(file) as reading:
+            chunks = index.detail.chunks(part)
+            names = dict.fromkeys(path[0] for path in paths if index.schema.get_field_index(path[0]) >= 0)
+            wanted = [chunks[name] for name in names]
+            rows = sum(end - start for start, end in ranges)
+            if not wanted:
+                return pa.table({"": pa.nulls(rows)}).select([""])
+            raw = self._pieces(reading, [chunk.offset_index for chunk in wanted])
+            excerpts = [
+                pages.excerpt(chunk, pages.pages_of(bytes(raw[chunk.offset_index]), index.rows[part]), ranges)
+                for chunk in wanted
+            ]
+            found = self._pieces(reading, [place for each in excerpts for place in each.places])
+        alike: dict[Ranges, list[Excerpt]] = defaultdict(list)
+        for each in excerpts:
+            alike[each.rows].append(each)
+        with _translated(file):
+            columns: dict[str, pa.ChunkedArray] = {}
+            for of_rows, group in alike.items():
+                table = _decoded(group, [index.schema.field(each.chunk.name) for each in group], found)
+                table = _cut(table, of_rows, ranges)
+                columns |= dict(zip(table.column_names, table.columns, strict=True))
+            return pa.table(columns)
+
+    def _pieces(self, reading: Reading, places: Sequence[Place]) -> dict[Place, memoryview]:
+        """Those parts of the file; close ones are read at once. Past the SSD a smaller read would bring its whole window, for
+        decoders that come back for more; this does not."""
+        held = []
+        least = 0 if reading.descriptor is not None else min(SMALL_BYTES, reading.attributes.size_bytes)
+        for first, wanted in pages.together(places):
+            offset = min(first, max(0, reading.attributes.size_bytes - least))
+            length = max(least, first + wanted - offset)
+            buffer = read_range(reading, offset, length, self._count)
+            if buffer.size < length:
+                raise BadThriftError(f"{length} bytes at {offset} are not there")
+            held.append((offset, memoryview(buffer).cast("B")))
+        found = {}
+        for offset, length in set(places):
+            start, view = next(one for one in reversed(held) if one[0] <= offset)
+            found[offset, length] = view[offset - start : offset - start + length]
+        return found
 
     def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         rows, total = index.rows[part], 0
@@ -60,19 +192,27 @@ class ParquetSource:
             total += max(unpacked, rows * _TEXT_BYTES_LEAST)
         return total
 
+    def is_glance(self, file: PinnedFile) -> bool:
+        """See `HasStoredBytes`."""
+        del file
+        return True
+
     def stored_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         return sum(size for size, _ in _chunks(index, part, [".".join(path) for path in paths]))
 
     def bounds(self, index: FileIndex, part: int, path: Path) -> Bounds | None:
-        group = index.detail.row_group(part)
+        group = index.detail.metadata.row_group(part)
         name = ".".join(path)
         for number in range(group.num_columns):
             chunk = group.column(number)
             if chunk.path_in_schema == name and chunk.is_stats_set:
                 found = chunk.statistics
-                known = found.has_min_max
                 nulls = found.null_count if found.has_null_count else None
-                return Bounds(found.min if known else None, found.max if known else None, nulls, index.rows[part])
+                try:
+                    least, greatest = (found.min, found.max) if found.has_min_max else (None, None)
+                except ValueError:  # nanoseconds that Python's moments do not hold
+                    least = greatest = None
+                return Bounds(least, greatest, nulls, index.rows[part])
         return None
 
     @contextmanager
@@ -86,9 +226,35 @@ class ParquetSource:
             yield opened
 
 
+def _decoded(excerpts: Sequence[Excerpt], fields: Sequence[pa.Field], found: dict[Place, memoryview]) -> pa.Table:
+    """Excerpts of the same rows, decoded as a file of their own."""
+    footer = pa.BufferReader(pages.footer_of(excerpts, fields))
+    whole = b"".join([_MAGIC, *(found[place] for each in excerpts for place in each.places)])
+    rows = sum(end - start for start, end in excerpts[0].rows)
+    with pq.ParquetFile(pa.BufferReader(whole), metadata=pq.read_metadata(footer)) as opened:
+        table = opened.read_row_group(0, use_threads=True)
+    if table.num_rows != rows:
+        raise BadThriftError(f"pages of {rows} rows have {table.num_rows}")
+    return table
+
+
+def _cut(table: pa.Table, has: Ranges, wanted: Ranges) -> pa.Table:
+    """The rows `wanted` of a table that has more."""
+    if has == wanted:
+        return table
+    pieces, offsets, at = [], [], 0
+    for start, end in has:
+        offsets.append((start, end, at))
+        at += end - start
+    for start, end in wanted:
+        first, _, offset = next(one for one in offsets if one[0] <= start and end <= one[1])
+        pieces.append(table.slice(offset + start - first, end - start))
+    return pa.concat_tables(pieces) if pieces else table.slice(0, 0)
+
+
 def _chunks(index: FileIndex, part: int, names: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Stored and decoded bytes of the column chunks that have those names, or lie below them."""
-    group = index.detail.row_group(part)
+    group = index.detail.metadata.row_group(part)
     for number in range(group.num_columns):
         chunk = group.column(number)
         if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(name + ".") for name in names):
@@ -114,5 +280,5 @@ def _field_type(schema: pa.Schema, path: Path) -> pa.DataType:
 def _translated(file: PinnedFile) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, BadThriftError) as error:
         raise CorruptError(f"{file.name}: not readable as Parquet: {error}") from error

@@ -5,7 +5,7 @@ files' contents between calls but what `look` returned, and may be called from a
 the file's name for what cannot be decoded, and what the volume raises: DataLossError, UnavailableError, DeadlineError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -60,8 +60,43 @@ class HasStatistics(Protocol):
 class HasStoredBytes(Protocol):
     """A format that knows where its columns are."""
 
+    def is_glance(self, file: PinnedFile) -> bool:
+        """By its name: looking into it reads little of it."""
+        ...
+
     def stored_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         """How much of the file reading those columns of a part reads."""
+        ...
+
+
+Ranges = tuple[tuple[int, int], ...]
+"""Rows [start, end) of a part, in order, apart from each other."""
+
+
+@runtime_checkable
+class HasPages(Protocol):
+    """A format that knows more of a part than its bounds, in the file, and can read less than all of it."""
+
+    def may_narrow(self, index: FileIndex, part: int, filtering: Sequence[Path]) -> bool:
+        """Without reading: whether `narrow` has something to go by."""
+        ...
+
+    def narrow(
+        self,
+        file: PinnedFile,
+        index: FileIndex,
+        part: int,
+        filtering: Sequence[Path],
+        wanted: Sequence[Path],
+        may_match: Callable[[Callable[[Path], Bounds | None]], bool],
+    ) -> Ranges | None:
+        """The rows that may match, by bounds of columns of `filtering`; None where reading the part whole is as good."""
+        ...
+
+    def read_rows(
+        self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path], ranges: Ranges
+    ) -> pa.Table:
+        """Those rows of a part that `narrow` found, of columns that were `wanted` there."""
         ...
 
 

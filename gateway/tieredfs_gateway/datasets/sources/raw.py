@@ -74,11 +74,13 @@ class RawSource:
             if not isinstance(name, str) or not name or ".." in name.split("/"):
                 raise ConfigurationError(f"{manifest.name}, row {row}: {name!r} names no file below it")
             paths.append(base + b"/" + name.encode("utf-8", "surrogateescape") if base else name.encode())
-        found = self._attributes(sorted(set(paths)))
+        held = {path: self._snapshot.pinned(path) for path in sorted(set(paths))}
+        found = self._attributes([path for path, file in held.items() if file is None])
         for row, path in enumerate(paths, 1):
-            if path not in found:
+            if held[path] is None and path not in found:
                 raise NotFoundError(f"{manifest.name}, row {row}: there is no file {shown(path)!r}")
-        pinned = {each.path: each for each in self._snapshot.add(sorted(found.items()))}
+        pinned = {path: file for path, file in held.items() if file is not None}
+        pinned |= {each.path: each for each in self._snapshot.add(sorted(found.items()))}
         return tuple(pinned[path] for path in paths)
 
     def _attributes(self, paths: Sequence[bytes]) -> dict[bytes, Attributes]:
