@@ -106,7 +106,7 @@ class Save:
         """The whole of it, and what a later save may refer to. A failure is told to the other ranks, and raised."""
         own = ProcessPart(self._catalog.host, self._writer, cargo, earlier)
         try:
-            shares = own.shares(alone=self._is_alone)
+            shares = own.shares(alone=self._attempt.group.world_size == 1)
             if self._coordinates:
                 return self._coordinate(own, shares)
             crash.here("checkpoint.rank-arrived")
