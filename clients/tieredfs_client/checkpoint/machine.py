@@ -21,6 +21,7 @@ from typing import Any
 
 from tieredfs.errors import InvalidRequestError, RankFailedError, RankMissingError
 from tieredfs_client.checkpoint.attempt import Attempt, Pauses, named
+from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.hostfiles import HostFiles, Spot, Unchanged
 from tieredfs_client.checkpoint.layout import StoredFile, decode_blob, encode_blob, read_checked
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message
@@ -62,6 +63,7 @@ class Machine:
     def _hear(self, timeout_s: float) -> Iterable[tuple[Channel, Message | None]]:
         return self._circle.hear(timeout_s) if self._circle is not None else ()
 
+    @collector_paused()
     def _arrive(self, channel: Channel, body: Any) -> None:
         shares = read_checked(lambda: decode_shares(body["shares"]), "what a rank says")
         self._members[channel] = tuple(shares)
@@ -95,16 +97,22 @@ class Machine:
             same |= {(rank, index): (bytes.fromhex(path), offset) for rank, index, path, offset in body["rows"]}
         self._make(files, chosen, same)
         self._hand_out(files, chosen)
-        own_places = places_of(chosen, self._own.cargo.ranks)
-        own = self._own.store([files.spots[place] for place in own_places], files.descriptors)
-        blobs, seconds = dict(zip(own_places, own.blobs, strict=True)), dict(own.seconds)
-        for channel, body in self._collect("written", watch).items():
+        spots = [files.spots[place] for place in places_of(chosen, self._own.cargo.ranks)]
+        own = self._own.store(spots, files.descriptors)
+        return Finished(self._part(files, chosen, own, self._collect("written", watch)), own)
+
+    @collector_paused()
+    def _part(self, files: HostFiles, chosen: Chosen, own: Stored, written: Mapping[Channel, Any]) -> StoredPart:
+        places = places_of(chosen, self._own.cargo.ranks)
+        blobs, seconds = dict(zip(places, own.blobs, strict=True)), dict(own.seconds)
+        for channel, body in written.items():
             places = places_of(chosen, self._members[channel])
             blobs |= zip(places, map(decode_blob, body["blobs"]), strict=True)
             seconds |= body["seconds"]
         reused = frozenset(place for place, spot in files.spots.items() if files.stored[spot.file].reused)
-        return Finished(StoredPart(tuple(files.stored), blobs, reused, seconds), own)
+        return StoredPart(tuple(files.stored), blobs, reused, seconds)
 
+    @collector_paused()
     def _make(self, files: HostFiles, chosen: Chosen, same: Mapping[Place, tuple[bytes, int]]) -> None:
         places = places_of(chosen, chosen)
         items = [self.shares[rank].tensors[index].item for rank, index in places]
@@ -115,6 +123,7 @@ class Machine:
                 places, items = [places[number] for number in left], [items[number] for number in left]
         files.make(places, items)
 
+    @collector_paused()
     def _hand_out(self, files: HostFiles, chosen: Chosen) -> None:
         descriptors = files.descriptors
         stored = [[one.name, one.size_bytes, one.reused] for one in files.stored]
@@ -197,6 +206,7 @@ class HandedOut:
         return cls(stored, spots, dict(zip(body["open"], message.descriptors, strict=True)))
 
 
+@collector_paused()
 def written_message(stored: Stored) -> dict[str, object]:
     blobs = [encode_blob(blob) for blob in stored.blobs]
     return {"kind": "written", "blobs": blobs, "seconds": list(stored.seconds.items())}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tieredfs.host import Host, crash
 from tieredfs_client.checkpoint.checksums import Digest
+from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.hostfiles import Spot
 from tieredfs_client.checkpoint.layout import Blob, StoredFile
 from tieredfs_client.checkpoint.shares import Cargo, Place, Share
@@ -42,6 +43,7 @@ class ProcessPart:
         self._same: dict[int, Blob] = {}
         self.cargo = cargo
 
+    @collector_paused()
     def shares(self, *, alone: bool) -> dict[int, Share]:
         """What its ranks have. Unless `alone`, what others may have, too, is hashed for it."""
         if not alone:

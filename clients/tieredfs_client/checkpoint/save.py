@@ -32,6 +32,7 @@ from tieredfs.model import Durability
 from tieredfs_client.checkpoint.assemble import About, Extra, assemble
 from tieredfs_client.checkpoint.attempt import ATTEMPT_XATTR, COORDINATOR_GRACE, Attempt, Pauses, raise_failure
 from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.documents import write_document
 from tieredfs_client.checkpoint.hostfiles import HostFiles
 from tieredfs_client.checkpoint.layout import (
@@ -436,6 +437,7 @@ class Save:
             if size != file.size_bytes:
                 raise CorruptError(f"{file.name} has {size} bytes instead of {file.size_bytes}")
 
+    @collector_paused()
     def _drafted(self, shares: Sequence[Share], parts: Sequence[StoredPart]) -> "_Draft":
         """The manifest, but for the time that it will have taken. Pure, and done while the machine's files become durable: of
         a save of 64 MiB by 4096 ranks it took a fifth."""
@@ -483,6 +485,7 @@ def _only_raising(attempt: Attempt) -> None:
     attempt.look_for("outcome")
 
 
+@collector_paused()
 def _assign(shares: Sequence[Share]) -> Chosen:
     """`shares[rank]`."""
     offers = [

@@ -24,7 +24,7 @@ from tieredfs.errors import NoSpaceError, UnavailableError
 from tieredfs.host import Host
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.checksums import Digest, PieceSums, digest_of, joined, probe_of, sums_of
-from tieredfs_client.checkpoint.layout import Blob, StoredFile
+from tieredfs_client.checkpoint.layout import PROBE_BYTES, Blob, StoredFile
 from tieredfs_client.checkpoint.tree import Leaf
 
 SLICE_BYTES: Final = 16 << 20
@@ -93,7 +93,8 @@ class PartWriter:
     def unchanged(
         self, leaves: Sequence[Leaf], chosen: Sequence[int], digests: dict[int, Digest], earlier: Earlier | None
     ) -> dict[int, Blob]:
-        """Leaves whose content the earlier checkpoint has; what is hashed on the way goes to `digests`."""
+        """Leaves whose content the earlier checkpoint has; what is hashed on the way goes to `digests`. What the probe would
+        see all of is hashed at once, which it is to be in any case."""
         if earlier is None or not earlier.blobs:
             return {}
         known = earlier.blobs
@@ -106,7 +107,7 @@ class PartWriter:
             digest = digests.get(index)
             if digest is None:
                 view = memory.bytes_of(leaf.value)
-                if probe_of(view) != blob.probe:
+                if len(view) > PROBE_BYTES and probe_of(view) != blob.probe:
                     return None
                 digest = digest_of(view)
             return blob, digest
