@@ -285,6 +285,16 @@ def test_a_process_may_carry_many_ranks(url: str) -> None:
         assert listed == [b"data-r00000-000.safetensors", b"manifest.json", b"same-r00000.safetensors"]
 
 
+def test_a_process_may_carry_all_ranks(volume: FileSystem) -> None:
+    """What ranks have under one name is told apart by its content, also where nobody else is asked."""
+    settings = {"ranks": range(3), "world_size": 3, "job": "all", "deadline_s": PATIENT_S}
+    with CheckpointManager(volume, "runs/r", **settings) as manager:  # type: ignore[arg-type]
+        manager.save(1, PerRank({rank: state_of(1, rank, 3) for rank in range(3)}))
+    for rank in range(3):
+        with CheckpointManager(volume, "runs/r", rank=rank, world_size=3, job="look") as manager:
+            check_state(manager.load(1), 1, rank, 3)
+
+
 def test_two_machines_say_the_same_with_a_file_each(url: str) -> None:
     places = {0: "a", 1: "a", 2: "b", 3: "b", 4: "b"}
     processes = [start(url, rank, 5, [1, 2], job="two", place=url + place) for rank, place in places.items()]

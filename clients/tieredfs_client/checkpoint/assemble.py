@@ -6,7 +6,7 @@ from typing import Any
 
 from tieredfs.errors import CorruptError
 from tieredfs_client.checkpoint.layout import Blob, Manifest, RankRecord, StoredFile, StoredShard, StoredTensor
-from tieredfs_client.checkpoint.shares import Described, Share, StoredPart
+from tieredfs_client.checkpoint.shares import Described, Share, StoredPart, Whole
 from tieredfs_client.checkpoint.tree import renumbered
 
 
@@ -41,8 +41,7 @@ def assemble(about: About, extra: Extra, shares: Sequence[Share], parts: Sequenc
         seconds |= part.seconds
         for (rank, index), blob in part.blobs.items():
             tensors.stored(shares[rank].tensors[index], len(blobs))
-            moved = Blob(base + blob.file, blob.offset, blob.size_bytes, blob.content, blob.probe, blob.crcs)
-            blobs.append(moved)
+            blobs.append(blob._replace(file=base + blob.file) if base else blob)
             counted = reused if (rank, index) in part.reused else written
             counted[rank] += blob.size_bytes
     trees: list[Any] = []
@@ -75,12 +74,12 @@ class _Tensors:
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
-        self._wholes: dict[tuple[object, ...], int] = {}
+        self._wholes: dict[Whole, int] = {}
         self._first: list[Described] = []
         self._shards: list[list[StoredShard]] = []
 
     def stored(self, one: Described, blob: int) -> None:
-        number = self._wholes.setdefault(one.whole, len(self._first)) if one.sharded else len(self._first)
+        number = self._wholes.setdefault(one.whole, len(self._first)) if one.whole.sharded else len(self._first)
         if number == len(self._first):
             self._first.append(one)
             self._shards.append([])
@@ -90,11 +89,10 @@ class _Tensors:
     def number(self, one: Described, rank: int) -> int:
         number = self._numbers.get(one.identity)
         if number is None:
-            raise CorruptError(f"{one.key} of rank {rank} was stored by no rank")
+            raise CorruptError(f"{one.whole.key} of rank {rank} was stored by no rank")
         return number
 
     def finished(self) -> tuple[StoredTensor, ...]:
         return tuple(
-            StoredTensor(one.key, one.origin, one.dtype, one.item_bytes, one.global_shape, one.sharded, tuple(shards))
-            for one, shards in zip(self._first, self._shards, strict=True)
+            StoredTensor(*one.whole, tuple(shards)) for one, shards in zip(self._first, self._shards, strict=True)
         )

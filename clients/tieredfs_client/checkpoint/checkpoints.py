@@ -30,6 +30,7 @@ from tieredfs.volume.filesystem import FileSystem
 from tieredfs_client.checkpoint.assemble import Extra
 from tieredfs_client.checkpoint.attempt import Attempt
 from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.documents import shown
 from tieredfs_client.checkpoint.group import detect_group
 from tieredfs_client.checkpoint.keeping import Keeper, Summary
@@ -193,6 +194,7 @@ class CheckpointManager:
         if self._when_full == "raise" and self._pending is not None and not self._pending.done():
             raise BusyError(f"step {self._pending.step} is still being saved")
 
+    @collector_paused()
     def _flatten(self, state: object) -> dict[int, Flat]:
         """By rank. Raises UnstorableError, InvalidRequestError."""
         if not isinstance(state, PerRank):

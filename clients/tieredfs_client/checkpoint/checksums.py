@@ -7,6 +7,7 @@ A piece is hashed while the checksum has it in the cache. Safe from any thread; 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import xxhash
 
@@ -14,9 +15,8 @@ from tieredfs.host.isal import crc32c
 from tieredfs_client.checkpoint.layout import PIECE_BYTES, PROBE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """Of a whole tensor's bytes; the fields are those of `layout.Blob`."""
+class Digest(NamedTuple):
+    """Of a whole tensor's bytes; the fields are those of `layout.Blob`. A tuple: see `layout.Item`."""
 
     content: str
     probe: int
@@ -49,8 +49,13 @@ def joined(view: memoryview, parts: Sequence[PieceSums]) -> Digest:
     """The digest of all of `view`, from those of its consecutive parts."""
     hashes = b"".join(each for part in parts for each in part.hashes)
     content = xxhash.xxh3_128_hexdigest(hashes + len(view).to_bytes(8, "little"))
-    return Digest(content, probe_of(view), tuple(crc for part in parts for crc in part.crcs))
+    crcs = tuple(crc for part in parts for crc in part.crcs)
+    return Digest(content, probe_of(view) if len(view) > PROBE_BYTES or not crcs else crcs[0], crcs)
 
 
 def digest_of(view: memoryview) -> Digest:
-    return joined(view, [sums_of(view)])
+    if not 0 < len(view) <= PIECE_BYTES:
+        return joined(view, [sums_of(view)])
+    crc = crc32c(view)  # of one piece, as most tensors of many ranks are: 6 us for 16 KiB, 11 by way of the sums
+    content = xxhash.xxh3_128_hexdigest(xxhash.xxh3_128_digest(view) + len(view).to_bytes(8, "little"))
+    return Digest(content, probe_of(view) if len(view) > PROBE_BYTES else crc, (crc,))

@@ -8,7 +8,7 @@ file made of its blocks (`FileSystem.splice`).
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tieredfs.errors import NotFoundError, StaleError
 from tieredfs.host import Files, crash
@@ -33,14 +33,6 @@ REUSE_BYTES_MIN: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A tensor that is to be stored."""
-
-    place: Place
-    item: Item
-
-
-@dataclass(frozen=True, slots=True)
 class Unchanged:
     """A tensor that is stored already: `offset` in the file `path`."""
 
@@ -50,8 +42,7 @@ class Unchanged:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spot:
+class Spot(NamedTuple):
     """Where a tensor lies: number of the file, and offset in it."""
 
     file: int
@@ -119,17 +110,18 @@ class HostFiles:
 
     # ---- to be written ----------------------------------------------------------------------------------------------
 
-    def make(self, members: Sequence[Wanted]) -> None:
-        """Files for all of `members`, with their headers and their length, not yet named. Raises NoSpaceError."""
-        sizes = [one.item.size_bytes for one in members]
+    def make(self, places: Sequence[Place], items: Sequence[Item]) -> None:
+        """Files for all of these tensors, with their headers and their length, not yet named. Raises NoSpaceError."""
+        sizes = [item.size_bytes for item in items]
         bytes_max = max(FILE_BYTES_MAX, sum(sizes) // FILES_MAX)
         count_max = max(FILE_ITEMS_MAX, len(sizes) // FILES_MAX)
         for number, group in enumerate(split_into_files(sizes, bytes_max, count_max)):
-            self._make_file(f"data-r{self._rank:05d}-{number:03d}.safetensors", [members[index] for index in group])
+            name = f"data-r{self._rank:05d}-{number:03d}.safetensors"
+            self._make_file(name, places[group.start : group.stop], items[group.start : group.stop])
         crash.here("checkpoint.files-made")
 
-    def _make_file(self, name: str, members: Sequence[Wanted]) -> None:
-        layout = lay_out([one.item for one in members])
+    def _make_file(self, name: str, places: Sequence[Place], items: Sequence[Item]) -> None:
+        layout = lay_out(items)
         writing = self._open.enter_context(self._volume.create())
         with speaking_the_domain():
             self._files.allocate(writing.descriptor, 0, 0, layout.size_bytes)
@@ -137,8 +129,8 @@ class HostFiles:
         number = len(self.stored)
         self._writings.append((number, writing, self._directory + b"/data/" + name.encode()))
         self.stored.append(StoredFile(name, layout.size_bytes, reused=False))
-        for one, offset in zip(members, layout.offsets, strict=True):
-            self.spots[one.place] = Spot(number, offset)
+        for place, offset in zip(places, layout.offsets, strict=True):
+            self.spots[place] = Spot(number, offset)
 
     def commit(self) -> None:
         """Every byte is written: the files become durable and get their names."""

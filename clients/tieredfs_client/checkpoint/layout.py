@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import google_crc32c
 
@@ -50,9 +50,9 @@ T = TypeVar("T")
 # ---- data files ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A tensor that is to go into a file."""
+class Item(NamedTuple):
+    """A tensor that is to go into a file. A tuple, as all that there is one of per rank and tensor: a frozen dataclass of six
+    fields is made in 1.1 us, a tuple in 0.27 us."""
 
     name: str
     dtype: str
@@ -72,7 +72,9 @@ class FileLayout:
 
 def lay_out(items: Sequence[Item]) -> FileLayout:
     """One data file."""
-    order = sorted(range(len(items)), key=lambda index: _rank(items[index]))
+    order = [index for index, item in enumerate(items) if not item.size_bytes % ALIGNMENT_BYTES]
+    odd = [index for index, item in enumerate(items) if item.size_bytes % ALIGNMENT_BYTES]
+    order += sorted(odd, key=lambda index: -items[index].item_bytes)
     starts = [0] * len(items)
     entries: dict[str, object] = {}
     repeats: dict[str, int] = {}
@@ -81,21 +83,17 @@ def lay_out(items: Sequence[Item]) -> FileLayout:
         item = items[index]
         starts[index] = at
         at += item.size_bytes
+        known = in_safetensors(item.dtype)
         entries[_free_name(item.name, entries, repeats)] = {
-            "dtype": item.dtype if in_safetensors(item.dtype) else "U8",
-            "shape": list(item.shape) if in_safetensors(item.dtype) else [*item.shape, item.item_bytes],
-            "data_offsets": [starts[index], at],
+            "dtype": item.dtype if known else "U8",
+            "shape": item.shape if known else (*item.shape, item.item_bytes),
+            "data_offsets": (starts[index], at),
         }
     text = json.dumps({_RESERVED: {"format": "pt"}, **entries}, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT_BYTES)
     assert len(text) <= HEADER_BYTES_MAX
     header = struct.pack("<Q", len(text)) + text
     return FileLayout(header, tuple(len(header) + start for start in starts), len(header) + at)
-
-
-def _rank(item: Item) -> tuple[bool, int]:
-    odd = item.size_bytes % ALIGNMENT_BYTES != 0
-    return odd, -item.item_bytes if odd else 0
 
 
 def _free_name(name: str, taken: Mapping[str, object], repeats: dict[str, int]) -> str:
@@ -127,8 +125,7 @@ def split_into_files(
 # ---- the manifest ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(NamedTuple):
     """The bytes of one stored piece of a tensor: a range of a file, its content hash and its checksums."""
 
     file: int
@@ -142,8 +139,7 @@ class Blob:
     """CRC32C of each `PIECE_BYTES`; the last may be short."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredShard:
+class StoredShard(NamedTuple):
     """Where a piece lies in its tensor; `blob` is an index."""
 
     offsets: tuple[int, ...]
@@ -180,8 +176,7 @@ class StoredFile:
     reused: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RankRecord:
+class RankRecord(NamedTuple):
     """What one rank did. `tree`: index of its tree."""
 
     rank: int
@@ -221,28 +216,38 @@ class Manifest:
         return self.trees[self.ranks[rank if rank < len(self.ranks) else 0].tree]
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
-    """One JSON document, which any tool can read."""
-    tree = {
-        **{name: getattr(manifest, name) for name in _PLAIN},
-        "tensors": [
-            {**_fields(tensor), "shards": [_fields(shard) for shard in tensor.shards]} for tensor in manifest.tensors
-        ],
-        "blobs": [encode_blob(blob) for blob in manifest.blobs],
-        "files": [_fields(file) for file in manifest.files],
-        "ranks": [_fields(record) for record in manifest.ranks],
-    }
-    body = json.dumps(tree, separators=(",", ":"), allow_nan=True).encode()
+def encode_manifest(manifest: Manifest, tables: bytes | None = None) -> bytes:
+    """One JSON document, which any tool can read. `tables`: what `encode_tables` has made of it."""
+    about = _json({name: getattr(manifest, name) for name in _PLAIN})
+    body = about[:-1] + b"," + (tables or encode_tables(manifest))[1:]
     crc = int(google_crc32c.value(body))
     return b'{"format":"tieredfs-checkpoint","version":%d,"crc32c":"%08x","body":' % (VERSION, crc) + body + _SUFFIX
 
 
-def _fields(value: StoredTensor | StoredShard | StoredFile | RankRecord) -> dict[str, object]:
+def encode_tables(manifest: Manifest) -> bytes:
+    """What is one per rank and tensor, nearly all of a manifest: known, and so encoded, before the times are."""
+    tree = {
+        "trees": manifest.trees,
+        "tensors": [
+            {**_fields(tensor), "shards": [shard._asdict() for shard in tensor.shards]} for tensor in manifest.tensors
+        ],
+        "blobs": [encode_blob(blob) for blob in manifest.blobs],
+        "files": [_fields(file) for file in manifest.files],
+        "ranks": [record._asdict() for record in manifest.ranks],
+    }
+    return _json(tree)
+
+
+def _json(tree: object) -> bytes:
+    return json.dumps(tree, separators=(",", ":"), allow_nan=True).encode()
+
+
+def _fields(value: StoredTensor | StoredFile) -> dict[str, object]:
     """One level of them: `asdict` copies what is below, too, which took a third of a commit of 4096 ranks."""
     return {name: getattr(value, name) for name in value.__slots__}
 
 
-_PLAIN: Final = ("step", "attempt", "world_size", "created_ns", "seconds", "metadata", "metrics", "trees")
+_PLAIN: Final = ("step", "attempt", "world_size", "created_ns", "seconds", "metadata", "metrics")
 
 
 def decode_manifest(data: bytes, name: str) -> Manifest:
@@ -270,7 +275,7 @@ def read_checked(read: Callable[[], T], name: str) -> T:
 
 def _manifest(tree: Any) -> Manifest:
     made = Manifest(
-        **{name: tree[name] for name in _PLAIN if name != "trees"},
+        **{name: tree[name] for name in _PLAIN},
         trees=tuple(tree["trees"]),
         tensors=tuple(_tensor(each) for each in tree["tensors"]),
         blobs=tuple(decode_blob(each) for each in tree["blobs"]),

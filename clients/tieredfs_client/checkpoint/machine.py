@@ -15,24 +15,23 @@ dies, fails, or is late ends the save of all.
     failed: why (instead of any)   →   outcome or `elsewhere` may come instead of any
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tieredfs.errors import InvalidRequestError, RankFailedError, RankMissingError
 from tieredfs_client.checkpoint.attempt import Attempt, Pauses, named
-from tieredfs_client.checkpoint.hostfiles import HostFiles, Spot, Unchanged, Wanted
+from tieredfs_client.checkpoint.collector import collector_paused
+from tieredfs_client.checkpoint.hostfiles import HostFiles, Spot, Unchanged
 from tieredfs_client.checkpoint.layout import StoredFile, decode_blob, encode_blob, read_checked
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message
-from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored
+from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored, places_of
 from tieredfs_client.checkpoint.shares import Place, Share, StoredPart, decode_shares
-
-ChosenRows = list[list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What the machine stored, and what of it this process did."""
+    """What the machine wrote, and what of it this process did."""
 
     part: StoredPart
     own: Stored
@@ -64,6 +63,7 @@ class Machine:
     def _hear(self, timeout_s: float) -> Iterable[tuple[Channel, Message | None]]:
         return self._circle.hear(timeout_s) if self._circle is not None else ()
 
+    @collector_paused()
     def _arrive(self, channel: Channel, body: Any) -> None:
         shares = read_checked(lambda: decode_shares(body["shares"]), "what a rank says")
         self._members[channel] = tuple(shares)
@@ -87,48 +87,48 @@ class Machine:
     # ---- storing ----------------------------------------------------------------------------------------------------
 
     def store(self, checkpoint: str, chosen: Chosen, files: HostFiles, watch: Callable[[], None]) -> Finished:
-        """Everything that was chosen of this machine's ranks, durable on return. `watch` is called now and then while others are
-        waited for, and raises when it is no use any more."""
+        """Everything that was chosen of this machine's ranks, written on return and not yet committed. `watch` is called now
+        and then while others are waited for, and raises when it is no use any more."""
         for channel, ranks in self._members.items():
-            rows = [[rank, _listed(chosen[rank])] for rank in ranks if rank in chosen]
-            channel.send({"kind": "write", "checkpoint": checkpoint, "chosen": rows})
+            here = {rank: chosen[rank] for rank in ranks if rank in chosen}
+            channel.send({"kind": "write", "checkpoint": checkpoint, "chosen": chosen_rows(here, self.shares)})
         same = self._own.unchanged(chosen)
         for body in self._collect("same", watch).values():
             same |= {(rank, index): (bytes.fromhex(path), offset) for rank, index, path, offset in body["rows"]}
         self._make(files, chosen, same)
-        by_rank: dict[int, list[list[int]]] = {}
-        for place, spot in files.spots.items():
-            by_rank.setdefault(place[0], []).append([*place, spot.file, spot.offset])
-        self._hand_out(files, by_rank)
-        own_spots = {
-            (rank, index): Spot(file, offset)
-            for each in self._own.cargo.ranks
-            for rank, index, file, offset in by_rank.get(each, ())
-        }
-        own = self._own.store(own_spots, files.descriptors)
-        blobs, seconds = dict(own.blobs), dict(own.seconds)
-        for body in self._collect("written", watch).values():
-            blobs |= {(rank, index): decode_blob(blob) for rank, index, blob in body["blobs"]}
-            seconds |= dict(body["seconds"])
-        files.commit()
+        self._hand_out(files, chosen)
+        spots = [files.spots[place] for place in places_of(chosen, self._own.cargo.ranks)]
+        own = self._own.store(spots, files.descriptors)
+        return Finished(self._part(files, chosen, own, self._collect("written", watch)), own)
+
+    @collector_paused()
+    def _part(self, files: HostFiles, chosen: Chosen, own: Stored, written: Mapping[Channel, Any]) -> StoredPart:
+        places = places_of(chosen, self._own.cargo.ranks)
+        blobs, seconds = dict(zip(places, own.blobs, strict=True)), dict(own.seconds)
+        for channel, body in written.items():
+            places = places_of(chosen, self._members[channel])
+            blobs |= zip(places, map(decode_blob, body["blobs"]), strict=True)
+            seconds |= body["seconds"]
         reused = frozenset(place for place, spot in files.spots.items() if files.stored[spot.file].reused)
-        return Finished(StoredPart(tuple(files.stored), blobs, reused, seconds), own)
+        return StoredPart(tuple(files.stored), blobs, reused, seconds)
 
+    @collector_paused()
     def _make(self, files: HostFiles, chosen: Chosen, same: Mapping[Place, tuple[bytes, int]]) -> None:
-        every = [
-            Wanted((rank, index), self.shares[rank].tensors[index].item)
-            for rank, indexes in chosen.items()
-            for index in (range(len(self.shares[rank].tensors)) if indexes is None else sorted(indexes))
-        ]
-        referred = [Unchanged(one.place, one.item, *same[one.place]) for one in every if one.place in same]
-        done = same if files.refer(referred) else {}
-        files.make([one for one in every if one.place not in done])
+        places = places_of(chosen, chosen)
+        items = [self.shares[rank].tensors[index].item for rank, index in places]
+        if same:
+            both = zip(places, items, strict=True)
+            if files.refer([Unchanged(place, item, *same[place]) for place, item in both if place in same]):
+                left = [number for number, place in enumerate(places) if place not in same]
+                places, items = [places[number] for number in left], [items[number] for number in left]
+        files.make(places, items)
 
-    def _hand_out(self, files: HostFiles, by_rank: Mapping[int, list[list[int]]]) -> None:
+    @collector_paused()
+    def _hand_out(self, files: HostFiles, chosen: Chosen) -> None:
         descriptors = files.descriptors
         stored = [[one.name, one.size_bytes, one.reused] for one in files.stored]
         for channel, ranks in self._members.items():
-            spots = [row for rank in ranks for row in by_rank.get(rank, ())]
+            spots = [files.spots[place] for place in places_of(chosen, ranks)]
             message = {"kind": "files", "stored": stored, "open": list(descriptors), "spots": spots}
             channel.send(message, list(descriptors.values()))
 
@@ -165,19 +165,24 @@ class Machine:
             self._circle.close()
 
 
-def _listed(chosen: Any) -> list[int] | None:
-    return None if chosen is None else sorted(chosen)
+def chosen_rows(chosen: Chosen, shares: Mapping[int, Share]) -> list[tuple[int, Sequence[int] | None]]:
+    """As messages say it: `[rank, indexes]` each; null: all that the rank has."""
+    return [(rank, None if len(indexes) == len(shares[rank].tensors) else indexes) for rank, indexes in chosen.items()]
 
 
-def chosen_of(rows: Any) -> Chosen:
-    """Of a message: `[rank, indexes]` each; null: all of them."""
-    return {rank: None if indexes is None else frozenset(indexes) for rank, indexes in rows}
+def chosen_of(rows: Any, shares: Mapping[int, Share]) -> Chosen:
+    """Of a message, what concerns the ranks that are in `shares`."""
+    return {
+        rank: range(len(shares[rank].tensors)) if indexes is None else indexes
+        for rank, indexes in rows
+        if rank in shares
+    }
 
 
 # ---- the other end ---------------------------------------------------------------------------------------------------
 
 
-def arrival(attempt: Attempt, shares: list[object]) -> dict[str, object]:
+def arrival(attempt: Attempt, shares: dict[str, object]) -> dict[str, object]:
     return {"kind": "arrive", "world_size": attempt.group.world_size, "shares": shares}
 
 
@@ -187,20 +192,21 @@ def same_message(same: Mapping[Place, tuple[bytes, int]]) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class HandedOut:
-    """A `files` message."""
+    """A `files` message. `spots`: of what this process stores, in order."""
 
     stored: tuple[StoredFile, ...]
-    spots: dict[Place, Spot]
+    spots: list[Spot]
     descriptors: dict[int, int]
 
     @classmethod
     def of(cls, message: Message) -> "HandedOut":
         body = message.body
         stored = tuple(StoredFile(name, size, reused) for name, size, reused in body["stored"])
-        spots = {(rank, index): Spot(file, offset) for rank, index, file, offset in body["spots"]}
+        spots = [Spot(file, offset) for file, offset in body["spots"]]
         return cls(stored, spots, dict(zip(body["open"], message.descriptors, strict=True)))
 
 
+@collector_paused()
 def written_message(stored: Stored) -> dict[str, object]:
-    blobs = [[*place, encode_blob(blob)] for place, blob in stored.blobs.items()]
+    blobs = [encode_blob(blob) for blob in stored.blobs]
     return {"kind": "written", "blobs": blobs, "seconds": list(stored.seconds.items())}

@@ -87,7 +87,7 @@ def _numpy_kind(value: Any, where: str) -> Kind:
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    return tuple(int(length) for length in value.shape)
+    return tuple(map(int, value.shape))
 
 
 def place_of(value: Any) -> tuple[object, ...] | None:

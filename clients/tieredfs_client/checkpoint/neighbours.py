@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from tieredfs.errors import DeadlineError
+from tieredfs_client.checkpoint.collector import collector_paused
 
 FRAME_S: Final = 60.0
 """How long the rest of a message may take once its start is there, and how long a sender waits for room."""
@@ -91,7 +92,8 @@ class Channel:
             for descriptor in descriptors:
                 os.close(descriptor)
             return None
-        return Message(json.loads(body), tuple(descriptors))
+        with collector_paused():
+            return Message(json.loads(body), tuple(descriptors))
 
     def _rest(self, start: bytes) -> bytearray | None:
         length = self._exactly(_LENGTH.size - len(start)) if start else None

@@ -1,25 +1,31 @@
 """What each process of a save does with its own tensors, whether it gathers its machine or is gathered: look which are as they
 were, write the others where it is told, say what it wrote."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tieredfs.host import Host, crash
 from tieredfs_client.checkpoint.checksums import Digest
+from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.hostfiles import Spot
 from tieredfs_client.checkpoint.layout import Blob, StoredFile
 from tieredfs_client.checkpoint.shares import Cargo, Place, Share
-from tieredfs_client.checkpoint.write import Earlier, PartWriter, Target, identity
+from tieredfs_client.checkpoint.write import TARGET_ORDER, Earlier, PartWriter, Target, identity
 
-Chosen = Mapping[int, Collection[int] | None]
-"""Which of its tensors each rank stores; None: all."""
+Chosen = Mapping[int, Sequence[int]]
+"""Which of its tensors each rank stores, rising. All that is said of them later is in the order of this: ranks, then tensors."""
+
+
+def places_of(chosen: Chosen, ranks: Iterable[int]) -> list[Place]:
+    """What some of the ranks store, in order."""
+    return [(rank, index) for rank in ranks for index in chosen.get(rank, ())]
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where tensors are stored now, and when each rank's were."""
+    """Where the chosen tensors are stored now, in order, and when each rank's were."""
 
-    blobs: dict[Place, Blob]
+    blobs: list[Blob]
     seconds: dict[int, float]
 
 
@@ -31,11 +37,13 @@ class ProcessPart:
         self._writer = writer
         self._earlier = earlier
         self._started_s = host.clock.monotonic_s()
-        self._numbers = {place: number for number, place in enumerate(cargo.places)}
         self._digests: dict[int, Digest] = {}
+        self._chosen: list[int] = []
+        """Leaves that are to be stored, by number, in order."""
         self._same: dict[int, Blob] = {}
         self.cargo = cargo
 
+    @collector_paused()
     def shares(self, *, alone: bool) -> dict[int, Share]:
         """What its ranks have. Unless `alone`, what others may have, too, is hashed for it."""
         if not alone:
@@ -45,12 +53,9 @@ class ProcessPart:
 
     def unchanged(self, chosen: Chosen) -> dict[Place, tuple[bytes, int]]:
         """Of the chosen tensors those that the earlier checkpoint has: path and offset there."""
-        numbers = [
-            number
-            for number, (rank, index) in enumerate(self.cargo.places)
-            if rank in chosen and _has(chosen[rank], index)
-        ]
-        self._same = self._writer.unchanged(self.cargo.leaves, numbers, self._digests, self._earlier)
+        starts = self.cargo.starts
+        self._chosen = [starts[rank] + index for rank in self.cargo.ranks for index in chosen.get(rank, ())]
+        self._same = self._writer.unchanged(self.cargo.leaves, self._chosen, self._digests, self._earlier)
         if self._earlier is None:
             return {}
         base, files = self._earlier.path + b"/", self._earlier.files
@@ -59,23 +64,23 @@ class ProcessPart:
             for number, blob in self._same.items()
         }
 
-    def store(self, spots: Mapping[Place, Spot], descriptors: Mapping[int, int]) -> Stored:
-        """Write what lies in a file that has a descriptor; the rest is there already. Raises NoSpaceError, UnavailableError."""
+    def store(self, spots: Sequence[Spot], descriptors: Mapping[int, int]) -> Stored:
+        """Write what lies in a file that has a descriptor; the rest is there already. `spots`: of the chosen tensors, in order.
+        Raises NoSpaceError, UnavailableError."""
         targets = [
-            Target(self._numbers[place], descriptors[spot.file], spot.offset)
-            for place, spot in spots.items()
-            if spot.file in descriptors
+            Target(number, descriptors[file], offset)
+            for number, (file, offset) in zip(self._chosen, spots, strict=True)
+            if file in descriptors
         ]
-        targets.sort(key=lambda target: (target.descriptor, target.offset))
+        targets.sort(key=TARGET_ORDER)
         digests, ended_s = self._writer.write(self.cargo.leaves, targets, self._digests)
         crash.here("checkpoint.part-written")
         seconds = dict.fromkeys(self.cargo.ranks, 0.0)
-        blobs: dict[Place, Blob] = {}
-        for place, spot in spots.items():
-            number = self._numbers[place]
-            blobs[place] = self._blob(number, spot, digests.get(number))
-            after_s = ended_s.get(number, self._started_s) - self._started_s
-            seconds[place[0]] = max(seconds[place[0]], after_s)
+        blobs: list[Blob] = []
+        for number, spot in zip(self._chosen, spots, strict=True):
+            blobs.append(self._blob(number, spot, digests.get(number)))
+            rank = self.cargo.places[number][0]
+            seconds[rank] = max(seconds[rank], ended_s.get(number, self._started_s) - self._started_s)
         return Stored(blobs, seconds)
 
     def _blob(self, number: int, spot: Spot, written: Digest | None) -> Blob:
@@ -87,9 +92,6 @@ class ProcessPart:
 
     def remembered(self, path: bytes, files: Sequence[StoredFile], stored: Stored) -> Earlier:
         """What a later save of this process may refer to, in the checkpoint at `path`."""
-        blobs = {identity(self.cargo.leaves[self._numbers[place]]): blob for place, blob in stored.blobs.items()}
+        leaves = self.cargo.leaves
+        blobs = {identity(leaves[number]): blob for number, blob in zip(self._chosen, stored.blobs, strict=True)}
         return Earlier(path, tuple(files), blobs)
-
-
-def _has(chosen: Collection[int] | None, index: int) -> bool:
-    return chosen is None or index in chosen

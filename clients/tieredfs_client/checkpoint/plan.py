@@ -37,21 +37,31 @@ def assign_writers(offers: Sequence[Offer]) -> list[Sequence[int]]:
     Every identity is written exactly once, by a rank that has it. What one rank alone has is its own; what several have
     goes, largest first, to the one of them that has least to write. O(n log ranks).
 
-    Tensors are numbered over all ranks, so that what is one rank's alone, nearly everything in a sharded state, costs an
-    entry in a table and no object.
+    What is one rank's alone, nearly everything in a sharded state, costs an entry in a set and no step of the interpreter.
+    What several have is numbered over all ranks.
     """
-    first: dict[Hashable, int] = {}
+    repeated = _repeated(offers)
+    if not repeated:
+        return [range(len(offer.identities)) for offer in offers]
     shared: dict[Hashable, list[int]] = {}
     starts = [0]
     for offer in offers:
-        start = starts[-1]
-        for number, identity in enumerate(offer.identities, start):
-            known = first.setdefault(identity, number)
-            if known != number:
-                shared.setdefault(identity, [known]).append(number)
-        starts.append(start + len(offer.identities))
-    del first
+        if not repeated.isdisjoint(offer.identities):
+            for number, identity in enumerate(offer.identities, starts[-1]):
+                if identity in repeated:
+                    shared.setdefault(identity, []).append(number)
+        starts.append(starts[-1] + len(offer.identities))
     return _chosen(offers, starts, list(shared.values()))
+
+
+def _repeated(offers: Sequence[Offer]) -> set[Hashable]:
+    """Identities that several ranks have."""
+    seen: set[Hashable] = set()
+    repeated: set[Hashable] = set()
+    for offer in offers:
+        repeated |= seen.intersection(offer.identities)
+        seen.update(offer.identities)
+    return repeated
 
 
 def _chosen(offers: Sequence[Offer], starts: Sequence[int], shared: Sequence[Sequence[int]]) -> list[Sequence[int]]:

@@ -9,7 +9,6 @@ import ctypes
 import mmap
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Final
 
 from tieredfs.host.memory import advise_huge_pages
@@ -56,7 +55,7 @@ class StagingBuffer:
             for leaf in flat.leaves:
                 target = view[at : at + leaf.size_bytes]
                 jobs += self._copy(leaf, target)
-                staged.append(replace(leaf, value=Staged(target)))
+                staged.append(leaf._replace(value=Staged(target)))
                 at += _aligned(leaf.size_bytes)
             found[rank] = Flat(flat.skeleton, tuple(staged))
         for job in jobs:

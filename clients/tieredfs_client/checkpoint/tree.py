@@ -12,11 +12,12 @@ its tag (`_TAGS`); `["x", i]` is tensor i. `FORMAT.md`, "Checkpoints", is the do
 """
 
 import base64
+import math
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tieredfs.errors import CorruptError, UnstorableError
 from tieredfs_client.checkpoint import memory
@@ -45,9 +46,9 @@ class PerRank:
     trees: Mapping[int, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """One tensor of a tree. `key` is its path, dotted, unique in the tree. Shapes in elements; row-major."""
+class Leaf(NamedTuple):
+    """One tensor of a tree. `key` is its path, dotted, unique in the tree. Shapes in elements; row-major. A tuple: see
+    `layout.Item`."""
 
     key: str
     origin: Origin
@@ -58,15 +59,9 @@ class Leaf:
     global_shape: tuple[int, ...]
     offsets: tuple[int, ...]
     sharded: bool
+    size_bytes: int
     value: Any
     """The local tensor, array or `Staged` bytes."""
-
-    @property
-    def size_bytes(self) -> int:
-        size = self.item_bytes
-        for length in self.shape:
-            size *= length
-        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +85,21 @@ class _Flattening:
         self._above: set[int] = set()
 
     def node(self, value: Any, path: tuple[str, ...]) -> Node:
-        simple = _SIMPLE.get(type(value))
+        kind = type(value)
+        simple = _SIMPLE.get(kind)
         if simple is not None:
             return simple(value)
-        if type(value) is Shard or memory.is_tensor(value):
+        if kind is Shard or (kind not in _TAG_OF_CONTAINER and memory.is_tensor(value)):
             return ["x", self._leaf(value, path)]
+        if kind in _TAG_OF_CONTAINER:
+            return self._container(value, path)
         if memory.is_numpy_scalar(value):
             dtype, data = memory.scalar_parts(value, _where(path))
             return ["n", dtype, base64.b64encode(data).decode()]
         return self._container(value, path)
 
     def _container(self, value: Any, path: tuple[str, ...]) -> Node:
-        tag = "s" if memory.is_torch_size(value) else _TAG_OF_CONTAINER.get(type(value))
+        tag = _TAG_OF_CONTAINER.get(type(value)) or ("s" if memory.is_torch_size(value) else None)
         if tag is None:
             raise UnstorableError(f"{_where(path)}: a {_type_name(value)} cannot be stored without pickle")
         if id(value) in self._above:
@@ -129,34 +127,12 @@ class _Flattening:
         while key in self._keys:
             key, number = f"{where}#{number}", number + 1
         self._keys.add(key)
-        self.leaves.append(Leaf(key, *leaf.fields))
+        self.leaves.append(leaf if key == where else leaf._replace(key=key))
         return len(self.leaves) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A leaf before it has its key."""
-
-    fields: tuple[Origin, str, int, tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, Any]
-
-    @property
-    def global_shape(self) -> tuple[int, ...]:
-        return self.fields[4]
-
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        return self.fields[5]
-
-    @property
-    def sharded(self) -> bool:
-        return self.fields[6]
-
-    @property
-    def value(self) -> Any:
-        return self.fields[7]
-
-
-def _leaf_of(value: Any, where: str) -> _Seen:
+def _leaf_of(value: Any, where: str) -> Leaf:
+    """`where`: its key, unless the tree has another one of that name."""
     sharded = True
     if type(value) is Shard:
         local, whole, offsets = value.tensor, tuple(value.global_shape), tuple(value.offsets)
@@ -168,7 +144,8 @@ def _leaf_of(value: Any, where: str) -> _Seen:
     shape = memory.shape_of(local)
     if sharded:
         _check_piece(shape, whole, offsets, where)
-    return _Seen((kind.origin, kind.dtype, kind.item_bytes, shape, whole, offsets, sharded, local))
+    size = kind.item_bytes * math.prod(shape)
+    return Leaf(where, kind.origin, kind.dtype, kind.item_bytes, shape, whole, offsets, sharded, size, local)
 
 
 def _check_piece(shape: tuple[int, ...], whole: tuple[int, ...], offsets: tuple[int, ...], where: str) -> None:
@@ -354,7 +331,7 @@ def _fit_tensor(
     if not (isinstance(node, list) and node[0] == "x"):
         fitting.problems.append(f"{where}: was saved as {_said(node)}, not a tensor")
         return
-    leaf = Leaf(where, *_leaf_of(into, where).fields)
+    leaf = _leaf_of(into, where)
     dtype, shape = describe(node[1])
     if leaf.dtype != dtype:
         fitting.problems.append(f"{where}: was saved as {dtype}, not {leaf.dtype}")

@@ -12,18 +12,19 @@ Memory: nothing for contiguous CPU tensors; for others a copy of one tensor per 
 import contextlib
 import errno
 import itertools
+import operator
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from tieredfs.errors import NoSpaceError, UnavailableError
 from tieredfs.host import Host
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.checksums import Digest, PieceSums, digest_of, joined, probe_of, sums_of
-from tieredfs_client.checkpoint.layout import Blob, StoredFile
+from tieredfs_client.checkpoint.layout import PROBE_BYTES, Blob, StoredFile
 from tieredfs_client.checkpoint.tree import Leaf
 
 SLICE_BYTES: Final = 16 << 20
@@ -35,6 +36,9 @@ BATCH_COUNT: Final = 512
 THREADS: Final = max(2, min(4, os.cpu_count() or 2))
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """Tensors of an earlier checkpoint, by what they are (see `identity`): where their bytes are."""
@@ -44,13 +48,16 @@ class Earlier:
     blobs: Mapping[tuple[object, ...], Blob]
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a leaf (its number) goes: an open file, and the offset in it."""
+class Target(NamedTuple):
+    """Where a leaf (its number) goes: an open file, and the offset in it. A tuple: see `layout.Item`."""
 
     leaf: int
     descriptor: int
     offset: int
+
+
+TARGET_ORDER: Final = operator.attrgetter("descriptor", "offset")
+"""In which `PartWriter.write` wants them: neighbours in a file follow one another."""
 
 
 def identity(leaf: Leaf) -> tuple[object, ...]:
@@ -70,6 +77,10 @@ class PartWriter:
         self._pool.shutdown(cancel_futures=True)
         self._syncs.shutdown(cancel_futures=True)
 
+    def beside(self, work: Callable[[], T]) -> "Future[T]":
+        """Work of the processor's, on a thread that has nothing to write at the time."""
+        return self._pool.submit(work)
+
     def digests(self, leaves: Sequence[Leaf], wanted: Sequence[int]) -> dict[int, Digest]:
         """Of tensors by their number, without writing them."""
 
@@ -82,7 +93,8 @@ class PartWriter:
     def unchanged(
         self, leaves: Sequence[Leaf], chosen: Sequence[int], digests: dict[int, Digest], earlier: Earlier | None
     ) -> dict[int, Blob]:
-        """Leaves whose content the earlier checkpoint has; what is hashed on the way goes to `digests`."""
+        """Leaves whose content the earlier checkpoint has; what is hashed on the way goes to `digests`. What the probe would
+        see all of is hashed at once, which it is to be in any case."""
         if earlier is None or not earlier.blobs:
             return {}
         known = earlier.blobs
@@ -95,7 +107,7 @@ class PartWriter:
             digest = digests.get(index)
             if digest is None:
                 view = memory.bytes_of(leaf.value)
-                if probe_of(view) != blob.probe:
+                if len(view) > PROBE_BYTES and probe_of(view) != blob.probe:
                     return None
                 digest = digest_of(view)
             return blob, digest
