@@ -20,12 +20,16 @@ from typing import Any, Final
 
 from bench.dataset_reading import ARROW, OURS, SCAN_BATCH, Bench, flights_files
 from bench.report import Bound, Row, Series, Target
+from tieredfs.volume.contract import Part
 
 BATCH: Final = 4096
 TRAINERS: Final = 4
 START_S: Final = 60.0
 EPOCH_S: Final = 600.0
 STALL_PACE: Final = 0.8
+STALL_FILES: Final = 100
+"""At scale 1: 34 million rows, 514 steps. An epoch begins with nothing read ahead, and at this pace that takes a few steps to
+change; of an epoch of half a second they would be all that is measured."""
 ROOT: Final = Path(__file__).parents[1]
 BLOCKING: Final = ("none", "lz4", "zstd")
 
@@ -194,20 +198,36 @@ def wire(bench: Bench) -> Iterator[Row]:
     yield Row("wire_bytes", "bytes on the wire", "B/row", sizes, ceilings, "against the batches in memory")
 
 
+def long_epoch(bench: Bench) -> int:
+    """Flights many times over, by reference; the number of rows."""
+    copies = max(2, round(STALL_FILES * bench.scale))
+    rows_of_file = flights_files(bench) // max(1, round(10 * bench.scale))
+
+    def make() -> None:
+        seen = bench.volume.stat(b"flights/000.parquet")
+        for number in range(copies):
+            with bench.volume.splice([Part(seen.inode, 0, seen.size_bytes)]) as made:
+                made.commit(b"long/%03d.parquet" % number)
+
+    bench.once("long", make)
+    return rows_of_file * copies
+
+
 def stall(bench: Bench) -> Iterator[Row]:
-    rows = flights_files(bench)
+    rows = long_epoch(bench)
     with gateway(bench) as served:
-        common = {"source": "flights", "batch_size": SCAN_BATCH, "transport": "shared"}
+        common = {"source": "long", "batch_size": SCAN_BATCH, "transport": "shared"}
         with trainers(1, "gateway", served.url, **common) as fast:
             fast.epoch()
             free = rate_of(fast.epoch(), rows)
         step_s = SCAN_BATCH / (STALL_PACE * free)
         with trainers(1, "gateway", served.url, step_s=step_s, **common) as paced:
             found = [paced.epoch()[0] for _ in range(max(1, bench.repeats))]
-    shares = tuple(100.0 * one["waits"] / one["steps"] for one in found)
+    shares = tuple(100.0 * len(one["waits"]) / one["steps"] for one in found)
     series = (Series("limit", (1.0,) * len(shares)), Series(OURS, shares))
     pace = f"batches of {SCAN_BATCH}, steps of {step_s * 1e3:.2f} ms, {STALL_PACE:.0%} of the scan rate"
-    note = f"{pace}; a wait is more than a tenth of a step"
+    which = "; ".join(", ".join(map(str, one["waits"])) or "none" for one in found)
+    note = f"{pace}; a wait: asleep until a batch came, for more than a tenth of a step; which of {found[0]['steps']}: {which}"
     yield Row("stall", "steps that wait", "%", series, (Target(OURS, "limit", 1.0, Bound.AT_MOST),), note)
 
 

@@ -212,8 +212,11 @@ class Dataset:
 
     def row_bytes(self) -> int:
         """About how much memory a row takes."""
-        rows = sum(split.rows for split in self.splits)
-        return sum(self.decoded_bytes(number) for number in range(len(self.splits))) // max(1, rows)
+        return self.total_bytes() // max(1, sum(split.rows for split in self.splits))
+
+    def total_bytes(self) -> int:
+        """About how much memory all splits take, before the filter."""
+        return sum(self.decoded_bytes(number) for number in range(len(self.splits)))
 
     @property
     def rows_source(self) -> HasRows | None:

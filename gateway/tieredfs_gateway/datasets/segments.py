@@ -74,6 +74,12 @@ class EpochPlan(Protocol):
     @property
     def segment_count(self) -> int: ...
     @property
+    def is_begun_by_all(self) -> bool:
+        """Whoever makes a segment first does so for all of them: threads that read ahead help the first one along. Elsewhere they
+        would compete with it."""
+        ...
+
+    @property
     def failed(self) -> bool:
         """It is of no more use: who comes next makes another."""
         ...
@@ -143,6 +149,7 @@ class SplitPlan:
     """`none` and `shards`: a segment is a split. Splits whose rows are not counted yet are counted by reading them."""
 
     failed = False
+    is_begun_by_all = False
 
     def __init__(self, dataset: Dataset, counts: Counts, order: Indices) -> None:
         self._dataset = dataset
@@ -211,6 +218,7 @@ class WindowPlan:
     """`window`: splits in random order, cut into windows of equally many rows, each mixed."""
 
     failed = False
+    is_begun_by_all = False
 
     def __init__(self, splits: SplitShelf, sequence: RowSequence, order: tuple[int, int, int]) -> None:
         """`order`: rows of a window, seed, epoch."""

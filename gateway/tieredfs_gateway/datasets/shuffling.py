@@ -82,6 +82,7 @@ class GatherPlan(_Positions):
     """Buckets whose rows are read one by one, by split."""
 
     failed = False
+    is_begun_by_all = False
 
     def __init__(self, dataset: Dataset, sequence: RowSequence, buckets: Buckets) -> None:
         super().__init__(buckets)
@@ -107,6 +108,8 @@ class GatherPlan(_Positions):
 
 class BucketPlan(_Positions):
     """Buckets by scattering and gathering. Iterators of one epoch share it, and it goes with the last of them."""
+
+    is_begun_by_all = True
 
     def __init__(self, splits: SplitShelf, sequence: RowSequence, buckets: Buckets, pieces: Pieces) -> None:
         """`sequence`: splits in their own order."""

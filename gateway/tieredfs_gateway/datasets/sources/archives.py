@@ -3,6 +3,7 @@
 A compressed archive is unpacked once, when it is looked into, in pieces in scratch space.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ class Archive:
         self._source = source
         self._scratch = scratch
         self._count = count
+        self._descriptor = None if isinstance(source, _Unpacked) else source.descriptor
+        self._counted = 0
+        """Bytes that were read and not told yet: a row of a few bytes is not worth taking a lock for."""
 
     @property
     def size_bytes(self) -> int:
@@ -41,9 +45,14 @@ class Archive:
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """Fewer bytes than asked only at the end."""
+        if self._descriptor is not None:
+            done = os.preadv(self._descriptor, [target], offset)
+            if done == len(target):  # whole on the SSD, and one call: 10 us for 100 KB, where the layers below add 5
+                self._counted += done
+                return done
         if not isinstance(self._source, _Unpacked):
             done = self._source.read_into(offset, target)
-            self._count.add(done)
+            self._counted += done
             return done
         done = 0
         length = max(0, min(len(target), self._source.size_bytes - offset))
@@ -54,6 +63,10 @@ class Archive:
             target[done : done + step] = memoryview(found).cast("B")
             done += step
         return done
+
+    def tell_count(self) -> None:
+        self._count.add(self._counted)
+        self._counted = 0
 
     def read(self, offset: int, length: int) -> bytes:
         target = bytearray(max(0, min(length, self.size_bytes - offset)))
@@ -77,7 +90,11 @@ class Archives:
             yield Archive(self._unpacked_once(file), self._scratch, self._count)
             return
         with self._snapshot.reading(file) as reading:
-            yield Archive(reading, self._scratch, self._count)
+            archive = Archive(reading, self._scratch, self._count)
+            try:
+                yield archive
+            finally:
+                archive.tell_count()
 
     def _unpacked_once(self, file: PinnedFile) -> _Unpacked:
         with self._lock:
