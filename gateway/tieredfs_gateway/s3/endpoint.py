@@ -29,7 +29,7 @@ from tieredfs_gateway.s3.config_calls import ConfigCalls
 from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import ANONYMOUS, XML_TYPE, Caller, Request, Response, latin, parse_request
-from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
+from tieredfs_gateway.s3.ingest import Expected, FileSink, Ingest, Received
 from tieredfs_gateway.s3.keystore import AccessKey, Keystore
 from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
@@ -300,7 +300,7 @@ class Endpoint:
     ) -> Received:
         """Three at a time: one batch comes in, one is written, of one the MD5 is computed."""
         ingest = Ingest(expected, decoder)
-        sink = functools.partial(write_all, writing.descriptor)
+        sink = FileSink(writing.descriptor)
         hashing = self._start(ingest.take_md5, [])
         taking = self._start(ingest.take, [], sink)
         try:
