@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from typing import Final
 from bench import machine
 from bench.mount import RESULTS, parse_size
 from bench.report import Bound, Row, Series, Target, alternate, document, failures, print_table, write_json
-from bench.s3_clients import BUCKET, CONNECTIONS, SMALL_BYTES, Client, curl, fetch, need
+from bench.s3_clients import BUCKET, CONNECTIONS, SMALL_BYTES, Client, Upload, fetch, need
 from bench.s3_servers import Server, juicefs, moto, new_volume, plain, tieredfs
 from bench.targets import UnavailableTargetError
 from bench.workspace import workspace
@@ -224,12 +225,16 @@ def copy_rows(bench: Bench) -> list[Row]:
         f"{COPY_BLOCK_BYTES >> 20} MiB": lambda: took_ms(lambda: copy(bench.client, "block")),
     }
     before = bytes_read(bench.client.server.pid)
-    rows = [bench.measured("copy", "server copy", "ms", sides, (Target(*sides, 5.0, Bound.AT_MOST),))]
+    whole, small = sides
+    rows = [bench.measured("copy", "server copy", "ms", sides, (Target(whole, small, 5.0, Bound.AT_MOST),))]
     sides = {
         f"{COPIED_BYTES >> 30} GiB in 5 parts": lambda: complete(bench.client, "large", 1 << 30),
         f"{5 * COPY_BLOCK_BYTES >> 20} MiB in 5 parts": lambda: complete(bench.client, "large", COPY_BLOCK_BYTES),
     }
-    rows.append(bench.measured("complete", "multipart complete", "ms", sides, (Target(*sides, 5.0, Bound.AT_MOST),)))
+    whole, small = sides
+    rows.append(
+        bench.measured("complete", "multipart complete", "ms", sides, (Target(whole, small, 5.0, Bound.AT_MOST),))
+    )
     read = (bytes_read(bench.client.server.pid) - before) / MIB
     target = Target("read by the server", "size of one", 0.05, Bound.AT_MOST)
     series = (Series("read by the server", (read,)), Series("size of one", (large / MIB,)))
@@ -277,28 +282,36 @@ def bytes_read(pid: int) -> int:
 
 
 def memory_rows(bench: Bench) -> list[Row]:
-    """Half of the transfers read, half write, all at once."""
-    size = bench.chosen.transfer
+    """Half of the transfers read, half write, all at once. The uploads stay until the downloads are over, then their clients go:
+    what a transfer holds does not grow with what it has brought, and the disk need not take all of it."""
+    size, sent, link = bench.chosen.transfer, bench.chosen.uploaded, bench.client.link
     source = bench.folder / "transfer"
-    source.write_bytes(os.urandom(MIB) * max(1, size // MIB))
+    write_repeated(source, size)
     bench.client.put_file(source, "transfer")
-    with machine.watch_memory([bench.client.server.pid]) as peak:
-        run_at_once(
-            [partial(curl, bench.client.link("get_object", Key="transfer")) for _ in range(TRANSFERS // 2)]
-            + [partial(bench.client.put_file, source, f"transfer-{number}") for number in range(TRANSFERS // 2)]
-        )
+    source.unlink()
+    server, half = bench.client.server, TRANSFERS // 2
+    with machine.watch_memory([server.pid]) as peak, ExitStack() as clients, ThreadPoolExecutor(half) as pool:
+        uploads = [
+            Upload(server.port, link("put_object", Key=f"up-{n}")[len(server.address) :], size) for n in range(half)
+        ]
+        for upload in uploads:
+            clients.callback(upload.close)
+        sending = [pool.submit(upload.send, sent) for upload in uploads]
+        fetch(link("get_object", Key="transfer"), half)
+        for sends in sending:
+            sends.result()
     ceiling = bench.chosen.memory * bench.chosen.workers
     series = (Series("peak", (peak.peak.own / MIB,)), Series("ceiling", (ceiling / MIB,)))
-    note = f"{TRANSFERS} transfers of {size >> 20} MiB at once, half of them PUT; memory that the processes asked for"
+    note = f"{TRANSFERS} transfers of {size >> 20} MiB at once, half of them PUT, which end after {sent >> 20} MiB"
+    note += "; memory that the processes asked for (PSS)"
     return [Row("memory", "memory", "MiB", series, (Target("peak", "ceiling", 1.0, Bound.AT_MOST),), note)]
 
 
-def run_at_once(works: Sequence[Callable[[], object]]) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(len(works)) as pool:
-        for done in [pool.submit(work) for work in works]:
-            done.result()
+def write_repeated(path: Path, size: int) -> None:
+    piece = os.urandom(MIB)
+    with open(path, "wb") as file:
+        for _ in range(max(1, size // MIB)):
+            file.write(piece)
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
@@ -330,7 +343,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--objects", type=int, default=500, help="small ones")
     parser.add_argument("--seconds", type=int, default=5, help="of wrk, each time")
     parser.add_argument("--keys", type=int, default=100_000, help="that are listed")
-    parser.add_argument("--transfer", type=parse_size, default=64 * MIB, help="size of each of the 64 at once")
+    parser.add_argument("--transfer", type=parse_size, default=1 << 30, help="size of each of the 64 at once")
+    parser.add_argument("--uploaded", type=parse_size, default=64 * MIB, help="what of it each upload sends")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of the endpoint")
     parser.add_argument("--memory", type=parse_size, default=512 * MIB, help="ceiling of each")
     parser.add_argument("--name", default="s3", help="of the file in bench/results")
@@ -339,7 +353,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(chosen: argparse.Namespace) -> tuple[list[Row], list[str], dict[str, str]]:
     with workspace(chosen.folder, "tieredfs-bench-s3-") as (folder, stack):
-        (folder / "big").write_bytes(os.urandom(MIB) * max(1, chosen.size // MIB))
+        write_repeated(folder / "big", chosen.size)
         url, key = new_volume(folder)
         server = stack.enter_context(tieredfs(folder, url, key, chosen.workers, chosen.memory))
         bench = Bench(folder, url, key, Client(server), chosen, stack, [])

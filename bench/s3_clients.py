@@ -7,6 +7,7 @@ listing is read by a loop that looks for one element, not by an SDK.
 import http.client
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +23,13 @@ from botocore.credentials import Credentials
 
 from bench.s3_servers import Server
 from bench.targets import UnavailableTargetError
+from tieredfs.limits import MIB
 
 CONNECTIONS: Final = 32
 SMALL_BYTES: Final = 4096
 BUCKET: Final = "bench"
 WRK_WAIT_S: Final = 60
+UPLOAD_WAIT_S: Final = 60.0
 _TOKEN: Final = re.compile(rb"<NextContinuationToken>([^<]+)</NextContinuationToken>")
 _SCRIPT: Final = """
 local paths, at = {}, 0
@@ -112,6 +115,24 @@ class Client:
                 connection.close()
                 return count
             token = unquote(found[1].decode()) if b"<EncodingType>url" in body else found[1].decode()
+
+
+class Upload:
+    """One that is begun, and not ended."""
+
+    def __init__(self, port: int, target: str, size_bytes: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), UPLOAD_WAIT_S)
+        head = f"PUT {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {size_bytes}\r\n\r\n"
+        self._socket.sendall(head.encode())
+
+    def send(self, count: int) -> None:
+        """`count` bytes of the body. Raises OSError when the server does not take them."""
+        piece = bytes(MIB)
+        for _ in range(count // MIB):
+            self._socket.sendall(piece)
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class _GivenHash(S3SigV4Auth):  # type: ignore[misc]

@@ -1,11 +1,15 @@
-"""Slow clients and clients that go, without a network: patience ends."""
+"""Bodies on their way in, without a network: patience ends, and the disk begins early."""
 
 import asyncio
+import errno
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from tieredfs_gateway.s3 import body
+from tieredfs.host import libc
+from tieredfs_gateway.s3 import body, ingest
 from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message
 from tieredfs_gateway.s3.errors import S3Error
 
@@ -63,3 +67,40 @@ def test_documents_have_a_limit() -> None:
     with pytest.raises(S3Error) as caught:
         asyncio.run(incoming([piece(bytes(1000))] * 3000).all(100_000))
     assert caught.value.code == "MaxMessageLengthExceeded"
+
+
+def test_the_disk_begins_with_a_body_that_is_still_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int]] = []
+    begin_writing = libc.begin_writing
+
+    def noting(descriptor: int, offset: int, length: int) -> None:
+        begin_writing(descriptor, offset, length)
+        begun.append((offset, length))
+
+    monkeypatch.setattr(libc, "begin_writing", noting)
+    monkeypatch.setattr(ingest, "WRITE_BEHIND_BYTES", 10_000)
+    content = os.urandom(43_000)
+    with open(tmp_path / "file", "w+b") as file:
+        sink = ingest.FileSink(file.fileno())
+        for at in range(0, len(content), 4000):
+            sink([memoryview(content[at : at + 1000]), memoryview(content[at + 1000 : at + 4000])], at)
+        file.seek(0)
+        assert file.read() == content
+    assert begun == [(0, 12_000), (12_000, 12_000), (24_000, 12_000)]
+
+
+def test_a_file_system_that_cannot_begin_early_takes_the_body_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[int] = []
+
+    def refusing(descriptor: int, offset: int, length: int) -> None:
+        refused.append(length)
+        raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+
+    monkeypatch.setattr(libc, "begin_writing", refusing)
+    monkeypatch.setattr(ingest, "WRITE_BEHIND_BYTES", 10)
+    with open(tmp_path / "file", "w+b") as file:
+        ingest.FileSink(file.fileno())([memoryview(b"0123456789a")], 0)
+        assert file.read() == b"0123456789a"
+    assert refused == [11]

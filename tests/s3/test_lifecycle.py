@@ -1,5 +1,8 @@
 """Lifecycle: rules as values, what the header says, and a sweep over a real volume whose clock is moved."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +29,7 @@ from tieredfs_gateway.s3.lifecycle import (
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.sweep import Sweep, Swept
+from tieredfs_gateway.s3.turn import Turn
 from tieredfs_gateway.s3.uploads import Upload, Uploads, new_upload_id
 from tieredfs_gateway.s3.version_listing import every
 
@@ -159,11 +163,12 @@ class MovedClock:
 
 
 class Rig:
-    def __init__(self, volume: FileSystem) -> None:
+    def __init__(self, volume: FileSystem, folder: Path) -> None:
         self.clock = MovedClock(volume)
         self.store = Store(volume, self.clock)
         self.uploads = Uploads(self.store)
-        self.sweep = Sweep(self.store, self.uploads, self.clock)
+        self.turn = Turn(folder / "turn")
+        self.sweep = Sweep(self.store, self.uploads, self.clock, self.turn)
         self.store.create_bucket(b"bkt")
 
     def put(self, key: bytes, tags: bytes | None = None) -> None:
@@ -190,7 +195,9 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         block_bytes=1 << 20,
     )
     with FileSystem.at(url, purpose="test") as volume:
-        yield Rig(volume)
+        rig = Rig(volume, tmp_path)
+        yield rig
+        rig.turn.close()
 
 
 def test_what_is_due_goes_and_nothing_else(rig: Rig) -> None:
@@ -262,6 +269,36 @@ def test_what_was_replaced_meanwhile_stays(rig: Rig) -> None:
     rig.put(b"k")
     assert not rig.store.expire(b"bkt", b"k", seen)
     assert rig.store.expire(b"bkt", b"k", rig.store.head(b"bkt", b"k"))
+
+
+TAKE = """
+import sys
+from pathlib import Path
+from tieredfs_gateway.s3.turn import Turn
+turn = Turn(Path(sys.argv[1]))
+print(turn.take(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_process_of_a_volume_sweeps_and_the_next_one_when_it_is_killed(rig: Rig, tmp_path: Path) -> None:
+    rig.put(b"a/1")
+    rig.set_rules(DAYS)
+    rig.clock.days = 4
+    line = [sys.executable, "-c", TAKE, str(tmp_path / "turn")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(line, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "True\n"
+            assert rig.sweep.once() == Swept()
+        finally:
+            other.kill()
+    assert rig.sweep.once() == Swept(expired=1)
+    second = Turn(tmp_path / "turn")
+    assert not second.take()
+    second.close()
+    assert rig.turn.take()
 
 
 # ---- over HTTP -------------------------------------------------------------------------------------------------------

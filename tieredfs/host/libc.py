@@ -8,6 +8,8 @@ FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
 FALLOC_FL_ZERO_RANGE: Final = 0x10
 
+SYNC_FILE_RANGE_WRITE: Final = 2
+
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
@@ -15,6 +17,7 @@ MNT_DETACH: Final = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 
@@ -28,6 +31,12 @@ def _check(result: int, *paths: str) -> None:
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2). Raises OSError."""
     _check(_libc.fallocate(descriptor, mode, offset, length))
+
+
+def begin_writing(descriptor: int, offset: int, length: int) -> None:
+    """sync_file_range(2): the kernel begins to write these bytes to the disk. It promises nothing; fsync has less to do then.
+    Raises OSError."""
+    _check(_libc.sync_file_range(descriptor, offset, length, SYNC_FILE_RANGE_WRITE))
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:

@@ -33,8 +33,8 @@ _BATCH_MAX: Final = 1000
 
 
 def shown(path: bytes, seen: Seen) -> Object:
-    """What a look with `LOOKED_AT` at a file found."""
-    attributes, (raw, tags) = seen
+    """What a look with `LOOKED_AT` (and perhaps more) at a file found."""
+    attributes, (raw, tags, *_) = seen
     return Object(path, attributes, record.describe(attributes, raw), tags)
 
 

@@ -29,7 +29,7 @@ from tieredfs_gateway.s3.config_calls import ConfigCalls
 from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import ANONYMOUS, XML_TYPE, Caller, Request, Response, latin, parse_request
-from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
+from tieredfs_gateway.s3.ingest import Expected, FileSink, Ingest, Received
 from tieredfs_gateway.s3.keystore import AccessKey, Keystore
 from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
@@ -308,7 +308,7 @@ class Endpoint:
     ) -> Received:
         """Three at a time: one batch comes in, one is written, of one the MD5 is computed."""
         ingest = Ingest(expected, decoder)
-        sink = functools.partial(write_all, writing.descriptor)
+        sink = FileSink(writing.descriptor)
         hashing = self._start(ingest.take_md5, [])
         taking = self._start(ingest.take, [], sink)
         try:
@@ -362,17 +362,23 @@ class Endpoint:
     async def _send_content(self, exchange: "_Exchange", response: Response) -> None:
         """Piece by piece. A client that went, or does not take a piece in time, ends it.
 
-        What is in the page cache is read here: a hop to a thread costs as much as copying the piece.
+        What is in the page cache is read here: a hop to a thread costs as much as copying the piece. One buffer serves for all
+        of it, because `send` has copied it when it is called: memory that is touched already, where a new piece faults.
         """
         assert response.content is not None
         content, at, end = response.content, response.offset, response.offset + response.length
         await exchange.receive()
         gone = asyncio.ensure_future(exchange.receive())
+        buffer = bytearray(PIECE_BYTES)
         try:
             while at < end:
                 length = min(PIECE_BYTES, end - at)
-                piece = content.read_now(at, length)
-                if piece is None:
+                count = content.read_now(at, buffer)
+                if count == PIECE_BYTES == length:
+                    piece: bytes | bytearray = buffer
+                elif count:
+                    piece = bytes(memoryview(buffer)[: min(count, length)])
+                else:
                     piece = await self._run(content.read, at, length)
                 if not piece or gone.done():
                     raise ClientGoneError

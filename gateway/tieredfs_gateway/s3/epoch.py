@@ -30,13 +30,17 @@ class Epoch:
 
     @classmethod
     def of(cls, meta_url: str) -> Self:
-        """In the directory of the clients' slots."""
-        directory = Path(parse_meta_url(meta_url).path).parent / "clients"
-        directory.mkdir(exist_ok=True)
-        return cls(directory / FILE_NAME)
+        return cls(shared_directory(meta_url) / FILE_NAME)
 
     def now(self) -> bytes:
         return self._word[:_WORD_BYTES]
 
     def change(self) -> None:
         self._word[:_WORD_BYTES] = secrets.token_bytes(_WORD_BYTES)
+
+
+def shared_directory(meta_url: str) -> Path:
+    """Where the servers of one volume meet: in the directory of the clients' slots."""
+    directory = Path(parse_meta_url(meta_url).path).parent / "clients"
+    directory.mkdir(exist_ok=True)
+    return directory

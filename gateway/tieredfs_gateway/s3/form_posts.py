@@ -1,6 +1,5 @@
 """POST uploads, carried out: fields, who signed, what the policy wants, then the file, as it comes, into the volume."""
 
-import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,7 +12,7 @@ from tieredfs_gateway.s3.body import IncomingBody
 from tieredfs_gateway.s3.bucket_rules import Believed
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import ANONYMOUS, KEPT_HEADERS, XML_TYPE, Caller, Request, Response
-from tieredfs_gateway.s3.ingest import Expected, Ingest, write_all
+from tieredfs_gateway.s3.ingest import Expected, FileSink, Ingest
 from tieredfs_gateway.s3.keystore import AccessKey
 from tieredfs_gateway.s3.object_calls import ObjectCalls
 from tieredfs_gateway.s3.routes import POST_OBJECT
@@ -51,7 +50,7 @@ async def receive(
     asked = await _asked(around, objects, request, decoder)
     announced = checksums.announced(asked.request.headers)
     ingest = Ingest(Expected(asked.sizes.most, announced, None, exact=False), _Begun(decoder, views))
-    sink = functools.partial(write_all, writing.descriptor)
+    sink = FileSink(writing.descriptor)
     pieces: Sequence[bytes] = [b""]
     while True:
         await around.run(_take, ingest, pieces, sink)

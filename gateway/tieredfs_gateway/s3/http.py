@@ -76,10 +76,11 @@ ANONYMOUS: Final = AccessKey("", "", Scope(), 0)
 
 
 class Content(Protocol):
-    """Bytes that are sent piece by piece. `read` blocks; `read_now` has them at once or not at all."""
+    """Bytes that are sent piece by piece. `read` blocks. `read_now` fills `target` from its start with what is in memory, and
+    says how much that was; 0: `read` it."""
 
     def read(self, offset: int, length: int) -> bytes: ...
-    def read_now(self, offset: int, length: int) -> bytes | None: ...
+    def read_now(self, offset: int, target: bytearray) -> int: ...
     def close(self) -> None: ...
 
 

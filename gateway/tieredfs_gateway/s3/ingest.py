@@ -1,16 +1,20 @@
 """A body on its way into a file: framing, checksums and the write in one pass over the bytes. Blocking; one thread at a
 time, but for the MD5, which a second thread may do meanwhile (0.6 GB/s, where everything else here is faster)."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from tieredfs.host import libc
 from tieredfs_gateway.s3 import checksums
 from tieredfs_gateway.s3.checksums import Announced
 from tieredfs_gateway.s3.errors import S3Error
 
+WRITE_BEHIND_BYTES: Final = 8 << 20
+"""The disk begins with each of these. Of 256 MiB the fsync has 3 ms left, and beginning costs 12 ms of CPU in all."""
 _VECTOR_MAX: Final = 512
 """IOV_MAX is 1024."""
 
@@ -99,6 +103,22 @@ class Ingest:
         digest = self._hasher.digest()
         checksums.check_digest(algorithm.name, checksums.check_trailer(expected.announced, trailers), digest)
         return Received(self._size, self._md5.hexdigest(), (algorithm.name, checksums.encode(digest)))
+
+
+class FileSink:
+    """A sink that writes to a file and has the disk begin with what is there, so that little is left when the body ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._begun = 0
+
+    def __call__(self, views: Sequence[memoryview], offset: int) -> None:
+        write_all(self._descriptor, views, offset)
+        end = offset + sum(map(len, views))
+        if end - self._begun >= WRITE_BEHIND_BYTES:
+            with contextlib.suppress(OSError):  # not on this file system: fsync does it all
+                libc.begin_writing(self._descriptor, self._begun, end - self._begun)
+            self._begun = end
 
 
 def write_all(descriptor: int, views: Sequence[memoryview], offset: int) -> None:

@@ -28,8 +28,6 @@ from tieredfs_gateway.s3.versions import NULL, Object, Versioning
 
 INLINE_BYTES: Final = 256 * 1024
 """Read at once with the look-up: one hop between threads."""
-PROBED_BYTES: Final = 16 * 1024
-"""More than this is not copied twice to learn whether it is in memory."""
 _REFUSED: Final = (
     "x-amz-server-side-encryption",
     "x-amz-object-lock-mode",
@@ -57,20 +55,19 @@ class OpenContent:
         count = self._reading.read_into(offset, memoryview(target))
         return bytes(target[:count])
 
-    def read_now(self, offset: int, length: int) -> bytes | None:
-        """None when it is not in memory. Of a large piece the first and last bytes are asked for: it is as good as certain then."""
+    def read_now(self, offset: int, target: bytearray) -> int:
         descriptor = self._reading.descriptor
         if descriptor is None:
-            return None
-        target = bytearray(min(length, PROBED_BYTES))
+            return 0
         try:
-            count = os.preadv(descriptor, [target], offset, os.RWF_NOWAIT)
-            if length > len(target):
-                os.preadv(descriptor, [bytearray(1)], offset + length - 1, os.RWF_NOWAIT)
-                return os.pread(descriptor, length, offset)
+            return os.preadv(descriptor, [target], offset, os.RWF_NOWAIT)
         except OSError:  # not there now, or not on this file system: `read` waits, and says what is wrong
-            return None
-        return bytes(target) if count == length else None
+            return 0
+
+    def read_all_now(self, offset: int, length: int) -> bytes | None:
+        """None when it is not all in memory."""
+        target = bytearray(length)
+        return bytes(target) if self.read_now(offset, target) == length else None
 
     def close(self) -> None:
         self._reading.close()
@@ -97,7 +94,7 @@ class ObjectCalls:
         if reading is None:
             return None
         content = OpenContent(reading)
-        return self._content(request, content, found, content.read_now)
+        return self._content(request, content, found, content.read_all_now)
 
     def _content(
         self, request: Request, content: OpenContent, found: Object, read: Callable[[int, int], bytes | None]

@@ -22,6 +22,7 @@ from tieredfs_gateway.s3.endpoint import Endpoint, Send
 from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.serving import Serving
 from tieredfs_gateway.s3.sweep import Sweep
+from tieredfs_gateway.s3.turn import Turn
 from tieredfs_gateway.s3.workers import Supervisor
 
 THREADS: Final = 32
@@ -108,7 +109,8 @@ async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> No
             loop.add_reader(orphaned, server.stop)
         scheme = "https" if asked.cert else "http"
         _log.info("serving %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
-        sweep = Sweep(endpoint.store, endpoint.uploads, volume.volume.host.clock)
+        turn = Turn.of(asked.meta_url)
+        sweep = Sweep(endpoint.store, endpoint.uploads, volume.volume.host.clock, turn)
         sweeping = threading.Thread(target=sweep.run, name="s3-lifecycle")
         sweeping.start()
         try:
@@ -117,3 +119,4 @@ async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> No
             sweep.stop()
             endpoint.close()
             await loop.run_in_executor(executor, sweeping.join)
+            turn.close()

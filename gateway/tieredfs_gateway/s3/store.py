@@ -35,6 +35,7 @@ from tieredfs.model import Attributes, FileKind, InodeId
 from tieredfs.volume.contract import FileSystemContract, Part, Reading, Seen, Writing
 from tieredfs_gateway.s3 import archive, conditions, keys, listing, record
 from tieredfs_gateway.s3.archive import LOOKED_AT, Archive
+from tieredfs_gateway.s3.bucket_rules import VERSIONING, parse_state
 from tieredfs_gateway.s3.conditions import Conditions
 from tieredfs_gateway.s3.epoch import Epoch
 from tieredfs_gateway.s3.errors import S3Error
@@ -136,18 +137,20 @@ class Store:
 
     def find(self, bucket: bytes, key: bytes) -> Object | None:
         """What is current. Raises S3Error NoSuchBucket."""
-        return self._look(bucket, key)[0]
+        return self._look(bucket, key, LOOKED_AT)[0]
 
-    def _look(self, bucket: bytes, key: bytes) -> tuple[Object | None, list[Seen | None]]:
-        """The object, and what its two places show, all at one moment. Raises S3Error NoSuchBucket."""
+    def _look(
+        self, bucket: bytes, key: bytes, xattrs: Sequence[bytes]
+    ) -> tuple[Object | None, Sequence[Seen | None], Seen]:
+        """The object, what its two places show, and the bucket, all at one moment. Raises S3Error NoSuchBucket."""
         places = _places(bucket, key)
-        *shown, found_bucket = self.volume.look([*places, bucket], LOOKED_AT)
-        for path, seen in zip(places, shown, strict=True):
-            if seen is not None and seen[0].kind is FileKind.REGULAR:
-                return archive.shown(path, seen), shown
+        *shown, found_bucket = self.volume.look([*places, bucket], xattrs)
         if found_bucket is None or found_bucket[0].kind is not FileKind.DIRECTORY:
             raise no_such_bucket(bucket)
-        return None, shown
+        for path, seen in zip(places, shown, strict=True):
+            if seen is not None and seen[0].kind is FileKind.REGULAR:
+                return archive.shown(path, seen), shown, found_bucket
+        return None, shown, found_bucket
 
     def head(self, bucket: bytes, key: bytes, version_id: str | None = None) -> Object:
         """Raises S3Error NoSuchKey, NoSuchVersion, NoSuchBucket, MethodNotAllowed (a delete marker)."""
@@ -243,9 +246,9 @@ class Store:
         xattrs: Mapping[bytes, bytes],
         asked: Conditions,
     ) -> Committed:
-        seen, shown = self._look(bucket, key)
+        seen, shown, found_bucket = self._look(bucket, key, (*LOOKED_AT, VERSIONING))
         conditions.check_write(asked, seen.record.etag if seen else None)
-        state = self.settings.versioning(bucket)
+        state = parse_state(found_bucket[1][-1])
         if state is Versioning.ENABLED:
             described = replace(described, version_id=self.archive.new_id(bucket, key, seen))
         self._shelve(bucket, key, seen, state)

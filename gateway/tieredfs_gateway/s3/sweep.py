@@ -1,8 +1,8 @@
 """Lifecycle rules, carried out: one pass over the buckets that have some, now and then.
 
-One thread, one key at a time, with the memory of a listing; between batches it yields to requests. What it deletes it deletes
-as a client would, and only if it is still what was judged: so several servers may sweep one volume, and a pass that is killed
-leaves nothing undone that the next one does not find.
+One thread of one process of a volume (`turn`), one key at a time, with the memory of a listing; between batches it yields to
+requests. What it deletes it deletes as a client would, and only if it is still what was judged: so nothing is wrong where two
+sweep after all, and a pass that is killed leaves nothing undone that the next one does not find.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.lifecycle import Rule
 from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.tagging import parse_tags
+from tieredfs_gateway.s3.turn import Turn
 from tieredfs_gateway.s3.uploads import Uploads
 from tieredfs_gateway.s3.version_listing import Row
 from tieredfs_gateway.s3.versions import Object
@@ -43,10 +44,11 @@ class Swept:
 class Sweep:
     """For one thread at a time."""
 
-    def __init__(self, store: Store, uploads: Uploads, clock: Clock) -> None:
+    def __init__(self, store: Store, uploads: Uploads, clock: Clock, turn: Turn) -> None:
         self._store = store
         self._uploads = uploads
         self._clock = clock
+        self._turn = turn
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -66,8 +68,11 @@ class Sweep:
                 _log.info("swept: %s", swept)
 
     def once(self) -> Swept:
-        """One pass over all buckets. Raises S3Error, TieredError; the next pass begins anew."""
+        """One pass over all buckets; nothing where another process of the volume does it. Raises S3Error, TieredError; the next
+        pass begins anew."""
         swept = Swept()
+        if not self._turn.take():
+            return swept
         for bucket, _ in self._store.buckets():
             rules = self._store.settings.believed(bucket).lifecycle
             if rules and not self._stopped.is_set():
