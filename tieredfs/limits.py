@@ -132,7 +132,8 @@ MOUNT_READY_S: Final = 30.0
 UNMOUNT_WAIT_S: Final = 30.0
 DAEMON_RESTARTS_MAX: Final = 30
 """Restarts of a crashing daemon within `DAEMON_RESTART_WINDOW_S` before its keeper gives up and unmounts."""
-DAEMON_RESTART_WINDOW_S: Final = 60.0
+DAEMON_RESTART_WINDOW_S: Final = 300.0
+"""Ten seconds a restart: the keeper waits 2 s before most of them, and a daemon that cannot start takes a while to find out."""
 DAEMON_HANG_S: Final = 60.0
 """A daemon that its keeper has not heard of for so long hangs, and is replaced; it says something ten times as often."""
 MEMORY_BYTES_DEFAULT: Final = 512 * MIB

@@ -13,7 +13,8 @@ import pytest
 from tests.fuse.kernel.mounts import needs_root_mount
 from tieredfs.errors import MountPointError, UnavailableError, VolumeNotFoundError
 from tieredfs.fuse.kernel import mounting
-from tieredfs.fuse.kernel.keeper import KeeperOptions, start
+from tieredfs.fuse.kernel.keeper import RESTART_DELAYS_S, KeeperOptions, start
+from tieredfs.limits import DAEMON_RESTART_WINDOW_S, DAEMON_RESTARTS_MAX
 
 pytestmark = [pytest.mark.mount, needs_root_mount, pytest.mark.timeout(90)]
 
@@ -212,6 +213,11 @@ def test_gives_up_after_too_many_crashes(tmp_path: Path) -> None:
         assert mounting.mount_at(str(mounted.point)) is None
     finally:
         clean(tmp_path)
+
+
+def test_a_daemon_that_never_comes_up_again_is_given_up_within_the_window() -> None:
+    waits_s = sum(RESTART_DELAYS_S) + (DAEMON_RESTARTS_MAX - len(RESTART_DELAYS_S)) * RESTART_DELAYS_S[-1]
+    assert waits_s < DAEMON_RESTART_WINDOW_S / 3, "the rest is for daemons that take seconds to find out that they cannot start"
 
 
 def test_error_before_the_mount_reaches_the_starter(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ MESSAGE_BYTES_MAX: Final = 16 * 1024
 _EXIT_WAIT_S: Final = 1.0
 """For a daemon that said why it cannot serve, to exit."""
 _RETRY_S: Final = 0.1
-_RESTART_DELAYS_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
+RESTART_DELAYS_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 """Before the first, second... restart in a window: a daemon that dies at once should not burn its tries in a second."""
 
 
@@ -316,7 +316,7 @@ class Keeper:
                 )
                 self._abandon()
                 return None
-            time.sleep(_RESTART_DELAYS_S[min(len(self._crashes), len(_RESTART_DELAYS_S) - 1)])
+            time.sleep(RESTART_DELAYS_S[min(len(self._crashes), len(RESTART_DELAYS_S) - 1)])
             self._crashes.append(now_s)
             daemon = Daemon(self._options.command)
             try:
