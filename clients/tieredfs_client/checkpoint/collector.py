@@ -1,8 +1,8 @@
 """Pausing Python's cycle collector while very many objects are made, none of which is in a cycle.
 
 The collector runs by the number of objects made, whether they can be garbage or not; while a plan of 4096 ranks is made it ran
-over all of the program's objects several times, and took a quarter of the processor time of the save (0.41 s with it, 0.31 s without). A pause
-is for work of the processor's that ends by itself, never for waiting: the program's own garbage waits as long.
+over all of the program's objects several times, and took a quarter of the processor time of the save (0.41 s with it, 0.31 s
+without). A pause is for work of the processor's that ends by itself, never for waiting: the program's own garbage waits as long.
 
 The collector is the process's: pauses of several threads overlap, and the last one to end lets it go on. Safe from any thread.
 """

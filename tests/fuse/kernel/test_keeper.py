@@ -217,7 +217,9 @@ def test_gives_up_after_too_many_crashes(tmp_path: Path) -> None:
 
 def test_a_daemon_that_never_comes_up_again_is_given_up_within_the_window() -> None:
     waits_s = sum(RESTART_DELAYS_S) + (DAEMON_RESTARTS_MAX - len(RESTART_DELAYS_S)) * RESTART_DELAYS_S[-1]
-    assert waits_s < DAEMON_RESTART_WINDOW_S / 3, "the rest is for daemons that take seconds to find out that they cannot start"
+    assert waits_s < DAEMON_RESTART_WINDOW_S / 3, (
+        "the rest is for daemons that take seconds to find out that they cannot start"
+    )
 
 
 def test_error_before_the_mount_reaches_the_starter(tmp_path: Path) -> None:
