@@ -152,12 +152,13 @@ class Bench:
         self.volume.close()
 
     def settle(self) -> None:
-        """Nothing runs in the background any more, and nothing is left to write back."""
+        """Nothing runs in the background any more, nothing is left to write back, and there is memory for the next side."""
         self.manager.wait()
         self.volume.flush(FLUSH_S)
         shutil.rmtree(self.plain)
         self.plain.mkdir()
         os.sync()
+        machine.warm_memory(self.size * 5 // 4)
 
     def alternate(self, sides: dict[str, Callable[[], float]]) -> tuple[Series, ...]:
         def quiet(measure: Callable[[], float]) -> Callable[[], float]:
@@ -224,8 +225,9 @@ class Bench:
 
     def load(self) -> Row:
         change(self.state)
+        self.settle()
         self._save()
-        self.volume.flush(FLUSH_S)
+        self.settle()
         kept = Path(tempfile.mkdtemp(dir=self.plain.parent))
         save_raw(self.state, kept / "raw")
         save_dcp(self.state, kept / "dcp")

@@ -72,6 +72,7 @@ class Bench:
     def settle(self) -> None:
         CONNECTIONS.get(self.url).flush(FLUSH_S)
         os.sync()
+        machine.warm_memory(self.size * 5 // 4)
 
     def alternate(self, sides: dict[str, Callable[[], float]]) -> tuple[Series, ...]:
         def quiet(measure: Callable[[], float]) -> Callable[[], float]:

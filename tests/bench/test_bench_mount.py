@@ -99,6 +99,19 @@ def test_memory_of_a_process_is_seen() -> None:
     assert machine.memory_use([]) == machine.MemoryUse(0, 0)
 
 
+def resident_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def test_warmed_memory_was_really_held_and_is_given_back() -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident_bytes("VmRSS:")
+    machine.warm_memory(96 << 20)
+    assert resident_bytes("VmHWM:") - before > 80 << 20
+    assert resident_bytes("VmRSS:") - before < 48 << 20
+
+
 def test_facts_name_the_file_system(tmp_path: Path) -> None:
     found = machine.facts(tmp_path)
     assert found["file system"] != "unknown"

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from pathlib import Path
 
 import google_crc32c
 import pytest
@@ -32,6 +33,45 @@ def test_published_vectors(data: bytes, expected: int) -> None:
 @given(st.binary(max_size=2000), st.integers(0, 2000))
 def test_seeds_continue(data: bytes, cut: int) -> None:
     assert isal.crc32c(data[cut:], isal.crc32c(data[:cut])) == google_crc32c.value(data)
+
+
+def test_every_short_length_and_every_alignment_has_its_checksum() -> None:
+    """Wide code treats the beginning and the end of a buffer as special cases."""
+    data = memoryview(random.Random(7).randbytes(1200))
+    for length in range(1100):
+        view = data[length % 64 :][:length]
+        assert isal.crc32c(view, length) == google_crc32c.extend(length, bytes(view)), length
+
+
+@pytest.mark.parametrize("size", [(4 << 20) + 13, (256 << 10) + 1])
+def test_long_buffers_have_their_checksum(size: int) -> None:
+    data = random.Random(8).randbytes(size)
+    assert isal.crc32c(data) == google_crc32c.value(data)
+
+
+WIDE = "flags\t\t: fpu sse4_2 " + " ".join(sorted(isal._WIDE_CRC_FLAGS))
+
+
+@pytest.mark.parametrize(("cpuinfo", "wide"), [(WIDE, True), (WIDE.replace("vpclmulqdq", ""), False), ("", False)])
+def test_what_the_kernel_says_of_a_processor_decides(cpuinfo: str, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
+    assert isal._has_wide_crc.__wrapped__() is wide
+
+
+@pytest.mark.parametrize("flags", ["", "flags\t\t: fpu sse4_2 avx2 avx512f"])
+def test_a_processor_without_wide_registers_takes_the_other_code(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random.Random(9).randbytes(70_001)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: flags)
+    for cached in (isal._has_wide_crc, isal._library, isal._library_or_none):
+        cached.cache_clear()
+    try:
+        assert isal._library().held_crc32c.__name__ == "crc32_iscsi"
+        assert isal._library().held_crc64.__name__ == "crc64_rocksoft_refl"
+        assert isal.crc32c(data) == google_crc32c.value(data)
+    finally:
+        monkeypatch.undo()
+        for cached in (isal._has_wide_crc, isal._library, isal._library_or_none):
+            cached.cache_clear()
 
 
 @given(st.binary(max_size=2000), st.integers(1, 300))

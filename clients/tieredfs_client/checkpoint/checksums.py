@@ -1,18 +1,23 @@
 """What is computed over a tensor's memory: checksums, which follow the bytes to their reader, and a content hash.
 
-CRC32C per 4 MiB piece (22 GB/s) finds damage. XXH3-128 (15 GB/s), of the pieces and then of their digests, recognises content
+CRC32C per 4 MiB piece (30 GB/s) finds damage. XXH3-128 (15 GB/s), of the pieces and then of their digests, recognises content
 that is stored already; 32 bits would take two tensors for one once in 4 x 10^9 comparisons, and a long run makes as many.
 A piece is hashed while the checksum has it in the cache. Safe from any thread; the long calls give up the GIL.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import xxhash
 
 from tieredfs.host.isal import crc32c
+from tieredfs.volume.contract import Reading
 from tieredfs_client.checkpoint.layout import PIECE_BYTES, PROBE_BYTES
+
+READ_STEP_BYTES: Final = 1 << 20
+"""What is read before it is summed: a checksum of memory that the read has just filled costs half of one that comes from DRAM
+(52 GB/s, not 30), and steps of a quarter of this cost more in calls than they save."""
 
 
 class Digest(NamedTuple):
@@ -29,6 +34,17 @@ class PieceSums:
 
     crcs: tuple[int, ...]
     hashes: tuple[bytes, ...]
+
+
+def read_summed(reading: Reading, offset: int, target: memoryview) -> int | None:
+    """Fill `target` from `offset` of a file; the CRC32C of what has come to lie there. None: the file ends before."""
+    crc = 0
+    for at in range(0, len(target), READ_STEP_BYTES):
+        step = target[at : at + READ_STEP_BYTES]
+        if reading.read_into(offset + at, step) != len(step):
+            return None
+        crc = crc32c(step, crc)
+    return crc
 
 
 def probe_of(view: memoryview) -> int:

@@ -19,10 +19,10 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from tieredfs.errors import CorruptError, StateMismatchError
-from tieredfs.host.isal import crc32c
 from tieredfs.volume.contract import Reading
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs_client.checkpoint.checksums import read_summed
 from tieredfs_client.checkpoint.documents import open_steady
 from tieredfs_client.checkpoint.layout import PIECE_BYTES, Blob, Manifest, StoredTensor
 from tieredfs_client.checkpoint.names import CheckpointName
@@ -202,7 +202,7 @@ class Loader:
             raise CorruptError(f"{want.tensor.key}: {missing} elements of it are in no shard")
 
     def _execute(self, job: _Job) -> None:
-        """Verified bytes are read and checked piece by piece, while the cache has them: 11.6 GB/s, not 10.0 at 32 MiB."""
+        """Verified bytes are read and checked piece by piece, while the cache has them."""
         read = job.read
         if read.target is not None:
             target = job.target[read.target : read.target + read.length]
@@ -218,12 +218,17 @@ class Loader:
     def _read_piece(self, job: _Job, offset: int, target: memoryview) -> None:
         """`offset`: in the stored piece of the tensor."""
         at = job.blob.offset + offset
-        if self._reading(job.blob.file).read_into(at, target) != len(target):
-            raise CorruptError(f"{job.key}: {self._file(job.blob.file)} is shorter than its manifest says")
-        if self._verify:
+        reading = self._reading(job.blob.file)
+        if not self._verify:
+            whole = reading.read_into(at, target) == len(target)
+        else:
             assert offset % PIECE_BYTES == 0, "verified reads begin at a piece"
-            if crc32c(target) != job.blob.crcs[offset // PIECE_BYTES]:
+            crc = read_summed(reading, at, target)
+            whole = crc is not None
+            if whole and crc != job.blob.crcs[offset // PIECE_BYTES]:
                 raise CorruptError(f"{job.key}: its checksum is wrong at byte {at} of {self._file(job.blob.file)}")
+        if not whole:
+            raise CorruptError(f"{job.key}: {self._file(job.blob.file)} is shorter than its manifest says")
 
     def _scratch_view(self) -> memoryview:
         view: memoryview | None = getattr(self._scratch, "view", None)

@@ -31,9 +31,9 @@ from torch.futures import Future
 
 from tieredfs.errors import ConflictError, CorruptError, NotFoundError, NotSupportedError, StateMismatchError
 from tieredfs.host import local_host
-from tieredfs.host.isal import crc32c
 from tieredfs.volume.contract import Reading
 from tieredfs_client.checkpoint import memory
+from tieredfs_client.checkpoint.checksums import read_summed
 from tieredfs_client.checkpoint.documents import open_steady
 from tieredfs_client.checkpoint.dtypes import torch_of_code
 from tieredfs_client.checkpoint.layout import PIECE_BYTES
@@ -215,11 +215,17 @@ class TieredReader(StorageReader):
         for at in range(0, len(target), step):
             piece = target[at : at + step]
             start = stored.offset + offset + at
-            if self._readings[stored.file].read_into(start, piece) != len(piece):
+            crc = None
+            if not self._verify:
+                whole = self._readings[stored.file].read_into(start, piece) == len(piece)
+            else:
+                crc = read_summed(self._readings[stored.file], start, piece)
+                whole = crc is not None
+            if not whole:
                 raise CorruptError(f"{key}: {stored.file} is shorter than its manifest says")
             with self._lock:
                 self.bytes_read += len(piece)
-            if self._verify and crc32c(piece) != stored.crcs[(offset + at) // PIECE_BYTES]:
+            if self._verify and crc != stored.crcs[(offset + at) // PIECE_BYTES]:
                 raise CorruptError(f"{key}: its checksum is wrong at byte {start} of {stored.file}")
 
     def _object(self, item: ReadItem) -> bytes:
