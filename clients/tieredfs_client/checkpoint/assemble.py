@@ -41,8 +41,7 @@ def assemble(about: About, extra: Extra, shares: Sequence[Share], parts: Sequenc
         seconds |= part.seconds
         for (rank, index), blob in part.blobs.items():
             tensors.stored(shares[rank].tensors[index], len(blobs))
-            moved = Blob(base + blob.file, blob.offset, blob.size_bytes, blob.content, blob.probe, blob.crcs)
-            blobs.append(moved)
+            blobs.append(blob.moved(base + blob.file, blob.offset))
             counted = reused if (rank, index) in part.reused else written
             counted[rank] += blob.size_bytes
     trees: list[Any] = []

@@ -2,24 +2,29 @@
 
 All ranks of a machine write into the same few files, each into ranges of its own, so a save costs transactions per machine
 and per 4 GiB, whatever the number of ranks and tensors. Tensors that are as they were in an earlier checkpoint become one
-file made of its blocks (`FileSystem.splice`).
+file made of its blocks (`FileSystem.splice`). Packed tensors, whose length nobody knows before, go into files that one process each
+fills from the front (`pack`): one per process and 4 GiB; their headers are written when it is known what is in them.
 """
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from tieredfs.errors import NotFoundError, StaleError
+from tieredfs.errors import CorruptError, NotFoundError, StaleError
 from tieredfs.host import Files, crash
 from tieredfs.model import Durability, InodeId
 from tieredfs.volume.contract import FileSystemContract, Part, Writing
 from tieredfs_client.checkpoint.layout import (
     FILE_BYTES_MAX,
     FILE_ITEMS_MAX,
+    Blob,
     Item,
     StoredFile,
     lay_out,
+    packed_header,
+    packed_item,
+    packed_room,
     split_into_files,
 )
 from tieredfs_client.checkpoint.neighbours import DESCRIPTORS_MAX
@@ -42,7 +47,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """A tensor that is stored already: `offset` in the file `path`."""
+    """A tensor that is stored already, as `item` says, `offset` in the file `path`."""
 
     place: Place
     item: Item
@@ -51,11 +56,35 @@ class Unchanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """Where a tensor lies in an earlier checkpoint. `packed_bytes`: how long it is there, if it is packed."""
+
+    path: bytes
+    offset: int
+    packed_bytes: int | None
+
+    def of(self, wanted: Wanted) -> Unchanged:
+        packed = self.packed_bytes
+        item = wanted.item if packed is None else packed_item(wanted.item, packed)
+        return Unchanged(wanted.place, item, self.path, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a tensor lies: number of the file, and offset in it."""
+    """Where a tensor lies: number of the file, and offset in it; of a packed one that is to be written, where the first
+    tensor of its file begins."""
 
     file: int
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Filling:
+    """A file that one process fills with packed tensors."""
+
+    number: int
+    members: tuple[Wanted, ...]
+    room_bytes: int
 
 
 class HostFiles:
@@ -72,6 +101,7 @@ class HostFiles:
         self._rank = rank
         self._open = contextlib.ExitStack()
         self._writings: list[tuple[int, Writing, bytes]] = []
+        self._fillings: list[_Filling] = []
         self.stored: list[StoredFile] = []
         self.spots: dict[Place, Spot] = {}
 
@@ -134,11 +164,47 @@ class HostFiles:
         with speaking_the_domain():
             self._files.allocate(writing.descriptor, 0, 0, layout.size_bytes)
             self._files.write(writing.descriptor, [layout.header], 0)
-        number = len(self.stored)
-        self._writings.append((number, writing, self._directory + b"/data/" + name.encode()))
-        self.stored.append(StoredFile(name, layout.size_bytes, reused=False))
+        number = self._opened(name, writing, layout.size_bytes)
         for one, offset in zip(members, layout.offsets, strict=True):
             self.spots[one.place] = Spot(number, offset)
+
+    def _opened(self, name: str, writing: Writing, size_bytes: int) -> int:
+        number = len(self.stored)
+        self._writings.append((number, writing, self._directory + b"/data/" + name.encode()))
+        self.stored.append(StoredFile(name, size_bytes, reused=False))
+        return number
+
+    def make_packed(self, members: Sequence[Wanted], rank: int) -> None:
+        """Files for one process, that of `rank`, to fill with `members`, packed, in the order of their places."""
+        members = sorted(members, key=lambda one: one.place)
+        sizes = [one.item.size_bytes for one in members]
+        bytes_max = max(FILE_BYTES_MAX, sum(sizes) // FILES_MAX)
+        count_max = max(FILE_ITEMS_MAX, len(sizes) // FILES_MAX)
+        for number, group in enumerate(split_into_files(sizes, bytes_max, count_max)):
+            name = f"packed-r{rank:05d}-{number:03d}.safetensors"
+            own = tuple(members[index] for index in group)
+            room = packed_room([packed_item(one.item, one.item.size_bytes) for one in own])
+            writing = self._open.enter_context(self._volume.create())
+            file = self._opened(name, writing, room)
+            self._fillings.append(_Filling(file, own, room))
+            self.spots.update((one.place, Spot(file, room)) for one in own)
+
+    def head_packed(self, blobs: Mapping[Place, Blob]) -> None:
+        """The files of packed tensors are filled, as `blobs` say: they get their headers. Raises CorruptError where tensors do
+        not follow one another."""
+        for filling in self._fillings:
+            end = filling.room_bytes
+            for one in filling.members:
+                blob = blobs[one.place]
+                if blob.file != filling.number or blob.offset != end:
+                    raise CorruptError(f"{one.item.name} is not where the tensor before it ends")
+                end += blob.stored_bytes
+            items = [packed_item(one.item, blobs[one.place].stored_bytes) for one in filling.members]
+            with speaking_the_domain():
+                header = packed_header(items, filling.room_bytes)
+                self._files.write(self.descriptors[filling.number], [header], 0)
+            self.stored[filling.number] = replace(self.stored[filling.number], size_bytes=end)
+            crash.here("checkpoint.packed-headed")
 
     def commit(self) -> None:
         """Every byte is written: the files become durable and get their names."""

@@ -4,12 +4,17 @@ A data file is plain safetensors: the length of the header, the header, the tens
 multiple of 64 come first, so each of them begins at a multiple of 64 in the file; the others follow in falling order of item size,
 so each is aligned to its items. Names in it are for other tools; the manifest finds bytes by file and range.
 
-The manifest carries a CRC32C of itself, of every `PIECE_BYTES` of every tensor, and a 128-bit content hash per tensor, by
-which unchanged tensors are recognised. Names of tensors are JSON strings and never become paths; names of files in a manifest
-are checked to be plain ones. Pure.
+A file of packed tensors (`codec`) is safetensors, too, but their lengths are known only when they are written: room is left for the
+longest header that there can be, and spaces fill what it does not need. Entries are `U8` and named so that no other
+tool takes them for what they stand for.
+
+The manifest carries a CRC32C of itself, of every `PIECE_BYTES` of every tensor as it is stored, and a 128-bit content hash per
+tensor, by which unchanged tensors are recognised, packed or not. Names of tensors are JSON strings and never become paths;
+names of files in a manifest are checked to be plain ones. Pure.
 """
 
 import base64
+import itertools
 import json
 import re
 import struct
@@ -20,11 +25,13 @@ from typing import Any, Final, TypeVar, cast
 import google_crc32c
 
 from tieredfs.errors import CorruptError, NewerFormatError
+from tieredfs_client.checkpoint.codec import CODEC, WIDTHS
 from tieredfs_client.checkpoint.dtypes import in_safetensors
 from tieredfs_client.checkpoint.memory import Origin
 from tieredfs_client.checkpoint.tree import Node
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""With packed tensors. A manifest without any is of version 1, as before there were some: older readers read it."""
 MANIFEST_NAME: Final = "manifest.json"
 PIECE_BYTES: Final = 4 << 20
 """What has a checksum of its own, hence the least that a verified load of a slice reads. At 4 MiB, 1 TiB has 262144 of them
@@ -43,6 +50,8 @@ _PREFIX: Final = re.compile(
 )
 _SUFFIX: Final = b"}\n"
 _RESERVED: Final = "__metadata__"
+PACKED_SUFFIX: Final = ":packed"
+_PACKED_NOTE: Final = "compressed; `tieredfs ckpt export` writes plain safetensors, FORMAT.md says how to read this"
 
 T = TypeVar("T")
 
@@ -86,11 +95,53 @@ def lay_out(items: Sequence[Item]) -> FileLayout:
             "shape": list(item.shape) if in_safetensors(item.dtype) else [*item.shape, item.item_bytes],
             "data_offsets": [starts[index], at],
         }
-    text = json.dumps({_RESERVED: {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+    header = _header({"format": "pt"}, entries, 0)
+    return FileLayout(header, tuple(len(header) + start for start in starts), len(header) + at)
+
+
+def _header(about: Mapping[str, str], entries: Mapping[str, object], room_bytes: int) -> bytes:
+    """Filled up to `room_bytes`, if it is shorter."""
+    text = json.dumps({_RESERVED: about, **entries}, separators=(",", ":")).encode()
+    text = text.ljust(room_bytes - 8)
     text += b" " * (-(len(text) + 8) % ALIGNMENT_BYTES)
     assert len(text) <= HEADER_BYTES_MAX
-    header = struct.pack("<Q", len(text)) + text
-    return FileLayout(header, tuple(len(header) + start for start in starts), len(header) + at)
+    return struct.pack("<Q", len(text)) + text
+
+
+def packed_item(item: Item, stored_bytes: int) -> Item:
+    """What a tensor is in a file in which it is packed."""
+    return Item(item.name + PACKED_SUFFIX, "U8", 1, (stored_bytes,), stored_bytes)
+
+
+def packed_header(items: Sequence[Item], room_bytes: int) -> bytes:
+    """The header of a file of packed items, which follow one another in this order."""
+    at = 0
+    spans = []
+    for item in items:
+        spans.append((at, at + item.size_bytes))
+        at += item.size_bytes
+    header = _header(_about_packed(), _packed_entries(items, spans), room_bytes)
+    assert len(header) == room_bytes, "there is room for the longest"
+    return header
+
+
+def packed_room(items: Sequence[Item]) -> int:
+    """How long the header of these items may get, each of them at most as long as it is now."""
+    total = sum(item.size_bytes for item in items)
+    return len(_header(_about_packed(), _packed_entries(items, [(total, total)] * len(items)), 0))
+
+
+def _about_packed() -> dict[str, str]:
+    return {"format": "pt", "tieredfs": _PACKED_NOTE}
+
+
+def _packed_entries(items: Sequence[Item], spans: Sequence[tuple[int, int]]) -> dict[str, object]:
+    entries: dict[str, object] = {}
+    repeats: dict[str, int] = {}
+    for item, span in zip(items, spans, strict=True):
+        name = _free_name(item.name, entries, repeats)
+        entries[name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": list(span)}
+    return entries
 
 
 def _rank(item: Item) -> tuple[bool, int]:
@@ -128,18 +179,43 @@ def split_into_files(
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """How a blob is packed: each of its pieces by itself, one after another. `ends[i]`: where piece i ends, from the blob's
+    offset; a piece of its plain length is stored as it was."""
+
+    width: int
+    ends: tuple[int, ...]
+
+    def span(self, piece: int) -> tuple[int, int]:
+        """Where a piece begins and ends."""
+        return (self.ends[piece - 1] if piece else 0), self.ends[piece]
+
+
+@dataclass(frozen=True, slots=True)
 class Blob:
-    """The bytes of one stored piece of a tensor: a range of a file, its content hash and its checksums."""
+    """The bytes of one stored piece of a tensor: where they begin in a file, their content hash and checksums."""
 
     file: int
     offset: int
     size_bytes: int
+    """Of the content, whatever it takes in the file."""
     content: str
     """Hash of the content, 32 hex digits."""
     probe: int
-    """CRC32C of the first `PROBE_BYTES`."""
+    """CRC32C of the first `PROBE_BYTES` of the content."""
     crcs: tuple[int, ...]
-    """CRC32C of each `PIECE_BYTES`; the last may be short."""
+    """CRC32C of each `PIECE_BYTES` of the content (the last may be short) as it is stored."""
+    packed: Packed | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """In the file."""
+        if self.packed is None:
+            return self.size_bytes
+        return self.packed.ends[-1] if self.packed.ends else 0
+
+    def moved(self, file: int, offset: int) -> "Blob":
+        return Blob(file, offset, self.size_bytes, self.content, self.probe, self.crcs, self.packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +289,18 @@ class Manifest:
         return sum(blob.size_bytes for blob in self.blobs)
 
     @property
+    def stored_bytes(self) -> int:
+        """What the tensors take in the files."""
+        return sum(blob.stored_bytes for blob in self.blobs)
+
+    @property
     def written_bytes(self) -> int:
         return sum(record.written_bytes for record in self.ranks)
+
+    @property
+    def new_bytes(self) -> int:
+        """What was put into files for it; the rest are blocks of earlier checkpoints."""
+        return sum(blob.stored_bytes for blob in self.blobs if not self.files[blob.file].reused)
 
     def tree_of(self, rank: int) -> Node:
         """That of the rank that had this number when it was saved; of rank 0 for a rank that was not there."""
@@ -234,7 +320,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
     }
     body = json.dumps(tree, separators=(",", ":"), allow_nan=True).encode()
     crc = int(google_crc32c.value(body))
-    return b'{"format":"tieredfs-checkpoint","version":%d,"crc32c":"%08x","body":' % (VERSION, crc) + body + _SUFFIX
+    version = VERSION if any(blob.packed is not None for blob in manifest.blobs) else 1
+    return b'{"format":"tieredfs-checkpoint","version":%d,"crc32c":"%08x","body":' % (version, crc) + body + _SUFFIX
 
 
 def _fields(value: StoredTensor | StoredShard | StoredFile | RankRecord) -> dict[str, object]:
@@ -289,9 +376,11 @@ def _check(manifest: Manifest) -> None:
     ):
         raise CorruptError("ranks and trees disagree")
     for blob in manifest.blobs:
-        inside = 0 <= blob.file < len(files) and 0 <= blob.offset <= files[blob.file].size_bytes - blob.size_bytes
+        inside = 0 <= blob.file < len(files) and 0 <= blob.offset <= files[blob.file].size_bytes - blob.stored_bytes
         if not inside or blob.size_bytes < 0 or len(blob.crcs) != -(-blob.size_bytes // PIECE_BYTES):
             raise CorruptError("a range outside its file")
+        if blob.packed is not None:
+            _check_packed(blob, blob.packed)
     for tensor in manifest.tensors:
         for shard in tensor.shards:
             size = tensor.item_bytes
@@ -301,6 +390,15 @@ def _check(manifest: Manifest) -> None:
                     raise CorruptError("a shard outside its tensor")
             if not 0 <= shard.blob < len(manifest.blobs) or manifest.blobs[shard.blob].size_bytes != size:
                 raise CorruptError("a shard of another size than its bytes")
+
+
+def _check_packed(blob: Blob, packed: Packed) -> None:
+    """Nothing is stored longer than it is, so lengths that are read are lengths that there is memory for."""
+    lengths = [end - start for start, end in itertools.pairwise((0, *packed.ends))]
+    pieces = [min(PIECE_BYTES, blob.size_bytes - at) for at in range(0, blob.size_bytes, PIECE_BYTES)]
+    fitting = all(0 < length <= piece for length, piece in zip(lengths, pieces, strict=True))
+    if not fitting or packed.width not in WIDTHS or blob.size_bytes % packed.width:
+        raise CorruptError("packed pieces of impossible lengths")
 
 
 def _file_name(name: str) -> str:
@@ -326,12 +424,31 @@ def _tensor(tree: Any) -> StoredTensor:
 
 
 def encode_blob(blob: Blob) -> list[object]:
-    """[file, offset, size, content, probe, checksums as base64 of little-endian u32]."""
-    packed = base64.b64encode(struct.pack(f"<{len(blob.crcs)}I", *blob.crcs)).decode()
-    return [blob.file, blob.offset, blob.size_bytes, blob.content, blob.probe, packed]
+    """[file, offset, size, content, probe, checksums as base64 of little-endian u32]; of a packed one also
+    [codec, width, stored lengths of its pieces as base64 of u32]."""
+    row: list[object] = [blob.file, blob.offset, blob.size_bytes, blob.content, blob.probe, _encode_u32(blob.crcs)]
+    if blob.packed is not None:
+        lengths = [end - start for start, end in itertools.pairwise((0, *blob.packed.ends))]
+        row.append([CODEC, blob.packed.width, _encode_u32(lengths)])
+    return row
 
 
 def decode_blob(tree: Any) -> Blob:
-    file, offset, size, content, probe, packed = tree
-    data = base64.b64decode(packed)
-    return Blob(file, offset, size, content, probe, struct.unpack(f"<{len(data) // 4}I", data))
+    """Raises NewerFormatError for a codec that is not known here."""
+    file, offset, size, content, probe, crcs, *more = tree
+    packed = None
+    if more:
+        ((codec, width, lengths),) = more
+        if codec != CODEC:
+            raise NewerFormatError(f"tensors compressed with {codec!r} were written by a newer TieredFS")
+        packed = Packed(width, tuple(itertools.accumulate(_decode_u32(lengths))))
+    return Blob(file, offset, size, content, probe, _decode_u32(crcs), packed)
+
+
+def _encode_u32(numbers: Sequence[int]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(numbers)}I", *numbers)).decode()
+
+
+def _decode_u32(text: str) -> tuple[int, ...]:
+    data = base64.b64decode(text)
+    return struct.unpack(f"<{len(data) // 4}I", data)

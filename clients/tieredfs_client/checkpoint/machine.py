@@ -7,8 +7,9 @@ dies, fails, or is late ends the save of all.
     member                           gathering process
     arrive: ranks and their shares →
                                    ← welcome
-                                   ← write: which tensors, under which checkpoint
-    same: which are unchanged      →
+                                   ← write: which tensors, under which checkpoint, how fast its files are
+    same: which are unchanged, and
+          which are to be packed   →
                                    ← files: descriptors, and where each tensor goes
     written: where and what        →
                                    ← outcome
@@ -21,10 +22,10 @@ from typing import Any
 
 from tieredfs.errors import InvalidRequestError, RankFailedError, RankMissingError
 from tieredfs_client.checkpoint.attempt import Attempt, Pauses, named
-from tieredfs_client.checkpoint.hostfiles import HostFiles, Spot, Unchanged, Wanted
+from tieredfs_client.checkpoint.hostfiles import HostFiles, Reference, Spot, Wanted
 from tieredfs_client.checkpoint.layout import StoredFile, decode_blob, encode_blob, read_checked
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message
-from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored
+from tieredfs_client.checkpoint.parts import Chosen, Looked, ProcessPart, Stored
 from tieredfs_client.checkpoint.shares import Place, Share, StoredPart, decode_shares
 
 ChosenRows = list[list[Any]]
@@ -91,11 +92,12 @@ class Machine:
         waited for, and raises when it is no use any more."""
         for channel, ranks in self._members.items():
             rows = [[rank, _listed(chosen[rank])] for rank in ranks if rank in chosen]
-            channel.send({"kind": "write", "checkpoint": checkpoint, "chosen": rows})
-        same = self._own.unchanged(chosen)
+            channel.send({"kind": "write", "checkpoint": checkpoint, "chosen": rows, "pace": self._own.pace})
+        looked = self._own.look(chosen, self._own.pace)
         for body in self._collect("same", watch).values():
-            same |= {(rank, index): (bytes.fromhex(path), offset) for rank, index, path, offset in body["rows"]}
-        self._make(files, chosen, same)
+            looked = looked.joined(looked_of(body))
+        started_s = self._attempt.host.clock.monotonic_s()
+        self._make(files, chosen, looked)
         by_rank: dict[int, list[list[int]]] = {}
         for place, spot in files.spots.items():
             by_rank.setdefault(place[0], []).append([*place, spot.file, spot.offset])
@@ -110,27 +112,41 @@ class Machine:
         for body in self._collect("written", watch).values():
             blobs |= {(rank, index): decode_blob(blob) for rank, index, blob in body["blobs"]}
             seconds |= dict(body["seconds"])
+        files.head_packed(blobs)
         files.commit()
+        self._observe(files, self._attempt.host.clock.monotonic_s() - started_s)
         reused = frozenset(place for place, spot in files.spots.items() if files.stored[spot.file].reused)
         return Finished(StoredPart(tuple(files.stored), blobs, reused, seconds), own)
 
-    def _make(self, files: HostFiles, chosen: Chosen, same: Mapping[Place, tuple[bytes, int]]) -> None:
+    def _observe(self, files: HostFiles, seconds: float) -> None:
+        """What the files took in, shared evenly by the processes."""
+        written = sum(file.size_bytes for file in files.stored if not file.reused)
+        self._own.observe(written // (1 + len(self._members)), seconds)
+
+    def _make(self, files: HostFiles, chosen: Chosen, looked: Looked) -> None:
         every = [
             Wanted((rank, index), self.shares[rank].tensors[index].item)
             for rank, indexes in chosen.items()
             for index in (range(len(self.shares[rank].tensors)) if indexes is None else sorted(indexes))
         ]
-        referred = [Unchanged(one.place, one.item, *same[one.place]) for one in every if one.place in same]
-        done = same if files.refer(referred) else {}
-        files.make([one for one in every if one.place not in done])
+        same = looked.same
+        done = same if files.refer([same[one.place].of(one) for one in every if one.place in same]) else {}
+        rest = [one for one in every if one.place not in done]
+        files.make([one for one in rest if one.place not in looked.packed])
+        if looked.packed:
+            packed = [one for one in rest if one.place in looked.packed]
+            for ranks in (self._own.cargo.ranks, *self._members.values()):
+                own = frozenset(ranks)
+                files.make_packed([one for one in packed if one.place[0] in own], min(own))
 
     def _hand_out(self, files: HostFiles, by_rank: Mapping[int, list[list[int]]]) -> None:
         descriptors = files.descriptors
         stored = [[one.name, one.size_bytes, one.reused] for one in files.stored]
         for channel, ranks in self._members.items():
             spots = [row for rank in ranks for row in by_rank.get(rank, ())]
-            message = {"kind": "files", "stored": stored, "open": list(descriptors), "spots": spots}
-            channel.send(message, list(descriptors.values()))
+            needed = sorted({file for _, _, file, _ in spots} & descriptors.keys())
+            message = {"kind": "files", "stored": stored, "open": needed, "spots": spots}
+            channel.send(message, [descriptors[file] for file in needed])
 
     def _collect(self, kind: str, watch: Callable[[], None]) -> dict[Channel, Any]:
         """A message of that kind from every member. Raises RankMissingError, RankFailedError."""
@@ -181,8 +197,18 @@ def arrival(attempt: Attempt, shares: list[object]) -> dict[str, object]:
     return {"kind": "arrive", "world_size": attempt.group.world_size, "shares": shares}
 
 
-def same_message(same: Mapping[Place, tuple[bytes, int]]) -> dict[str, object]:
-    return {"kind": "same", "rows": [[*place, path.hex(), offset] for place, (path, offset) in same.items()]}
+def same_message(looked: Looked) -> dict[str, object]:
+    rows = [[*place, one.path.hex(), one.offset, one.packed_bytes] for place, one in looked.same.items()]
+    return {"kind": "same", "rows": rows, "packed": sorted(looked.packed)}
+
+
+def looked_of(body: Any) -> Looked:
+    """Of a `same` message."""
+    same: dict[Place, Reference] = {
+        (rank, index): Reference(bytes.fromhex(path), offset, packed)
+        for rank, index, path, offset, packed in body["rows"]
+    }
+    return Looked(same, frozenset((rank, index) for rank, index in body["packed"]))
 
 
 @dataclass(frozen=True, slots=True)

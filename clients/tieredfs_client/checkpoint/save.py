@@ -46,6 +46,7 @@ from tieredfs_client.checkpoint.machine import (
 )
 from tieredfs_client.checkpoint.names import CheckpointName, parse_checkpoint
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message, connect
+from tieredfs_client.checkpoint.packing import Compression
 from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored
 from tieredfs_client.checkpoint.plan import Offer, assign_writers
 from tieredfs_client.checkpoint.shares import (
@@ -65,7 +66,8 @@ ALL_HERE_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a save did. Of this process's ranks: `written_bytes`, `reused_bytes`, `seconds`; the rest of all."""
+    """What a save did. Of this process's ranks: `written_bytes`, `reused_bytes`, `stored_bytes` (what the written ones take in the
+    files, less where they are compressed), `seconds`; the rest of all."""
 
     step: int
     checkpoint: CheckpointName
@@ -74,6 +76,7 @@ class Saved:
     seconds: float
     commit_seconds: float = 0.0
     """Of the process that committed: from the last rank's part to the checkpoint's name."""
+    stored_bytes: int = 0
 
 
 class Save:
@@ -87,6 +90,7 @@ class Save:
         *,
         extra: Extra,
         durability: Durability | None,
+        compression: Compression | None,
         guard: Callable[[], None],
     ) -> None:
         """`guard`: raises when this process may not commit any more; asked of the coordinator, last of all."""
@@ -96,6 +100,7 @@ class Save:
         self._writer = writer
         self._extra = extra
         self._durability = durability
+        self._compression = compression
         self._told = False
         self._machine: Machine | None = None
         self._channel: Channel | None = None
@@ -104,7 +109,7 @@ class Save:
 
     def run(self, cargo: Cargo, earlier: Earlier | None) -> tuple[Saved, Earlier]:
         """The whole of it, and what a later save may refer to. A failure is told to the other ranks, and raised."""
-        own = ProcessPart(self._catalog.host, self._writer, cargo, earlier)
+        own = ProcessPart(self._catalog.host, self._writer, cargo, earlier, self._compression)
         try:
             shares = own.shares(alone=self._is_alone)
             if self._coordinates:
@@ -285,7 +290,7 @@ class Save:
         if message is None:
             raise self._gone()
         name = _planned(message.body)
-        channel.send(same_message(own.unchanged(chosen_of(message.body["chosen"]))))
+        channel.send(same_message(own.look(chosen_of(message.body["chosen"]), message.body["pace"])))
         message = self._heard(channel)
         if message is None:
             raise self._gone()
@@ -442,9 +447,17 @@ class Save:
     def _ended(
         self, name: CheckpointName, own: ProcessPart, stored: Stored, files: Sequence[Any]
     ) -> tuple[Saved, Earlier]:
-        reused = sum(blob.size_bytes for blob in stored.blobs.values() if files[blob.file].reused)
-        written = sum(blob.size_bytes for blob in stored.blobs.values()) - reused
-        saved = Saved(self._attempt.step, name, written, reused, self._elapsed_s(), self._commit_s)
+        reused = [blob for blob in stored.blobs.values() if files[blob.file].reused]
+        written = [blob for blob in stored.blobs.values() if not files[blob.file].reused]
+        saved = Saved(
+            self._attempt.step,
+            name,
+            sum(blob.size_bytes for blob in written),
+            sum(blob.size_bytes for blob in reused),
+            self._elapsed_s(),
+            self._commit_s,
+            sum(blob.stored_bytes for blob in written),
+        )
         return saved, own.remembered(self._catalog.paths.checkpoint(name), files, stored)
 
 
