@@ -15,14 +15,17 @@ from tieredfs_client.checkpoint import CheckpointManager, Shard
 ROWS = 24
 
 
-def state_of(step: int, rank: int, world_size: int) -> dict[str, Any]:
-    """A tensor that all have, one that they share in uneven pieces, one of each rank's own, and numbers."""
+def state_of(step: int, rank: int, world_size: int, *, weights: bool = False) -> dict[str, Any]:
+    """A tensor that all have, one that they share in uneven pieces, one of each rank's own, and numbers. `weights`: and one of
+    each rank's own that shrinks when it is packed."""
     rng = np.random.default_rng(step)
     weight = rng.random((64, 32), dtype=np.float32)
     whole = rng.random((ROWS, 8))
     low, high = ROWS * rank // world_size, ROWS * (rank + 1) // world_size
     frozen = np.random.default_rng(0).random(1 << 20)
+    more = {"own": np.random.default_rng((step, rank)).standard_normal(60_000, np.float32)} if weights else {}
     return {
+        **more,
         "model": {"weight": weight, "frozen": frozen, "table": Shard(whole[low:high].copy(), whole.shape, (low, 0))},
         "rng": np.random.default_rng((step, rank)).integers(0, 255, 100, dtype=np.uint8),
         "step": step,
@@ -42,12 +45,14 @@ def main() -> None:
         deadline_s=settings["deadline_s"],
         keep_last=settings.get("keep_last"),
         place=settings.get("place"),
+        compression=settings.get("compression", "none"),
     )
     for step in settings["steps"]:
         report: dict[str, object] = {"step": step}
         try:
-            saved = manager.save(step, state_of(step, rank, world_size))
+            saved = manager.save(step, state_of(step, rank, world_size, weights="compression" in settings))
             report["written"], report["reused"] = saved.written_bytes, saved.reused_bytes
+            report["stored"] = saved.stored_bytes
         except TieredError as error:
             report["error"], report["text"] = type(error).__name__, str(error)
         print(json.dumps(report), flush=True)  # noqa: T201 - how the test hears of it

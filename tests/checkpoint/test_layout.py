@@ -5,6 +5,7 @@ import os
 import struct
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import google_crc32c
 import pytest
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from tieredfs.errors import CorruptError, InvalidRequestError, NewerFormatError
 from tieredfs_client.checkpoint.layout import (
     ALIGNMENT_BYTES,
+    PIECE_BYTES,
     Blob,
     Item,
     Manifest,
+    Packed,
     RankRecord,
     StoredFile,
     StoredShard,
@@ -26,11 +29,15 @@ from tieredfs_client.checkpoint.layout import (
     decode_manifest,
     encode_manifest,
     lay_out,
+    packed_header,
+    packed_item,
+    packed_room,
     split_into_files,
 )
 from tieredfs_client.checkpoint.names import CheckpointName, RunPaths, check_tag, parse_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest-1.json"
+GOLDEN_PACKED = Path(__file__).parent / "golden" / "manifest-2.json"
 
 MANIFEST = Manifest(
     step=1000,
@@ -57,17 +64,46 @@ MANIFEST = Manifest(
 )
 
 
-def test_the_manifest_is_what_it_was() -> None:
-    data = encode_manifest(MANIFEST)
+LARGE_BYTES = PIECE_BYTES + 16
+PACKED = replace(
+    MANIFEST,
+    tensors=(
+        *MANIFEST.tensors,
+        StoredTensor("p", "torch", "F32", 4, (LARGE_BYTES // 4,), False, (StoredShard((0,), (LARGE_BYTES // 4,), 3),)),
+    ),
+    blobs=(*MANIFEST.blobs, Blob(2, 256, LARGE_BYTES, "0a" * 16, 7, (8, 9), Packed(4, (3_000_000, 3_000_016)))),
+    files=(*MANIFEST.files, StoredFile("packed-r00000-000.safetensors", 3_000_272, False)),
+)
+
+
+@pytest.mark.parametrize(("golden", "manifest"), [(GOLDEN, MANIFEST), (GOLDEN_PACKED, PACKED)], ids=["plain", "packed"])
+def test_the_manifest_is_what_it_was(golden: Path, manifest: Manifest) -> None:
+    data = encode_manifest(manifest)
     if os.environ.get("TIEREDFS_WRITE_GOLDEN"):
-        GOLDEN.write_bytes(data)
-    assert data == GOLDEN.read_bytes()
-    assert decode_manifest(GOLDEN.read_bytes(), "golden") == MANIFEST
+        golden.write_bytes(data)
+    assert data == golden.read_bytes()
+    assert decode_manifest(golden.read_bytes(), "golden") == manifest
     assert json.loads(data)["body"]["step"] == 1000, "one JSON document, which any tool can read"
 
 
-def test_no_flipped_bit_is_believed() -> None:
-    data = GOLDEN.read_bytes()
+def test_what_is_packed_and_what_it_takes() -> None:
+    assert PACKED.size_bytes - MANIFEST.size_bytes == LARGE_BYTES
+    assert PACKED.stored_bytes - MANIFEST.stored_bytes == 3_000_016
+    assert PACKED.new_bytes == 12 + 3_000_016, "and nothing of the file that was made by reference"
+
+
+def test_a_codec_of_another_time_is_told_as_such() -> None:
+    body = json.loads(GOLDEN_PACKED.read_bytes())["body"]
+    body["blobs"][3][6][0] = "planes-huffman"
+    text = json.dumps(body, separators=(",", ":")).encode()
+    head = b'{"format":"tieredfs-checkpoint","version":2,"crc32c":"%08x","body":' % google_crc32c.value(text)
+    with pytest.raises(NewerFormatError, match=r"planes-huffman.*newer TieredFS"):
+        decode_manifest(head + text + b"}\n", "newer")
+
+
+@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_PACKED], ids=["plain", "packed"])
+def test_no_flipped_bit_is_believed(golden: Path) -> None:
+    data = golden.read_bytes()
     for at in range(len(data)):
         for bit in (0, 3, 7):
             broken = bytearray(data)
@@ -84,9 +120,14 @@ def test_no_torn_manifest_is_believed(length: int) -> None:
 
 
 def test_a_newer_manifest_is_told_as_such() -> None:
-    data = GOLDEN.read_bytes().replace(b'"version":1', b'"version":2', 1)
+    data = GOLDEN.read_bytes().replace(b'"version":1', b'"version":3', 1)
     with pytest.raises(NewerFormatError, match="newer TieredFS"):
         decode_manifest(data, "newer")
+
+
+def packed_otherwise(packed: Packed) -> Manifest:
+    files = (*MANIFEST.files, replace(PACKED.files[2], size_bytes=1 << 40))
+    return replace(PACKED, blobs=(*MANIFEST.blobs, PACKED.blobs[3]._replace(packed=packed)), files=files)
 
 
 def resealed(manifest: Manifest) -> bytes:
@@ -105,8 +146,18 @@ def resealed(manifest: Manifest) -> bytes:
         replace(MANIFEST, blobs=(MANIFEST.blobs[0]._replace(crcs=()), *MANIFEST.blobs[1:])),
         replace(MANIFEST, tensors=(replace(MANIFEST.tensors[0], shape=(3, 3)), MANIFEST.tensors[1])),
         replace(MANIFEST, tensors=(replace(MANIFEST.tensors[0], item_bytes=4), MANIFEST.tensors[1])),
+        packed_otherwise(Packed(4, (PIECE_BYTES + 1, PIECE_BYTES + 2))),
+        packed_otherwise(Packed(4, (3_000_000, 3_000_017))),
+        packed_otherwise(Packed(4, (3_000_000, 3_000_000))),
+        packed_otherwise(Packed(4, (3_000_000,))),
+        packed_otherwise(Packed(3, (3_000_000, 3_000_016))),
+        packed_otherwise(Packed(0, (3_000_000, 3_000_016))),
+        replace(PACKED, files=(*MANIFEST.files, replace(PACKED.files[2], size_bytes=3_000_271))),
     ],
-    ids=["path", "file", "world", "tree", "range", "sums", "shard", "item"],
+    ids=[
+        *("path", "file", "world", "tree", "range", "sums", "shard", "item"),
+        *("longer-piece", "longer-end", "empty-piece", "pieces", "width", "no-width", "packed-range"),
+    ],
 )
 def test_a_manifest_that_makes_no_sense_is_corrupt(wrong: Manifest) -> None:
     with pytest.raises(CorruptError):
@@ -146,6 +197,20 @@ def test_data_files_are_safetensors_whatever_the_names(items: list[Item]) -> Non
     read = safetensors.torch.load(bytes(contents))  # the official library refuses holes, overlaps and odd lengths
     found = sorted(bytes(tensor.flatten().view(torch.uint8).numpy()) for tensor in read.values())
     assert found == sorted(bytes([number + 1]) * item.size_bytes for number, item in enumerate(items))
+
+
+@given(ITEMS, st.randoms(use_true_random=False))
+def test_files_of_packed_tensors_are_safetensors_however_much_they_shrink(items: list[Item], random: Random) -> None:
+    plain = [packed_item(item, item.size_bytes) for item in items]
+    stored = [packed_item(item, random.randint(0, item.size_bytes)) for item in items]
+    room = packed_room(plain)
+    header = packed_header(stored, room)
+    assert len(header) == room
+    contents = header + b"".join(bytes([number + 1]) * item.size_bytes for number, item in enumerate(stored))
+    read = safetensors.torch.load(contents)
+    found = sorted(bytes(tensor.numpy()) for tensor in read.values())
+    assert found == sorted(bytes([number + 1]) * item.size_bytes for number, item in enumerate(stored))
+    assert all(":packed" in name for name in read)
 
 
 def test_the_reserved_name_is_not_taken() -> None:

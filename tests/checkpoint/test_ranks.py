@@ -113,13 +113,18 @@ def test_four_ranks_save_and_any_number_loads(url: str) -> None:
 @dataclass(frozen=True)
 class Death:
     """`rank` of three dies at `point`. `committed`: the checkpoint is there all the same. `alone`: on which of two machines
-    rank 0 is by itself; else all are on one, where a death is noticed at once."""
+    rank 0 is by itself; else all are on one, where a death is noticed at once. `packed`: with compression."""
 
     point: str
     rank: int
     committed: bool = False
     named: str = "gone"
     alone: bool = False
+    packed: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.point}-{self.rank}{'-two' * self.alone}{'-packed' * self.packed}"
 
 
 DEATHS = [
@@ -134,6 +139,10 @@ DEATHS = [
     Death("checkpoint.part-written", 0),
     Death("checkpoint.part-written", 1, named="rank 1 died"),
     Death("checkpoint.part-written", 2, named="rank 2 died", alone=True),
+    Death("checkpoint.part-written", 0, packed=True),
+    Death("checkpoint.part-written", 1, named="rank 1 died", packed=True),
+    Death("checkpoint.packed-headed", 0, packed=True),
+    Death("checkpoint.packed-headed", 1, named="have not stored its part after 6 s: 1, 2", alone=True, packed=True),
     Death("checkpoint.rank-stored", 1, committed=True),
     Death("checkpoint.host-stored", 1, committed=True, alone=True),
     Death("checkpoint.stored", 0),
@@ -150,6 +159,7 @@ def start_dying(url: str, death: Death, deadline_s: float) -> list[subprocess.Po
         place = "first" if not death.alone or rank == 0 else "second"
         crash_at = death.point if rank == death.rank else None
         more = {"deadline_s": deadline_s, "crash_at": crash_at, "place": url + place}
+        more |= {"compression": "zstd"} if death.packed else {}
         processes[rank] = start(url, rank, 3, [6], job="dying", **more)
         if rank == 1 and death.alone:
             wait_for_leader(url, url + place, "dying")
@@ -168,7 +178,7 @@ def wait_for_leader(url: str, place: str, job: str) -> None:
     raise AssertionError("nobody leads")
 
 
-@pytest.mark.parametrize("death", DEATHS, ids=lambda death: f"{death.point}-{death.rank}{'-two' * death.alone}")
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: death.name)
 def test_a_rank_dies(url: str, death: Death) -> None:
     assert run_ranks(url, 1, [5], job="before")[0].code == 0
     by_deadline = "silent" in death.named or "after" in death.named or death.point == "checkpoint.begun"
@@ -293,6 +303,55 @@ def test_a_process_may_carry_all_ranks(volume: FileSystem) -> None:
     for rank in range(3):
         with CheckpointManager(volume, "runs/r", rank=rank, world_size=3, job="look") as manager:
             check_state(manager.load(1), 1, rank, 3)
+
+
+def test_ranks_pack_into_a_file_each_and_any_number_loads(url: str) -> None:
+    ended = run_ranks(url, 3, [10, 20], job="one", compression="zstd")
+    assert [report for one in ended for report in one.reports if "error" in report] == []
+    for one in ended:
+        assert one.reports[1]["stored"] < 0.9 * one.reports[1]["written"]
+    with FileSystem.at(url, purpose="test") as volume:
+        for world_size in (3, 5):
+            for rank in range(3):
+                with CheckpointManager(volume, "runs/r", rank=rank, world_size=world_size, job="x") as manager:
+                    for step in (10, 20):
+                        state = manager.load(step)
+                        check_state(state, step, rank, 3)
+                        assert np.array_equal(state["own"], state_of(step, rank, 3, weights=True)["own"])
+        assert manager.verify() == []
+        assert names_in(volume, b"runs/r/.attempts") == []
+        assert names_in(volume, b"runs/r/step-000000000020") == [
+            b"data-r00000-000.safetensors",
+            b"manifest.json",
+            *(b"packed-r%05d-000.safetensors" % rank for rank in range(3)),
+            b"same-r00000.safetensors",
+        ]
+
+
+def test_processes_that_carry_many_ranks_pack_into_a_file_each(url: str) -> None:
+    """Each fills its own in the order in which it was laid out, whoever laid it out."""
+    with FileSystem.at(url, purpose="test") as first, FileSystem.at(url, purpose="test") as second:
+
+        def save(volume: FileSystem, ranks: range) -> None:
+            settings = {"ranks": ranks, "world_size": 7, "job": "many", "deadline_s": PATIENT_S, "compression": "zstd"}
+            with CheckpointManager(volume, "runs/r", **settings) as manager:  # type: ignore[arg-type]
+                for step in (3, 4):
+                    manager.save(step, PerRank({rank: state_of(step, rank, 7, weights=True) for rank in ranks}))
+
+        with ThreadPoolExecutor(2) as pool:
+            for saved in [pool.submit(save, first, range(4)), pool.submit(save, second, range(4, 7))]:
+                saved.result(2 * PATIENT_S)
+        for rank in range(7):
+            with CheckpointManager(first, "runs/r", rank=rank, world_size=7, job="look") as manager:
+                for step in (3, 4):
+                    state = manager.load(step)
+                    check_state(state, step, rank, 7)
+                    assert np.array_equal(state["own"], state_of(step, rank, 7, weights=True)["own"])
+        listed = names_in(first, b"runs/r/step-000000000004")
+        assert [name for name in listed if name.startswith(b"packed")] == [
+            b"packed-r00000-000.safetensors",
+            b"packed-r00004-000.safetensors",
+        ]
 
 
 def test_two_machines_say_the_same_with_a_file_each(url: str) -> None:

@@ -47,6 +47,7 @@ POINTS: Final = (
     "checkpoint.host-gathered",
     "checkpoint.files-made",
     "checkpoint.part-written",
+    "checkpoint.packed-headed",
     "checkpoint.rank-stored",
     "checkpoint.host-stored",
     "checkpoint.stored",

@@ -30,6 +30,7 @@ from tieredfs.volume.filesystem import FileSystem
 from tieredfs_client.checkpoint.assemble import Extra
 from tieredfs_client.checkpoint.attempt import Attempt
 from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs_client.checkpoint.codec import check_installed
 from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.documents import shown
 from tieredfs_client.checkpoint.group import detect_group
@@ -38,6 +39,7 @@ from tieredfs_client.checkpoint.load import Loaded, Loader
 from tieredfs_client.checkpoint.names import RunPaths, check_step
 from tieredfs_client.checkpoint.neighbours import this_place
 from tieredfs_client.checkpoint.ownership import Ownership
+from tieredfs_client.checkpoint.packing import Compression, parse_compression
 from tieredfs_client.checkpoint.retention import KeepBest, Retention
 from tieredfs_client.checkpoint.save import Save, Saved, earlier_of
 from tieredfs_client.checkpoint.shares import Cargo
@@ -85,6 +87,10 @@ class CheckpointManager:
     `ranks`: several that this process carries instead of one; it then saves a `PerRank`. `place`: ranks with the same one write
     together through one of them (None: those of one machine). `staging_bytes`: the most memory that `save_async` copies
     into; `when_full`: whether it then waits or raises. `reuse`: unchanged tensors refer to the blocks of the last checkpoint.
+
+    `compression`, lossless: `none`; `auto`, only tensors of which a sample says that the save ends sooner by it; `zstd`, all that
+    shrink, as fast as it can be done; `zstd:1` to `zstd:19`, smaller and much slower. A save can ask for another. Each process
+    decides for its own tensors; a load needs to know nothing of it. Needs numpy and zstandard (NotSupportedError).
     """
 
     def __init__(
@@ -105,6 +111,7 @@ class CheckpointManager:
         staging_bytes: int = STAGING_BYTES_DEFAULT,
         when_full: Literal["wait", "raise"] = "wait",
         reuse: bool = True,
+        compression: str = "none",
         host: Host | None = None,
     ) -> None:
         if when_full not in ("wait", "raise"):
@@ -117,6 +124,7 @@ class CheckpointManager:
         self._deadline_s = deadline_s
         self._when_full = when_full
         self._reuse = reuse
+        self._compression = _compression(compression)
         self._host = host or local_host()
         where = place or this_place(self._host.name)
         self.group = detect_group(rank, world_size, job, ranks=ranks, place=where)
@@ -147,13 +155,15 @@ class CheckpointManager:
         *,
         metadata: Mapping[str, object] | None = None,
         metrics: Mapping[str, float] | None = None,
+        compression: str | None = None,
     ) -> Saved:
-        """Returns when the checkpoint of all ranks is committed. A step that was saved before is replaced.
+        """Returns when the checkpoint of all ranks is committed. A step that was saved before is replaced. `compression`: None,
+        as the manager says.
 
         Raises UnstorableError, RankMissingError, RankFailedError, BusyError (another job saves into this run), and what storing
         raises; then there is no new checkpoint, and the last one is as it was.
         """
-        save = self._begin(step, metadata, metrics)
+        save = self._begin(step, metadata, metrics, compression)
         try:
             self._wait_for_background()
             flats = self._flatten(state)
@@ -169,13 +179,14 @@ class CheckpointManager:
         *,
         metadata: Mapping[str, object] | None = None,
         metrics: Mapping[str, float] | None = None,
+        compression: str | None = None,
     ) -> Pending:
         """Returns when `state` may be changed again; what is saved are its values of now.
 
         While an earlier save is under way, or when the state is larger than the staging buffer: `when_full="wait"` waits for
         it, and saves before it returns; `"raise"` raises BusyError, or TooLargeError.
         """
-        save = self._begin(step, metadata, metrics)
+        save = self._begin(step, metadata, metrics, compression)
         try:
             self._check_free()
             self._wait_for_background()
@@ -226,15 +237,28 @@ class CheckpointManager:
                 raise
             pending.raise_unasked()
 
-    def _begin(self, step: int, metadata: Mapping[str, object] | None, metrics: Mapping[str, float] | None) -> Save:
+    def _begin(
+        self,
+        step: int,
+        metadata: Mapping[str, object] | None,
+        metrics: Mapping[str, float] | None,
+        compression: str | None,
+    ) -> Save:
         """The next collective save; the number counts on every rank, whatever becomes of it."""
         self._sequence += 1
         attempt = Attempt(
             self._volume, self._host, self.catalog.paths, self.group, check_step(step), self._sequence, self._deadline_s
         )
+        packing = self._compression if compression is None else _compression(compression)
         extra = Extra(dict(metadata or {}), {name: float(value) for name, value in (metrics or {}).items()})
         save = Save(
-            self.catalog, attempt, self._writer, extra=extra, durability=self._durability, guard=self._ownership.hold
+            self.catalog,
+            attempt,
+            self._writer,
+            extra=extra,
+            durability=self._durability,
+            compression=packing,
+            guard=self._ownership.hold,
         )
         try:
             json.dumps(extra.metadata)
@@ -365,6 +389,14 @@ class CheckpointManager:
             return
         with contextlib.suppress(TieredError, OSError):  # the first failure is the one to tell
             self.close()
+
+
+def _compression(text: str) -> Compression | None:
+    """Raises InvalidRequestError, NotSupportedError."""
+    compression = parse_compression(text)
+    if compression is not None:
+        check_installed()
+    return compression
 
 
 def _finished(step: int, saved: Saved) -> Pending:

@@ -61,10 +61,14 @@ def sums_of(view: memoryview) -> PieceSums:
     return PieceSums(tuple(crcs), tuple(hashes))
 
 
+def content_of(hashes: Sequence[bytes], size_bytes: int) -> str:
+    """The hash of a whole tensor's content, from those of its pieces."""
+    return xxhash.xxh3_128_hexdigest(b"".join(hashes) + size_bytes.to_bytes(8, "little"))
+
+
 def joined(view: memoryview, parts: Sequence[PieceSums]) -> Digest:
     """The digest of all of `view`, from those of its consecutive parts."""
-    hashes = b"".join(each for part in parts for each in part.hashes)
-    content = xxhash.xxh3_128_hexdigest(hashes + len(view).to_bytes(8, "little"))
+    content = content_of([each for part in parts for each in part.hashes], len(view))
     crcs = tuple(crc for part in parts for crc in part.crcs)
     return Digest(content, probe_of(view) if len(view) > PROBE_BYTES or not crcs else crcs[0], crcs)
 

@@ -70,6 +70,7 @@ class _Row:
     step: int
     created_ns: int
     size_bytes: int
+    stored_bytes: int
     new_bytes: int
     reused_ratio: float
     durability: str
@@ -88,6 +89,7 @@ def _row(summary: object) -> _Row:
         summary.step,
         summary.created_ns,
         summary.size_bytes,
+        summary.stored_bytes,
         summary.new_bytes,
         summary.reused_ratio,
         summary.durability,
@@ -244,6 +246,9 @@ def import_from(
             metavar="PATH", help="A safetensors or torch.save file, or a directory of safetensors or of DCP."
         ),
     ],
+    compression: Annotated[
+        str, typer.Option(metavar="none|auto|zstd|zstd:LEVEL", help="How its tensors are stored.")
+    ] = "none",
 ) -> None:
     """Make a checkpoint of a file of another program. Nothing in it is executed.
 
@@ -257,6 +262,6 @@ def import_from(
         raise InvalidRequestError("steps count from 0")
     with (
         FileSystem.at(str(parse_meta_url(meta_url)), purpose="ckpt import") as volume,
-        CheckpointManager(volume, run, rank=0, world_size=1) as manager,
+        CheckpointManager(volume, run, rank=0, world_size=1, compression=compression) as manager,
     ):
         manager.save(step, read_foreign(source))

@@ -2,24 +2,29 @@
 
 All ranks of a machine write into the same few files, each into ranges of its own, so a save costs transactions per machine
 and per 4 GiB, whatever the number of ranks and tensors. Tensors that are as they were in an earlier checkpoint become one
-file made of its blocks (`FileSystem.splice`).
+file made of its blocks (`FileSystem.splice`). Packed tensors, whose length nobody knows before, go into files that one process each
+fills from the front (`pack`): one per process and 4 GiB; their headers are written when it is known what is in them.
 """
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from tieredfs.errors import NotFoundError, StaleError
+from tieredfs.errors import CorruptError, NotFoundError, StaleError
 from tieredfs.host import Files, crash
 from tieredfs.model import Durability, InodeId
 from tieredfs.volume.contract import FileSystemContract, Part, Writing
 from tieredfs_client.checkpoint.layout import (
     FILE_BYTES_MAX,
     FILE_ITEMS_MAX,
+    Blob,
     Item,
     StoredFile,
     lay_out,
+    packed_header,
+    packed_item,
+    packed_room,
     split_into_files,
 )
 from tieredfs_client.checkpoint.neighbours import DESCRIPTORS_MAX
@@ -34,7 +39,7 @@ REUSE_BYTES_MIN: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """A tensor that is stored already: `offset` in the file `path`."""
+    """A tensor that is stored already, as `item` says, `offset` in the file `path`."""
 
     place: Place
     item: Item
@@ -42,11 +47,34 @@ class Unchanged:
     offset: int
 
 
+class Reference(NamedTuple):
+    """Where a tensor lies in an earlier checkpoint. `packed_bytes`: how long it is there, if it is packed."""
+
+    path: bytes
+    offset: int
+    packed_bytes: int | None
+
+    def of(self, place: Place, item: Item) -> Unchanged:
+        packed = self.packed_bytes
+        return Unchanged(place, item if packed is None else packed_item(item, packed), self.path, self.offset)
+
+
 class Spot(NamedTuple):
-    """Where a tensor lies: number of the file, and offset in it."""
+    """Where a tensor lies: number of the file, and offset in it; of a packed one that is to be written, where the first
+    tensor of its file begins."""
 
     file: int
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Filling:
+    """A file that one process fills with packed tensors."""
+
+    number: int
+    places: Sequence[Place]
+    items: Sequence[Item]
+    room_bytes: int
 
 
 class HostFiles:
@@ -63,6 +91,7 @@ class HostFiles:
         self._rank = rank
         self._open = contextlib.ExitStack()
         self._writings: list[tuple[int, Writing, bytes]] = []
+        self._fillings: list[_Filling] = []
         self.stored: list[StoredFile] = []
         self.spots: dict[Place, Spot] = {}
 
@@ -112,10 +141,7 @@ class HostFiles:
 
     def make(self, places: Sequence[Place], items: Sequence[Item]) -> None:
         """Files for all of these tensors, with their headers and their length, not yet named. Raises NoSpaceError."""
-        sizes = [item.size_bytes for item in items]
-        bytes_max = max(FILE_BYTES_MAX, sum(sizes) // FILES_MAX)
-        count_max = max(FILE_ITEMS_MAX, len(sizes) // FILES_MAX)
-        for number, group in enumerate(split_into_files(sizes, bytes_max, count_max)):
+        for number, group in enumerate(_files_of(items)):
             name = f"data-r{self._rank:05d}-{number:03d}.safetensors"
             self._make_file(name, places[group.start : group.stop], items[group.start : group.stop])
         crash.here("checkpoint.files-made")
@@ -126,11 +152,45 @@ class HostFiles:
         with speaking_the_domain():
             self._files.allocate(writing.descriptor, 0, 0, layout.size_bytes)
             self._files.write(writing.descriptor, [layout.header], 0)
-        number = len(self.stored)
-        self._writings.append((number, writing, self._directory + b"/data/" + name.encode()))
-        self.stored.append(StoredFile(name, layout.size_bytes, reused=False))
+        number = self._opened(name, writing, layout.size_bytes)
         for place, offset in zip(places, layout.offsets, strict=True):
             self.spots[place] = Spot(number, offset)
+
+    def _opened(self, name: str, writing: Writing, size_bytes: int) -> int:
+        number = len(self.stored)
+        self._writings.append((number, writing, self._directory + b"/data/" + name.encode()))
+        self.stored.append(StoredFile(name, size_bytes, reused=False))
+        return number
+
+    def make_packed(self, places: Sequence[Place], items: Sequence[Item], rank: int) -> None:
+        """Files for one process, that of `rank`, to fill with these tensors, packed, in this order."""
+        for number, group in enumerate(_files_of(items)):
+            members = items[group.start : group.stop]
+            room = packed_room([packed_item(item, item.size_bytes) for item in members])
+            writing = self._open.enter_context(self._volume.create())
+            file = self._opened(f"packed-r{rank:05d}-{number:03d}.safetensors", writing, room)
+            at = places[group.start : group.stop]
+            self._fillings.append(_Filling(file, at, members, room))
+            self.spots |= dict.fromkeys(at, Spot(file, room))
+
+    def head_packed(self, blobs: Mapping[Place, Blob]) -> None:
+        """The files of packed tensors are filled, as `blobs` say: they get their headers. Raises CorruptError where tensors do
+        not follow one another."""
+        descriptors = self.descriptors
+        for filling in self._fillings:
+            end = filling.room_bytes
+            stored: list[Item] = []
+            for place, item in zip(filling.places, filling.items, strict=True):
+                blob = blobs[place]
+                if blob.file != filling.number or blob.offset != end:
+                    raise CorruptError(f"{item.name} is not where the tensor before it ends")
+                stored.append(packed_item(item, blob.stored_bytes))
+                end += blob.stored_bytes
+            with speaking_the_domain():
+                header = packed_header(stored, filling.room_bytes)
+                self._files.write(descriptors[filling.number], [header], 0)
+            self.stored[filling.number] = replace(self.stored[filling.number], size_bytes=end)
+            crash.here("checkpoint.packed-headed")
 
     def commit(self) -> None:
         """Every byte is written: the files become durable and get their names."""
@@ -140,6 +200,12 @@ class HostFiles:
 
     def _commit_file(self, writing: Writing, path: bytes) -> None:
         writing.commit(path, durability=self._durability)
+
+
+def _files_of(items: Sequence[Item]) -> list[range]:
+    sizes = [item.size_bytes for item in items]
+    bytes_max = max(FILE_BYTES_MAX, sum(sizes) // FILES_MAX)
+    return split_into_files(sizes, bytes_max, max(FILE_ITEMS_MAX, len(sizes) // FILES_MAX))
 
 
 def joined_parts(parts: Sequence[Part]) -> list[Part]:

@@ -23,8 +23,10 @@ class Summary:
     name: str
     created_ns: int
     size_bytes: int
+    stored_bytes: int
+    """What its tensors take in the files: less than their size where they are compressed."""
     new_bytes: int
-    """What was written for it; the rest are blocks of earlier checkpoints."""
+    """What was put into files for it; the rest are blocks of earlier checkpoints."""
     reused_ratio: float
     durability: str
     """`stored`: every file is in the store at its redundancy; else `staged`."""
@@ -110,16 +112,17 @@ class Keeper:
         try:
             manifest = self._catalog.manifest(name)
         except TieredError as error:
-            return Summary(name.step, str(name), changed_ns, 0, 0, 0.0, "?", 0, 0.0, 0, own_tags, {}, str(error))
-        stored = manifest.size_bytes
+            return Summary(name.step, str(name), changed_ns, 0, 0, 0, 0.0, "?", 0, 0.0, 0, own_tags, {}, str(error))
+        size = manifest.size_bytes
         slowest = max(manifest.ranks, key=lambda record: record.seconds)
         return Summary(
             manifest.step,
             str(name),
             manifest.created_ns,
-            stored,
-            manifest.written_bytes,
-            1 - manifest.written_bytes / stored if stored else 0.0,
+            size,
+            manifest.stored_bytes,
+            manifest.new_bytes,
+            1 - manifest.written_bytes / size if size else 0.0,
             self._durability(name, manifest),
             manifest.world_size,
             manifest.seconds,
@@ -159,6 +162,8 @@ class TensorLine:
     dtype: str
     shape: str
     size_bytes: int
+    stored_ratio: float
+    """Of its size, what it takes in the files; 1: not compressed."""
     shard_count: int
 
 
@@ -179,10 +184,18 @@ def described(catalog: Catalog, which: int | str) -> Details:
     manifest = catalog.manifest(name)
     (summary,) = [one for one in Keeper(catalog).summaries() if one.name == str(name)]
     tensors = tuple(
-        TensorLine(one.key, one.dtype, str(list(one.shape)), one.size_bytes, len(one.shards))
+        TensorLine(
+            one.key, one.dtype, str(list(one.shape)), one.size_bytes, _stored_ratio(manifest, one), len(one.shards)
+        )
         for one in manifest.tensors
     )
     return Details(summary, dict(manifest.metadata), manifest.files, manifest.ranks, tensors)
+
+
+def _stored_ratio(manifest: Manifest, tensor: StoredTensor) -> float:
+    blobs = [manifest.blobs[shard.blob] for shard in tensor.shards]
+    size = sum(blob.size_bytes for blob in blobs)
+    return sum(blob.stored_bytes for blob in blobs) / size if size else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,17 @@ A data file is plain safetensors: the length of the header, the header, the tens
 multiple of 64 come first, so each of them begins at a multiple of 64 in the file; the others follow in falling order of item size,
 so each is aligned to its items. Names in it are for other tools; the manifest finds bytes by file and range.
 
-The manifest carries a CRC32C of itself, of every `PIECE_BYTES` of every tensor, and a 128-bit content hash per tensor, by
-which unchanged tensors are recognised. Names of tensors are JSON strings and never become paths; names of files in a manifest
-are checked to be plain ones. Pure.
+A file of packed tensors (`codec`) is safetensors, too, but their lengths are known only when they are written: room is left for the
+longest header that there can be, and spaces fill what it does not need. Entries are `U8` and named so that no other
+tool takes them for what they stand for.
+
+The manifest carries a CRC32C of itself, of every `PIECE_BYTES` of every tensor as it is stored, and a 128-bit content hash per
+tensor, by which unchanged tensors are recognised, packed or not. Names of tensors are JSON strings and never become paths;
+names of files in a manifest are checked to be plain ones. Pure.
 """
 
 import base64
+import itertools
 import json
 import re
 import struct
@@ -20,11 +25,13 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 import google_crc32c
 
 from tieredfs.errors import CorruptError, NewerFormatError
+from tieredfs_client.checkpoint.codec import CODEC, WIDTHS
 from tieredfs_client.checkpoint.dtypes import in_safetensors
 from tieredfs_client.checkpoint.memory import Origin
 from tieredfs_client.checkpoint.tree import Node
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""With packed tensors. A manifest without any is of version 1, as before there were some: older readers read it."""
 MANIFEST_NAME: Final = "manifest.json"
 PIECE_BYTES: Final = 4 << 20
 """What has a checksum of its own, hence the least that a verified load of a slice reads. At 4 MiB, 1 TiB has 262144 of them
@@ -43,6 +50,8 @@ _PREFIX: Final = re.compile(
 )
 _SUFFIX: Final = b"}\n"
 _RESERVED: Final = "__metadata__"
+PACKED_SUFFIX: Final = ":packed"
+_PACKED_NOTE: Final = "compressed; `tieredfs ckpt export` writes plain safetensors, FORMAT.md says how to read this"
 
 T = TypeVar("T")
 
@@ -89,11 +98,53 @@ def lay_out(items: Sequence[Item]) -> FileLayout:
             "shape": item.shape if known else (*item.shape, item.item_bytes),
             "data_offsets": (starts[index], at),
         }
-    text = json.dumps({_RESERVED: {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+    header = _header({"format": "pt"}, entries, 0)
+    return FileLayout(header, tuple(len(header) + start for start in starts), len(header) + at)
+
+
+def _header(about: Mapping[str, str], entries: Mapping[str, object], room_bytes: int) -> bytes:
+    """Filled up to `room_bytes`, if it is shorter."""
+    text = json.dumps({_RESERVED: about, **entries}, separators=(",", ":")).encode()
+    text = text.ljust(room_bytes - 8)
     text += b" " * (-(len(text) + 8) % ALIGNMENT_BYTES)
     assert len(text) <= HEADER_BYTES_MAX
-    header = struct.pack("<Q", len(text)) + text
-    return FileLayout(header, tuple(len(header) + start for start in starts), len(header) + at)
+    return struct.pack("<Q", len(text)) + text
+
+
+def packed_item(item: Item, stored_bytes: int) -> Item:
+    """What a tensor is in a file in which it is packed."""
+    return Item(item.name + PACKED_SUFFIX, "U8", 1, (stored_bytes,), stored_bytes)
+
+
+def packed_header(items: Sequence[Item], room_bytes: int) -> bytes:
+    """The header of a file of packed items, which follow one another in this order."""
+    at = 0
+    spans = []
+    for item in items:
+        spans.append((at, at + item.size_bytes))
+        at += item.size_bytes
+    header = _header(_about_packed(), _packed_entries(items, spans), room_bytes)
+    assert len(header) == room_bytes, "there is room for the longest"
+    return header
+
+
+def packed_room(items: Sequence[Item]) -> int:
+    """How long the header of these items may get, each of them at most as long as it is now."""
+    total = sum(item.size_bytes for item in items)
+    return len(_header(_about_packed(), _packed_entries(items, [(total, total)] * len(items)), 0))
+
+
+def _about_packed() -> dict[str, str]:
+    return {"format": "pt", "tieredfs": _PACKED_NOTE}
+
+
+def _packed_entries(items: Sequence[Item], spans: Sequence[tuple[int, int]]) -> dict[str, object]:
+    entries: dict[str, object] = {}
+    repeats: dict[str, int] = {}
+    for item, span in zip(items, spans, strict=True):
+        name = _free_name(item.name, entries, repeats)
+        entries[name] = {"dtype": item.dtype, "shape": item.shape, "data_offsets": span}
+    return entries
 
 
 def _free_name(name: str, taken: Mapping[str, object], repeats: dict[str, int]) -> str:
@@ -125,18 +176,39 @@ def split_into_files(
 # ---- the manifest ----------------------------------------------------------------------------------------------------
 
 
+class Packed(NamedTuple):
+    """How a blob is packed: each of its pieces by itself, one after another. `ends[i]`: where piece i ends, from the blob's
+    offset; a piece of its plain length is stored as it was."""
+
+    width: int
+    ends: tuple[int, ...]
+
+    def span(self, piece: int) -> tuple[int, int]:
+        """Where a piece begins and ends."""
+        return (self.ends[piece - 1] if piece else 0), self.ends[piece]
+
+
 class Blob(NamedTuple):
-    """The bytes of one stored piece of a tensor: a range of a file, its content hash and its checksums."""
+    """The bytes of one stored piece of a tensor: where they begin in a file, their content hash and checksums."""
 
     file: int
     offset: int
     size_bytes: int
+    """Of the content, whatever it takes in the file."""
     content: str
     """Hash of the content, 32 hex digits."""
     probe: int
-    """CRC32C of the first `PROBE_BYTES`."""
+    """CRC32C of the first `PROBE_BYTES` of the content."""
     crcs: tuple[int, ...]
-    """CRC32C of each `PIECE_BYTES`; the last may be short."""
+    """CRC32C of each `PIECE_BYTES` of the content (the last may be short) as it is stored."""
+    packed: Packed | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """In the file."""
+        if self.packed is None:
+            return self.size_bytes
+        return self.packed.ends[-1] if self.packed.ends else 0
 
 
 class StoredShard(NamedTuple):
@@ -208,24 +280,44 @@ class Manifest:
         return sum(blob.size_bytes for blob in self.blobs)
 
     @property
+    def stored_bytes(self) -> int:
+        """What the tensors take in the files."""
+        return sum(blob.stored_bytes for blob in self.blobs)
+
+    @property
     def written_bytes(self) -> int:
         return sum(record.written_bytes for record in self.ranks)
+
+    @property
+    def new_bytes(self) -> int:
+        """What was put into files for it; the rest are blocks of earlier checkpoints."""
+        return sum(blob.stored_bytes for blob in self.blobs if not self.files[blob.file].reused)
 
     def tree_of(self, rank: int) -> Node:
         """That of the rank that had this number when it was saved; of rank 0 for a rank that was not there."""
         return self.trees[self.ranks[rank if rank < len(self.ranks) else 0].tree]
 
 
-def encode_manifest(manifest: Manifest, tables: bytes | None = None) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Of a manifest what is one per rank and tensor, encoded, and of which version that makes it."""
+
+    version: int
+    data: bytes
+
+
+def encode_manifest(manifest: Manifest, tables: Tables | None = None) -> bytes:
     """One JSON document, which any tool can read. `tables`: what `encode_tables` has made of it."""
     about = _json({name: getattr(manifest, name) for name in _PLAIN})
-    body = about[:-1] + b"," + (tables or encode_tables(manifest))[1:]
+    tables = tables or encode_tables(manifest)
+    body = about[:-1] + b"," + tables.data[1:]
     crc = int(google_crc32c.value(body))
-    return b'{"format":"tieredfs-checkpoint","version":%d,"crc32c":"%08x","body":' % (VERSION, crc) + body + _SUFFIX
+    start = b'{"format":"tieredfs-checkpoint","version":%d,"crc32c":"%08x","body":' % (tables.version, crc)
+    return start + body + _SUFFIX
 
 
-def encode_tables(manifest: Manifest) -> bytes:
-    """What is one per rank and tensor, nearly all of a manifest: known, and so encoded, before the times are."""
+def encode_tables(manifest: Manifest) -> Tables:
+    """Nearly all of a manifest: known, and so encoded, before the times are."""
     tree = {
         "trees": manifest.trees,
         "tensors": [
@@ -235,7 +327,7 @@ def encode_tables(manifest: Manifest) -> bytes:
         "files": [_fields(file) for file in manifest.files],
         "ranks": [record._asdict() for record in manifest.ranks],
     }
-    return _json(tree)
+    return Tables(VERSION if any(blob.packed is not None for blob in manifest.blobs) else 1, _json(tree))
 
 
 def _json(tree: object) -> bytes:
@@ -294,9 +386,11 @@ def _check(manifest: Manifest) -> None:
     ):
         raise CorruptError("ranks and trees disagree")
     for blob in manifest.blobs:
-        inside = 0 <= blob.file < len(files) and 0 <= blob.offset <= files[blob.file].size_bytes - blob.size_bytes
+        inside = 0 <= blob.file < len(files) and 0 <= blob.offset <= files[blob.file].size_bytes - blob.stored_bytes
         if not inside or blob.size_bytes < 0 or len(blob.crcs) != -(-blob.size_bytes // PIECE_BYTES):
             raise CorruptError("a range outside its file")
+        if blob.packed is not None:
+            _check_packed(blob, blob.packed)
     for tensor in manifest.tensors:
         for shard in tensor.shards:
             size = tensor.item_bytes
@@ -306,6 +400,15 @@ def _check(manifest: Manifest) -> None:
                     raise CorruptError("a shard outside its tensor")
             if not 0 <= shard.blob < len(manifest.blobs) or manifest.blobs[shard.blob].size_bytes != size:
                 raise CorruptError("a shard of another size than its bytes")
+
+
+def _check_packed(blob: Blob, packed: Packed) -> None:
+    """Nothing is stored longer than it is, so lengths that are read are lengths that there is memory for."""
+    lengths = [end - start for start, end in itertools.pairwise((0, *packed.ends))]
+    pieces = [min(PIECE_BYTES, blob.size_bytes - at) for at in range(0, blob.size_bytes, PIECE_BYTES)]
+    fitting = all(0 < length <= piece for length, piece in zip(lengths, pieces, strict=True))
+    if not fitting or packed.width not in WIDTHS or blob.size_bytes % packed.width:
+        raise CorruptError("packed pieces of impossible lengths")
 
 
 def _file_name(name: str) -> str:
@@ -331,12 +434,32 @@ def _tensor(tree: Any) -> StoredTensor:
 
 
 def encode_blob(blob: Blob) -> list[object]:
-    """[file, offset, size, content, probe, checksums as base64 of little-endian u32]."""
-    packed = base64.b64encode(struct.pack(f"<{len(blob.crcs)}I", *blob.crcs)).decode()
-    return [blob.file, blob.offset, blob.size_bytes, blob.content, blob.probe, packed]
+    """[file, offset, size, content, probe, checksums as base64 of little-endian u32]; of a packed one also
+    [codec, width, stored lengths of its pieces as base64 of u32]."""
+    row: list[object] = [blob.file, blob.offset, blob.size_bytes, blob.content, blob.probe, _encode_u32(blob.crcs)]
+    if blob.packed is not None:
+        lengths = [end - start for start, end in itertools.pairwise((0, *blob.packed.ends))]
+        row.append([CODEC, blob.packed.width, _encode_u32(lengths)])
+    return row
 
 
 def decode_blob(tree: Any) -> Blob:
-    file, offset, size, content, probe, packed = tree
-    data = base64.b64decode(packed)
-    return Blob(file, offset, size, content, probe, struct.unpack(f"<{len(data) // 4}I", data))
+    """Raises NewerFormatError for a codec that is not known here."""
+    packed = None
+    if len(tree) == 6:
+        file, offset, size, content, probe, crcs = tree
+    else:
+        file, offset, size, content, probe, crcs, (codec, width, lengths) = tree
+        if codec != CODEC:
+            raise NewerFormatError(f"tensors compressed with {codec!r} were written by a newer TieredFS")
+        packed = Packed(width, tuple(itertools.accumulate(_decode_u32(lengths))))
+    return Blob(file, offset, size, content, probe, _decode_u32(crcs), packed)
+
+
+def _encode_u32(numbers: Sequence[int]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(numbers)}I", *numbers)).decode()
+
+
+def _decode_u32(text: str) -> tuple[int, ...]:
+    data = base64.b64decode(text)
+    return struct.unpack(f"<{len(data) // 4}I", data)

@@ -3,10 +3,12 @@
 What is wanted of each tensor is a box of it (all of it, or what a rank holds); the plan (`plan.copies`, `plan.reads`)
 says which ranges of which files go where. A target that is contiguous CPU memory is filled in place; another (strided, on an
 accelerator) is filled through a new tensor of its size, one per thread. Pieces of which only a part is wanted go through
-scratch memory of 4 MiB per thread, so that their checksum can be verified, too.
+scratch memory of 4 MiB per thread, so that their checksum can be verified, too. So do packed pieces, which are read, verified
+and then unpacked (`codec`), each by itself: a slice of a packed tensor takes what a verified slice of a plain one does, less
+what packing spared.
 
-The checksum verified here was computed over the writer's memory. A mismatch is a CorruptError that names the tensor;
-everything that was to be filled is then undefined.
+The checksum verified here was computed over the writer's memory, or over what was packed of it. A mismatch is a CorruptError
+that names the tensor; everything that was to be filled is then undefined.
 """
 
 import contextlib
@@ -23,8 +25,9 @@ from tieredfs.volume.contract import Reading
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.catalog import Catalog
 from tieredfs_client.checkpoint.checksums import read_summed
+from tieredfs_client.checkpoint.codec import Unpacker
 from tieredfs_client.checkpoint.documents import open_steady
-from tieredfs_client.checkpoint.layout import PIECE_BYTES, Blob, Manifest, StoredTensor
+from tieredfs_client.checkpoint.layout import PIECE_BYTES, Blob, Manifest, Packed, StoredTensor
 from tieredfs_client.checkpoint.names import CheckpointName
 from tieredfs_client.checkpoint.plan import Box, Copy, Read, copies, covered, intersection, reads, volume
 from tieredfs_client.checkpoint.tree import Leaf, Node, fit, merge, restore, tensors_in
@@ -63,6 +66,29 @@ class _Job:
     target: memoryview
 
 
+class _Thread(threading.local):
+    """What each thread has of its own, made when it is needed."""
+
+    def __init__(self) -> None:
+        self._scratch: memoryview | None = None
+        self._stored: memoryview | None = None
+        self._unpacker: Unpacker | None = None
+
+    def scratch(self) -> memoryview:
+        """For a piece of which only some is wanted."""
+        self._scratch = self._scratch or memoryview(bytearray(PIECE_BYTES))
+        return self._scratch
+
+    def stored(self) -> memoryview:
+        """For a packed piece, which is never longer than it stands for."""
+        self._stored = self._stored or memoryview(bytearray(PIECE_BYTES))
+        return self._stored
+
+    def unpacker(self) -> Unpacker:
+        self._unpacker = self._unpacker or Unpacker()
+        return self._unpacker
+
+
 class Loader:
     """Loads from one checkpoint. A context manager; one load at a time."""
 
@@ -75,7 +101,7 @@ class Loader:
         self._open_files = contextlib.ExitStack()
         self._readings: dict[int, Reading] = {}
         self._lock = threading.Lock()
-        self._scratch = threading.local()
+        self._thread = _Thread()
 
     def __enter__(self) -> "Loader":
         return self
@@ -189,8 +215,9 @@ class Loader:
         for shard in want.tensor.shards:
             blob = self._manifest.blobs[shard.blob]
             runs = copies((shard.offsets, shard.shape), want.box, want.tensor.item_bytes)
+            whole_pieces = self._verify or blob.packed is not None
             jobs += [
-                _Job(want.tensor.key, blob, read, view) for read in reads(runs, blob.size_bytes, verified=self._verify)
+                _Job(want.tensor.key, blob, read, view) for read in reads(runs, blob.size_bytes, verified=whole_pieces)
             ]
         return jobs
 
@@ -207,8 +234,8 @@ class Loader:
         if read.target is not None:
             target = job.target[read.target : read.target + read.length]
         else:
-            target = self._scratch_view()[: read.length]
-        step = PIECE_BYTES if self._verify else max(read.length, 1)
+            target = self._thread.scratch()[: read.length]
+        step = PIECE_BYTES if self._verify or job.blob.packed is not None else max(read.length, 1)
         for at in range(0, read.length, step):
             self._read_piece(job, read.offset + at, target[at : at + step])
         if read.target is None:
@@ -217,24 +244,37 @@ class Loader:
 
     def _read_piece(self, job: _Job, offset: int, target: memoryview) -> None:
         """`offset`: in the stored piece of the tensor."""
-        at = job.blob.offset + offset
+        packed = job.blob.packed
+        if packed is not None:
+            self._read_packed(job, packed, offset // PIECE_BYTES, target)
+            return
+        assert not self._verify or offset % PIECE_BYTES == 0, "verified reads begin at a piece"
+        self._read_stored(job, job.blob.offset + offset, target, offset // PIECE_BYTES)
+
+    def _read_packed(self, job: _Job, packed: Packed, piece: int, target: memoryview) -> None:
+        start, end = packed.span(piece)
+        whole = end - start == len(target)
+        stored = target if whole else self._thread.stored()[: end - start]
+        self._read_stored(job, job.blob.offset + start, stored, piece)
+        if not whole:
+            try:
+                self._thread.unpacker().unpack(stored, packed.width, target)
+            except CorruptError as error:
+                place = f"byte {job.blob.offset + start} of {self._file(job.blob.file)}"
+                raise CorruptError(f"{job.key}: {error}, at {place}") from error
+
+    def _read_stored(self, job: _Job, at: int, target: memoryview, piece: int) -> None:
+        """What the file has at `at`. When it is verified, it is one piece, as it is stored."""
         reading = self._reading(job.blob.file)
         if not self._verify:
             whole = reading.read_into(at, target) == len(target)
         else:
-            assert offset % PIECE_BYTES == 0, "verified reads begin at a piece"
             crc = read_summed(reading, at, target)
             whole = crc is not None
-            if whole and crc != job.blob.crcs[offset // PIECE_BYTES]:
+            if whole and crc != job.blob.crcs[piece]:
                 raise CorruptError(f"{job.key}: its checksum is wrong at byte {at} of {self._file(job.blob.file)}")
         if not whole:
             raise CorruptError(f"{job.key}: {self._file(job.blob.file)} is shorter than its manifest says")
-
-    def _scratch_view(self) -> memoryview:
-        view: memoryview | None = getattr(self._scratch, "view", None)
-        if view is None:
-            view = self._scratch.view = memoryview(bytearray(PIECE_BYTES))
-        return view
 
     def _reading(self, number: int) -> Reading:
         with self._lock:

@@ -7,25 +7,26 @@ dies, fails, or is late ends the save of all.
     member                           gathering process
     arrive: ranks and their shares →
                                    ← welcome
-                                   ← write: which tensors, under which checkpoint
-    same: which are unchanged      →
+                                   ← write: which tensors, under which checkpoint, how fast its files are
+    same: which are unchanged, and
+          which are to be packed   →
                                    ← files: descriptors, and where each tensor goes
     written: where and what        →
                                    ← outcome
     failed: why (instead of any)   →   outcome or `elsewhere` may come instead of any
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tieredfs.errors import InvalidRequestError, RankFailedError, RankMissingError
 from tieredfs_client.checkpoint.attempt import Attempt, Pauses, named
 from tieredfs_client.checkpoint.collector import collector_paused
-from tieredfs_client.checkpoint.hostfiles import HostFiles, Spot, Unchanged
-from tieredfs_client.checkpoint.layout import StoredFile, decode_blob, encode_blob, read_checked
+from tieredfs_client.checkpoint.hostfiles import HostFiles, Reference, Spot
+from tieredfs_client.checkpoint.layout import Blob, Item, StoredFile, decode_blob, encode_blob, read_checked
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message
-from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored, places_of
+from tieredfs_client.checkpoint.parts import Chosen, Looked, ProcessPart, Stored, places_of
 from tieredfs_client.checkpoint.shares import Place, Share, StoredPart, decode_shares
 
 
@@ -47,6 +48,7 @@ class Machine:
         self._circle = circle
         self._members: dict[Channel, tuple[int, ...]] = {}
         self._finished: set[Channel] = set()
+        self._writing_since_s = 0.0
         self.shares = dict(shares)
 
     # ---- arriving ---------------------------------------------------------------------------------------------------
@@ -91,37 +93,58 @@ class Machine:
         and then while others are waited for, and raises when it is no use any more."""
         for channel, ranks in self._members.items():
             here = {rank: chosen[rank] for rank in ranks if rank in chosen}
-            channel.send({"kind": "write", "checkpoint": checkpoint, "chosen": chosen_rows(here, self.shares)})
-        same = self._own.unchanged(chosen)
+            rows = chosen_rows(here, self.shares)
+            channel.send({"kind": "write", "checkpoint": checkpoint, "chosen": rows, "pace": self._own.pace})
+        looked = self._own.look(chosen, self._own.pace)
         for body in self._collect("same", watch).values():
-            same |= {(rank, index): (bytes.fromhex(path), offset) for rank, index, path, offset in body["rows"]}
-        self._make(files, chosen, same)
+            looked.add(looked_of(body))
+        self._writing_since_s = self._attempt.host.clock.monotonic_s()
+        self._make(files, chosen, looked)
         self._hand_out(files, chosen)
         spots = [files.spots[place] for place in places_of(chosen, self._own.cargo.ranks)]
         own = self._own.store(spots, files.descriptors)
-        return Finished(self._part(files, chosen, own, self._collect("written", watch)), own)
+        blobs, seconds = self._stored(chosen, own, self._collect("written", watch))
+        files.head_packed(blobs)
+        reused = frozenset(place for place, spot in files.spots.items() if files.stored[spot.file].reused)
+        return Finished(StoredPart(tuple(files.stored), blobs, reused, seconds), own)
+
+    def commit(self, files: HostFiles) -> None:
+        """What `store` wrote becomes durable, and gets its names."""
+        files.commit()
+        written = sum(file.size_bytes for file in files.stored if not file.reused)
+        seconds = self._attempt.host.clock.monotonic_s() - self._writing_since_s
+        self._own.observe(written // (1 + len(self._members)), seconds)  # what the files took in, shared evenly
 
     @collector_paused()
-    def _part(self, files: HostFiles, chosen: Chosen, own: Stored, written: Mapping[Channel, Any]) -> StoredPart:
+    def _stored(
+        self, chosen: Chosen, own: Stored, written: Mapping[Channel, Any]
+    ) -> tuple[dict[Place, Blob], dict[int, float]]:
+        """What this process and all members say that they wrote."""
         places = places_of(chosen, self._own.cargo.ranks)
         blobs, seconds = dict(zip(places, own.blobs, strict=True)), dict(own.seconds)
         for channel, body in written.items():
             places = places_of(chosen, self._members[channel])
             blobs |= zip(places, map(decode_blob, body["blobs"]), strict=True)
             seconds |= body["seconds"]
-        reused = frozenset(place for place, spot in files.spots.items() if files.stored[spot.file].reused)
-        return StoredPart(tuple(files.stored), blobs, reused, seconds)
+        return blobs, seconds
 
     @collector_paused()
-    def _make(self, files: HostFiles, chosen: Chosen, same: Mapping[Place, tuple[bytes, int]]) -> None:
+    def _make(self, files: HostFiles, chosen: Chosen, looked: Looked) -> None:
         places = places_of(chosen, chosen)
         items = [self.shares[rank].tensors[index].item for rank, index in places]
+        same = looked.same
         if same:
             both = zip(places, items, strict=True)
-            if files.refer([Unchanged(place, item, *same[place]) for place, item in both if place in same]):
-                left = [number for number, place in enumerate(places) if place not in same]
-                places, items = [places[number] for number in left], [items[number] for number in left]
-        files.make(places, items)
+            if files.refer([same[place].of(place, item) for place, item in both if place in same]):
+                places, items = _without(same, places, items)
+        if not looked.packed:
+            files.make(places, items)
+            return
+        packed = {place: item for place, item in zip(places, items, strict=True) if place in looked.packed}
+        files.make(*_without(packed, places, items))
+        for ranks in (self._own.cargo.ranks, *self._members.values()):
+            own = [place for place in places_of(chosen, ranks) if place in packed]
+            files.make_packed(own, [packed[place] for place in own], min(ranks))
 
     @collector_paused()
     def _hand_out(self, files: HostFiles, chosen: Chosen) -> None:
@@ -129,8 +152,9 @@ class Machine:
         stored = [[one.name, one.size_bytes, one.reused] for one in files.stored]
         for channel, ranks in self._members.items():
             spots = [files.spots[place] for place in places_of(chosen, ranks)]
-            message = {"kind": "files", "stored": stored, "open": list(descriptors), "spots": spots}
-            channel.send(message, list(descriptors.values()))
+            needed = sorted({file for file, _ in spots} & descriptors.keys())
+            message = {"kind": "files", "stored": stored, "open": needed, "spots": spots}
+            channel.send(message, [descriptors[file] for file in needed])
 
     def _collect(self, kind: str, watch: Callable[[], None]) -> dict[Channel, Any]:
         """A message of that kind from every member. Raises RankMissingError, RankFailedError."""
@@ -165,6 +189,11 @@ class Machine:
             self._circle.close()
 
 
+def _without(done: Collection[Place], places: Sequence[Place], items: Sequence[Item]) -> tuple[list[Place], list[Item]]:
+    left = [number for number, place in enumerate(places) if place not in done]
+    return [places[number] for number in left], [items[number] for number in left]
+
+
 def chosen_rows(chosen: Chosen, shares: Mapping[int, Share]) -> list[tuple[int, Sequence[int] | None]]:
     """As messages say it: `[rank, indexes]` each; null: all that the rank has."""
     return [(rank, None if len(indexes) == len(shares[rank].tensors) else indexes) for rank, indexes in chosen.items()]
@@ -186,8 +215,18 @@ def arrival(attempt: Attempt, shares: dict[str, object]) -> dict[str, object]:
     return {"kind": "arrive", "world_size": attempt.group.world_size, "shares": shares}
 
 
-def same_message(same: Mapping[Place, tuple[bytes, int]]) -> dict[str, object]:
-    return {"kind": "same", "rows": [[*place, path.hex(), offset] for place, (path, offset) in same.items()]}
+def same_message(looked: Looked) -> dict[str, object]:
+    rows = [[*place, one.path.hex(), one.offset, one.packed_bytes] for place, one in looked.same.items()]
+    return {"kind": "same", "rows": rows, "packed": sorted(looked.packed)}
+
+
+def looked_of(body: Any) -> Looked:
+    """Of a `same` message."""
+    same: dict[Place, Reference] = {
+        (rank, index): Reference(bytes.fromhex(path), offset, packed)
+        for rank, index, path, offset, packed in body["rows"]
+    }
+    return Looked(same, {(rank, index) for rank, index in body["packed"]})
 
 
 @dataclass(frozen=True, slots=True)

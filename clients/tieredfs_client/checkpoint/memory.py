@@ -149,6 +149,16 @@ def bytes_of(value: Any) -> memoryview:
     return view
 
 
+def part_of(value: Any, start: int, length: int, item_bytes: int) -> memoryview:
+    """Some of the bytes of a value, whole elements: of memory elsewhere only these are copied."""
+    view = in_place(value)
+    torch = _loaded("torch")
+    if view is None and torch is not None and isinstance(value, torch.Tensor):
+        items = value.detach().reshape(-1)[start // item_bytes : (start + length) // item_bytes]
+        return bytes_of(items)
+    return (view if view is not None else bytes_of(value))[start : start + length]
+
+
 def copy_into(value: Any, target: memoryview) -> None:
     """The bytes of a value into memory of the same length, without the GIL for what is long."""
     torch = _loaded("torch")

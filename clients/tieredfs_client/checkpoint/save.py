@@ -40,6 +40,7 @@ from tieredfs_client.checkpoint.layout import (
     Blob,
     Manifest,
     StoredFile,
+    Tables,
     encode_manifest,
     encode_tables,
     read_checked,
@@ -55,6 +56,7 @@ from tieredfs_client.checkpoint.machine import (
 )
 from tieredfs_client.checkpoint.names import CheckpointName, parse_checkpoint
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message, connect
+from tieredfs_client.checkpoint.packing import Compression
 from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored
 from tieredfs_client.checkpoint.plan import Offer, assign_writers
 from tieredfs_client.checkpoint.shares import (
@@ -74,7 +76,8 @@ ALL_HERE_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a save did. Of this process's ranks: `written_bytes`, `reused_bytes`, `seconds`; the rest of all."""
+    """What a save did. Of this process's ranks: `written_bytes`, `reused_bytes`, `stored_bytes` (what the written ones take in the
+    files, less where they are compressed), `seconds`; the rest of all."""
 
     step: int
     checkpoint: CheckpointName
@@ -83,6 +86,7 @@ class Saved:
     seconds: float
     commit_seconds: float = 0.0
     """Of the process that committed: from the last rank's part to the checkpoint's name."""
+    stored_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class _Draft:
     """A manifest that is complete but for its times, and the tables in it, encoded."""
 
     manifest: Manifest
-    tables: bytes
+    tables: Tables
 
 
 class Save:
@@ -104,6 +108,7 @@ class Save:
         *,
         extra: Extra,
         durability: Durability | None,
+        compression: Compression | None,
         guard: Callable[[], None],
     ) -> None:
         """`guard`: raises when this process may not commit any more; asked of the coordinator, last of all."""
@@ -113,6 +118,7 @@ class Save:
         self._writer = writer
         self._extra = extra
         self._durability = durability
+        self._compression = compression
         self._told = False
         self._machine: Machine | None = None
         self._channel: Channel | None = None
@@ -121,7 +127,7 @@ class Save:
 
     def run(self, cargo: Cargo, earlier: Earlier | None) -> tuple[Saved, Earlier]:
         """The whole of it, and what a later save may refer to. A failure is told to the other ranks, and raised."""
-        own = ProcessPart(self._catalog.host, self._writer, cargo, earlier)
+        own = ProcessPart(self._catalog.host, self._writer, cargo, earlier, self._compression)
         try:
             shares = own.shares(alone=self._attempt.group.world_size == 1)
             if self._coordinates:
@@ -203,7 +209,7 @@ class Save:
         with self._host_files() as files:
             finished = machine.store(str(name), here, files, watch)
             early = None if leaders else self._writer.beside(partial(draft, [finished.part]))
-            files.commit()
+            machine.commit(files)
         drafted = early.result() if early is not None else draft([finished.part, *self._parts_of(leaders)])
         before_s = self._elapsed_s()
         self._commit(name, drafted)
@@ -305,7 +311,8 @@ class Save:
         if message is None:
             raise self._gone()
         name = _planned(message.body)
-        channel.send(same_message(own.unchanged(chosen_of(message.body["chosen"], shares))))
+        chosen = chosen_of(message.body["chosen"], shares)
+        channel.send(same_message(own.look(chosen, message.body["pace"])))
         message = self._heard(channel)
         if message is None:
             raise self._gone()
@@ -371,7 +378,7 @@ class Save:
         crash.here("checkpoint.host-gathered")
         with self._host_files() as files:
             finished = machine.store(str(name), chosen, files, partial(_only_raising, attempt))
-            files.commit()
+            machine.commit(files)
         attempt.post(f"part-{attempt.group.rank:05d}", encode_part(finished.part))
         crash.here("checkpoint.host-stored")
         attempt.wait_for_outcome(name)
@@ -472,7 +479,10 @@ class Save:
     ) -> tuple[Saved, Earlier]:
         reused = sum(blob.size_bytes for blob in stored.blobs if files[blob.file].reused)
         written = sum(blob.size_bytes for blob in stored.blobs) - reused
-        saved = Saved(self._attempt.step, name, written, reused, self._elapsed_s(), self._commit_s)
+        packed = [blob for blob in stored.blobs if blob.packed is not None and not files[blob.file].reused]
+        stored_bytes = written - sum(blob.size_bytes - blob.stored_bytes for blob in packed)
+        step = self._attempt.step
+        saved = Saved(step, name, written, reused, self._elapsed_s(), self._commit_s, stored_bytes)
         return saved, own.remembered(self._catalog.paths.checkpoint(name), files, stored)
 
 

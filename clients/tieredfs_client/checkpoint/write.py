@@ -25,6 +25,8 @@ from tieredfs.host import Host
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.checksums import Digest, PieceSums, digest_of, joined, probe_of, sums_of
 from tieredfs_client.checkpoint.layout import PROBE_BYTES, Blob, StoredFile
+from tieredfs_client.checkpoint.pack import PackedLeaf, PackFlow, PackTarget, PackThreads
+from tieredfs_client.checkpoint.packing import PACKED_BYTES_MIN, Compression, Pace, faster, is_worth
 from tieredfs_client.checkpoint.tree import Leaf
 
 SLICE_BYTES: Final = 16 << 20
@@ -35,6 +37,7 @@ BATCHED_BYTES_MAX: Final = 1 << 20
 BATCH_COUNT: Final = 512
 """Under IOV_MAX, which is 1024."""
 THREADS: Final = max(2, min(4, os.cpu_count() or 2))
+PACK_THREADS: Final = max(2, min(8, os.cpu_count() or 2))
 
 
 T = TypeVar("T")
@@ -61,6 +64,15 @@ TARGET_ORDER: Final = operator.attrgetter("descriptor", "offset")
 """In which `PartWriter.write` wants them: neighbours in a file follow one another."""
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """By leaf: digests of those that are as they were in memory, those that are packed, and when each was written."""
+
+    digests: dict[int, Digest]
+    packed: dict[int, PackedLeaf]
+    ended_s: dict[int, float]
+
+
 def identity(leaf: Leaf) -> tuple[object, ...]:
     """Under which a tensor is looked for in an earlier checkpoint."""
     return (leaf.key, leaf.dtype, leaf.global_shape, leaf.offsets, leaf.shape)
@@ -73,8 +85,12 @@ class PartWriter:
         self._host = host
         self._pool = ThreadPoolExecutor(THREADS, "tieredfs-ckpt-write")
         self._syncs = ThreadPoolExecutor(1, "tieredfs-ckpt-sync")
+        self._packing = PackThreads(PACK_THREADS)
+        self.pace: Pace | None = None
+        """What saves have shown that the files of a checkpoint take in from this process."""
 
     def close(self) -> None:
+        self._packing.pool.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
         self._syncs.shutdown(cancel_futures=True)
 
@@ -125,20 +141,50 @@ class PartWriter:
                     same[index] = blob
         return same
 
+    def worth_packing(
+        self, leaves: Sequence[Leaf], chosen: Sequence[int], compression: Compression, pace: Pace | None
+    ) -> list[int]:
+        """Those of the chosen leaves that are to be packed, after a look into each."""
+        large = [index for index in chosen if leaves[index].size_bytes >= PACKED_BYTES_MIN]
+        if not compression.always and pace is None:
+            return []
+        samples = self._packing.pool.map(
+            lambda index: self._packing.sample(self._host, leaves[index], compression), large
+        )
+        worth = (is_worth(compression, sample, PACK_THREADS, pace) for sample in samples)
+        return [index for index, yes in zip(large, worth, strict=True) if yes]
+
+    def observe(self, size_bytes: int, seconds: float) -> None:
+        """So much was stored for this process in that time."""
+        self.pace = faster(self.pace, size_bytes, seconds)
+
     def write(
-        self, leaves: Sequence[Leaf], targets: Sequence[Target], known: Mapping[int, Digest]
-    ) -> tuple[dict[int, Digest], dict[int, float]]:
-        """Write leaves into open files, not synced to the end; their digests, and when each was written.
+        self,
+        leaves: Sequence[Leaf],
+        targets: Sequence[Target],
+        known: Mapping[int, Digest],
+        packed: Sequence[PackTarget] = (),
+        level: int | None = None,
+    ) -> Written:
+        """Write leaves into open files, not synced to the end, `packed` ones packed.
 
         Returns when no thread uses the descriptors any more. Raises NoSpaceError, UnavailableError.
         """
-        flow = _Flow(self._host, self._pool, self._syncs, leaves, known)
+        behind = _Behind(self._host, self._syncs)
+        plain = _Flow(self._host, self._pool, behind.wrote, leaves, known)
+        packing = PackFlow(self._host, self._packing, behind.wrote, leaves, known, level)
         with speaking_the_domain():
             try:
-                flow.start(targets)
-                return flow.finish()
+                packing.start(packed)
+                plain.start(targets)
+                digests, ended_s = plain.finish()
+                leaves_packed = packing.finish()
+                ended_s |= packing.ended_s
+                return Written(digests, leaves_packed, ended_s)
             finally:
-                flow.settle()
+                packing.settle()
+                plain.settle()
+                behind.settle()
 
 
 def _batches(leaves: Sequence[Leaf], numbers: Sequence[int]) -> list[Sequence[int]]:
@@ -168,28 +214,49 @@ class _Pending:
     jobs: Sequence[Future[Summed]]
 
 
+class _Behind:
+    """Files are synced behind those who write, every `SYNC_EVERY_BYTES`. Safe from any thread."""
+
+    def __init__(self, host: Host, syncs: ThreadPoolExecutor) -> None:
+        self._files = host.files
+        self._syncs = syncs
+        self._lock = threading.Lock()
+        self._unsynced: dict[int, int] = {}
+        self._started: list[Future[None]] = []
+
+    def wrote(self, descriptor: int, size: int) -> None:
+        with self._lock:
+            unsynced = self._unsynced.get(descriptor, 0) + size
+            due = unsynced >= SYNC_EVERY_BYTES
+            self._unsynced[descriptor] = 0 if due else unsynced
+            if due:
+                self._started.append(self._syncs.submit(self._files.sync, descriptor))
+
+    def settle(self) -> None:
+        """After it no sync uses a descriptor. Raises what a sync did."""
+        for sync in self._started:
+            sync.result()
+
+
 class _Flow:
-    """Bytes on their way into files, synced behind the writers every `SYNC_EVERY_BYTES`."""
+    """Bytes on their way into files, as they are."""
 
     def __init__(
         self,
         host: Host,
         pool: ThreadPoolExecutor,
-        syncs: ThreadPoolExecutor,
+        wrote: Callable[[int, int], None],
         leaves: Sequence[Leaf],
         known: Mapping[int, Digest],
     ) -> None:
         self._files = host.files
         self._clock = host.clock
         self._pool = pool
-        self._syncs = syncs
+        self._wrote = wrote
         self._leaves = leaves
         self._known = known
-        self._lock = threading.Lock()
-        self._unsynced: dict[int, int] = {}
         self._large: list[_Pending] = []
         self._small: list[Future[dict[int, Digest]]] = []
-        self._started: list[Future[None]] = []
         self._ended_s: dict[int, float] = {}
 
     def start(self, targets: Sequence[Target]) -> None:
@@ -258,14 +325,6 @@ class _Flow:
         self._wrote(target.descriptor, len(view))
         self._ended_s[target.leaf] = self._clock.monotonic_s()
 
-    def _wrote(self, descriptor: int, size: int) -> None:
-        with self._lock:
-            unsynced = self._unsynced.get(descriptor, 0) + size
-            due = unsynced >= SYNC_EVERY_BYTES
-            self._unsynced[descriptor] = 0 if due else unsynced
-            if due:
-                self._started.append(self._syncs.submit(self._files.sync, descriptor))
-
     def finish(self) -> tuple[dict[int, Digest], dict[int, float]]:
         digests: dict[int, Digest] = {}
         for batch in self._small:
@@ -279,13 +338,11 @@ class _Flow:
         return digests, self._ended_s
 
     def settle(self) -> None:
-        """After it no thread uses a descriptor, however the writing ended. Raises what a sync did."""
+        """After it no thread uses a descriptor, however the writing ended."""
         jobs: list[Future[Any]] = [*self._small, *(job for pending in self._large for job in pending.jobs)]
         for job in jobs:
             job.cancel()
         wait(jobs)
-        for sync in self._started:
-            sync.result()
 
 
 def _digest_from(view: memoryview | None, results: Sequence[Summed]) -> Digest:
