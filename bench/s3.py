@@ -377,7 +377,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     settings = {name: str(value) for name, value in vars(chosen).items()} | {"not_measured": missing}
     write_json(RESULTS / f"{chosen.name}.json", document(chosen.name, found, settings, rows))
-    caption = f"{found['cpu']}, {found['cores']} cores, {chosen.workers} processes, {chosen.rounds} rounds, {found['date']}"
+    caption = (
+        f"{found['cpu']}, {found['cores']} cores, {chosen.workers} processes, {chosen.rounds} rounds, {found['date']}"
+    )
     picture.draw(RESULTS / f"{chosen.name}.png", "The S3 endpoint beside other servers", rows, caption)
     for name, value in found.items():
         print(f"{name:>13}: {value}")
