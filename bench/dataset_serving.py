@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -185,7 +186,7 @@ def wire(bench: Bench) -> Iterator[Row]:
             arrow.append(found[0]["arrow_bytes"] / rows)
             return rate_of(found, rows)
 
-        series = bench.alternate({codec: (lambda codec=codec: measured(codec)) for codec in BLOCKING})
+        series = bench.alternate({codec: partial(measured, codec) for codec in BLOCKING})
     targets = tuple(Target(codec, "none", 0.8) for codec in BLOCKING[1:])
     yield Row(
         "wire_rate", "HTTP on loopback, by codec", "rows/s", series, targets, f"batches of {BATCH}, uncompressed is 1"

@@ -134,7 +134,11 @@ class Bench:
         self._save_ours()
         self._save_theirs()
         sides = {OURS: lambda: self._ours(True), UNVERIFIED: lambda: self._ours(False), DCP: self._theirs}
-        return self.alternate({name: lambda made=made: measure(made()) for name, made in sides.items()})
+
+        def of(reader: Callable[[], Any]) -> Callable[[], float]:
+            return lambda: measure(reader())
+
+        return self.alternate({name: of(reader) for name, reader in sides.items()})
 
     def _load_slice(self, reader: Any) -> None:
         metadata = reader.read_metadata()

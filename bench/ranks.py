@@ -160,6 +160,7 @@ class Fleet:
     def _answers(self, count: int | None = None) -> list[dict[str, Any]]:
         answers = []
         for process in self._processes[:count]:
+            assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
                 raise SystemExit("a process of the benchmark has ended")
@@ -168,6 +169,7 @@ class Fleet:
 
     def _tell(self, message: dict[str, Any], count: int | None = None) -> list[dict[str, Any]]:
         for process in self._processes[:count]:
+            assert process.stdin is not None
             process.stdin.write(json.dumps(message) + "\n")
             process.stdin.flush()
         return self._answers(count)
@@ -189,6 +191,7 @@ class Fleet:
 
     def close(self) -> None:
         for process in self._processes:
+            assert process.stdin is not None
             process.stdin.close()
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from bench import machine
+from bench import machine, picture
 from bench.mount import RESULTS, parse_size
 from bench.report import Bound, Row, Series, Target, alternate, document, failures, print_table, write_json
 from bench.s3_clients import BUCKET, CONNECTIONS, SMALL_BYTES, Client, Upload, fetch, need
@@ -377,6 +377,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     settings = {name: str(value) for name, value in vars(chosen).items()} | {"not_measured": missing}
     write_json(RESULTS / f"{chosen.name}.json", document(chosen.name, found, settings, rows))
+    caption = (
+        f"{found['cpu']}, {found['cores']} cores, {chosen.workers} processes, {chosen.rounds} rounds, {found['date']}"
+    )
+    picture.draw(RESULTS / f"{chosen.name}.png", "The S3 endpoint beside other servers", rows, caption)
     for name, value in found.items():
         print(f"{name:>13}: {value}")
     print_table(f"{chosen.workers} processes, {chosen.rounds} round(s), alternating, client on the same machine", rows)

@@ -5,6 +5,7 @@ Prints how many bytes it asked of the block layer, hence of the store.
 
 import json
 import sys
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tieredfs.block.store import BlockStore
@@ -18,13 +19,15 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     rank, world_size = settings["rank"], settings["world_size"]
     fetched = [0]
-    read_into = BlockStore.read_into
+    reading = BlockStore.reading
 
-    def counting(self: BlockStore, block: Any, offset: int, target: memoryview) -> None:
-        fetched[0] += len(target)
-        read_into(self, block, offset, target)
+    def counting(
+        self: BlockStore, block: Any, offset: int, length: int, *rest: Any
+    ) -> AbstractContextManager[memoryview]:
+        fetched[0] += length
+        return reading(self, block, offset, length, *rest)
 
-    BlockStore.read_into = counting  # type: ignore[method-assign]
+    BlockStore.reading = counting  # type: ignore[assignment, method-assign]
     with (
         FileSystem.at(settings["url"], purpose="slice") as volume,
         CheckpointManager(volume, "runs/bench", rank=rank, world_size=world_size, job="slice") as manager,

@@ -69,6 +69,8 @@ class Dataset:
 
         `visited` is told of each split that was read."""
         self._source = source
+        self._sized = source if isinstance(source, HasStoredBytes) else None
+        self._paged = source if isinstance(source, HasPages) else None
         self._look = look
         self._visited = visited
         self._skips = spec.on_bad_shard is OnBadShard.SKIP
@@ -98,6 +100,8 @@ class Dataset:
         self.selected = [
             (name, path, schemas.type_at(self.columns, path)) for name, path in bind_columns(spec.columns, self.columns)
         ]
+        filtering = self.filter.paths if self.filter else ()
+        self._wanted = sorted({path for _, path, _ in self.selected} | set(filtering))
         self.splits = [
             Split(number, part, rows)
             for number, each in enumerate(self.files)
@@ -186,19 +190,18 @@ class Dataset:
         each = self.files[split.file]
         if not self._can_match(number):
             return 0
-        if not isinstance(self._source, HasStoredBytes):
+        if self._sized is None:
             return -(-each.file.size_bytes // max(1, len(each.index.rows)))
+        there = [path for path in self._wanted if path[0] not in each.constants]
+        stored = self._sized.stored_bytes(each.index, split.part, there)
         filtering = self.filter.paths if self.filter else ()
-        wanted = {path for _, path, _ in self.selected} | set(filtering)
-        there = [path for path in sorted(wanted) if path[0] not in each.constants]
-        stored = self._source.stored_bytes(each.index, split.part, there)
-        if not (isinstance(self._source, HasPages) and self._source.may_narrow(each.index, split.part, filtering)):
+        if not (filtering and self._paged is not None and self._paged.may_narrow(each.index, split.part, filtering)):
             return stored
         with self._lock:
             if self._narrow_rows:
                 return stored * self._narrowed_rows // self._narrow_rows
         alone = [path for path in there if path in set(filtering)]
-        return self._source.stored_bytes(each.index, split.part, alone)
+        return self._sized.stored_bytes(each.index, split.part, alone)
 
     def _can_match(self, number: int) -> bool:
         """By statistics, which hold for ever."""

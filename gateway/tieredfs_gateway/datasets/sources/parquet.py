@@ -7,7 +7,7 @@ only the pages that may match are read and decoded (`parquet_pages`).
 import io
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -46,6 +46,20 @@ class _Detail:
         self.metadata = metadata
         self._lock = threading.Lock()
         self._chunks: tuple[dict[str, Chunk], ...] | None = None
+        self._sizes: dict[int, dict[str, tuple[int, int]]] = {}
+
+    def sizes(self, part: int) -> dict[str, tuple[int, int]]:
+        """Stored and decoded bytes of a row group's column chunks, by their paths. Kept, for announcing an epoch asks for those of
+        every row group: asked of Arrow each time, the first batch of a hundred files of ten came after 0.14 s, not 0.03."""
+        found = self._sizes.get(part)
+        if found is None:
+            group = self.metadata.row_group(part)
+            chunks = (group.column(number) for number in range(group.num_columns))
+            found = {
+                chunk.path_in_schema: (chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in chunks
+            }
+            self._sizes[part] = found
+        return found
 
     def chunks(self, part: int) -> dict[str, Chunk]:
         """Those of a row group that have page indexes. Raises BadThriftError."""
@@ -252,13 +266,16 @@ def _cut(table: pa.Table, has: Ranges, wanted: Ranges) -> pa.Table:
     return pa.concat_tables(pieces) if pieces else table.slice(0, 0)
 
 
-def _chunks(index: FileIndex, part: int, names: Sequence[str]) -> Iterator[tuple[int, int]]:
+def _chunks(index: FileIndex, part: int, names: Sequence[str]) -> Collection[tuple[int, int]]:
     """Stored and decoded bytes of the column chunks that have those names, or lie below them."""
-    group = index.detail.metadata.row_group(part)
-    for number in range(group.num_columns):
-        chunk = group.column(number)
-        if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(name + ".") for name in names):
-            yield chunk.total_compressed_size, chunk.total_uncompressed_size
+    sizes: dict[str, tuple[int, int]] = index.detail.sizes(part)
+    found = {}
+    for name in names:
+        if name in sizes:
+            found[name] = sizes[name]
+        else:
+            found.update((path, size) for path, size in sizes.items() if path.startswith(name + "."))
+    return found.values()
 
 
 def _width(kind: pa.DataType) -> int:
