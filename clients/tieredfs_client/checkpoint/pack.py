@@ -153,32 +153,36 @@ class PackFlow:
         self._known = known
         self._level = level
         self._appending: dict[int, Appending] = {}
-        self._counts: dict[int, int] = {}
         self._jobs: list[Future[list[_Stored]]] = []
         self.ended_s: dict[int, float] = {}
 
     def start(self, targets: Sequence[PackTarget]) -> None:
         """In the order in which they are to lie in their files."""
         for descriptor, group in itertools.groupby(targets, lambda target: target.descriptor):
-            self._start_file(descriptor, list(group))
+            members = list(group)
+            self._appending[descriptor] = Appending(members[0].start)
+            for job, batches in enumerate(self._batches_of([member.leaf for member in members])):
+                self._jobs.append(self._threads.pool.submit(self._run, descriptor, job, iter(batches)))
 
-    def _start_file(self, descriptor: int, targets: Sequence[PackTarget]) -> None:
-        self._appending[descriptor] = Appending(targets[0].start)
+    def _batches_of(self, numbers: Sequence[int]) -> Iterator[Iterable[Sequence[_Unit]]]:
+        """What each job packs: up to 4 MiB of what is in place, or a tensor that must be copied first, piece by piece."""
         batch: list[_Unit] = []
         size = 0
-        for target in targets:
-            if memory.in_place(self._leaves[target.leaf].value) is None:
-                self._submit(descriptor, [batch] if batch else [])
-                self._submit(descriptor, ([unit] for unit in self._units(target.leaf)))
-                batch, size = [], 0
-                continue
-            for unit in self._units(target.leaf):
+        for number in numbers:
+            in_place = memory.in_place(self._leaves[number].value) is not None
+            for unit in self._units(number) if in_place else ():
                 if size + len(unit.view) > PIECE_BYTES:
-                    self._submit(descriptor, [batch])
+                    yield [batch]
                     batch, size = [], 0
                 batch.append(unit)
                 size += len(unit.view)
-        self._submit(descriptor, [batch] if batch else [])
+            if not in_place:
+                if batch:
+                    yield [batch]
+                    batch, size = [], 0
+                yield map(_alone, self._units(number))
+        if batch:
+            yield [batch]
 
     def _units(self, number: int) -> Iterator[_Unit]:
         leaf = self._leaves[number]
@@ -186,14 +190,6 @@ class PackFlow:
         view = memory.bytes_of(leaf.value)
         for at in range(0, len(view), PIECE_BYTES):
             yield _Unit(number, width, view[at : at + PIECE_BYTES], at == 0)
-
-    def _submit(self, descriptor: int, batches: Iterable[Sequence[_Unit]]) -> None:
-        """One job, if there is anything to do: one batch, or all the pieces of a copy that it makes."""
-        if batches == []:
-            return
-        job = self._counts.get(descriptor, 0)
-        self._counts[descriptor] = job + 1
-        self._jobs.append(self._threads.pool.submit(self._run, descriptor, job, iter(batches)))
 
     def _run(self, descriptor: int, job: int, batches: Iterator[Sequence[_Unit]]) -> list[_Stored]:
         appending = self._appending[descriptor]
@@ -263,3 +259,7 @@ class PackFlow:
         for job in self._jobs:
             job.cancel()
         wait(self._jobs)
+
+
+def _alone(unit: _Unit) -> Sequence[_Unit]:
+    return [unit]
