@@ -100,7 +100,8 @@ class Kind:
 
     def rows(self, number: int, title: str) -> list[Row]:
         sides = (OURS, *self._zstd)
-        stored = {side: sum(map(len, frames)) for side, frames in ((OURS, self._packed), *self._frames.items())}
+        stored = {side: sum(map(len, frames)) for side, frames in self._frames.items()}
+        stored[OURS] = sum(map(len, self._packed))
         ratio = Row(
             f"ratio-{number}",
             f"{title}: what is left",

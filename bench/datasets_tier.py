@@ -12,6 +12,7 @@ a quarter of it. Three epochs then take 2.5 datasets at least and 3 at most: a c
 import argparse
 import bisect
 import io
+import shutil
 import sys
 import tempfile
 import threading
@@ -106,7 +107,8 @@ def measured(url: str, ssd_path: Path, folder: str, seed: int, *, announce: bool
         for epoch in range(EPOCHS):
             for _ in reader.batches(Position(epoch, 0)):
                 ssd.evictor.turn()  # its thread looks four times a second: too seldom for a dataset as small as this
-        return counting.read_bytes / 1e6
+    shutil.rmtree(ssd_path)  # nor is what the side before has left
+    return counting.read_bytes / 1e6
 
 
 def visits(layout: Layout, seed: int) -> list[int]:
@@ -160,7 +162,10 @@ def row(title: str, url: str, directory: Path, layout: Layout, repeats: int) -> 
     folder = f"splits-{layout.splits}"
     with FileSystem.at(url, purpose="bench") as volume:
         write(volume, folder, layout)
-        sizes = [found.size_bytes for _, found in volume.entries(folder.encode())]
+        sizes = []
+        for entry, seen in volume.entries(folder.encode()):
+            sizes.append(seen.size_bytes)
+            volume.evict(folder.encode() + b"/" + entry.name)  # what a neighbour has is read there, not in the store
     found: dict[str, list[float]] = {OURS: [], ORDINARY: [], LRU: [], BELADY: []}
     for seed in range(repeats):
         order = visits(layout, seed)
