@@ -21,7 +21,9 @@ PACKED_BYTES_MIN: Final = 64 << 10
 RATIO_MAX: Final = 0.95
 """What shrinks by less than a twentieth is not worth being unpacked at every load."""
 SAMPLE_BYTES: Final = 64 << 10
+SAMPLE_BYTES_MIN: Final = 8 << 10
 SAMPLE_COUNT: Final = 3
+SAMPLE_SHARE: Final = 32
 OBSERVED_BYTES_MIN: Final = 64 << 20
 """Less than this goes into memory at any speed, and says nothing of the disk."""
 _SPELLING: Final = re.compile(r"zstd(?::([1-9][0-9]?))?", re.ASCII)
@@ -69,13 +71,16 @@ def is_worth(compression: Compression, sample: Sample, thread_count: int, pace: 
     return pace is not None and spared > pace * sample.seconds
 
 
-def sample_ranges(size_bytes: int, width: int) -> list[tuple[int, int]]:
-    """Offset and length of what is sampled of a tensor: from its beginning, middle and end, whole elements."""
-    if size_bytes <= SAMPLE_BYTES * SAMPLE_COUNT:
-        return [(0, size_bytes)]
-    last = size_bytes - SAMPLE_BYTES
-    starts = (last * number // (SAMPLE_COUNT - 1) for number in range(SAMPLE_COUNT))
-    return [(start - start % width, SAMPLE_BYTES) for start in starts]
+def sample_ranges(size_bytes: int, item_bytes: int) -> list[tuple[int, int]]:
+    """Offset and length of what is sampled of a tensor, whole elements: a thirty-second of it from its middle; of large ones
+    64 KiB from beginning, middle and end."""
+    share = size_bytes // SAMPLE_SHARE
+    count = SAMPLE_COUNT if share >= SAMPLE_COUNT * SAMPLE_BYTES else 1
+    length = min(size_bytes, SAMPLE_BYTES, max(share, SAMPLE_BYTES_MIN))
+    length = min(size_bytes, max(length - length % item_bytes, item_bytes))
+    last = size_bytes - length
+    starts = [last // 2] if count == 1 else [last * number // (count - 1) for number in range(count)]
+    return [(start - start % item_bytes, length) for start in starts]
 
 
 def faster(known: Pace | None, size_bytes: int, seconds: float) -> Pace | None:
