@@ -1,7 +1,7 @@
 """Memory that trainers of this host map: slabs, each a memfd that holds one batch at a time, used again and again.
 
-Why again and again: the first write to a page of fresh shared memory costs ten times what the next ones cost (1.0 against
-10.8 GB/s here), and a reader that keeps its mapping pays for its page table once. So slabs come in sizes of powers of two,
+Why again and again: the first write to a page of fresh shared memory costs eight times what the next ones cost (1.4 against
+11.7 GB/s, 64 MiB), and a reader that keeps its mapping pays for its page table once. So slabs come in sizes of powers of two,
 and a released one is the next one taken.
 
 Who holds a slab: the window that it was made for, and every trainer that has it on loan (`retain`, `release`). A slab without
