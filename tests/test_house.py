@@ -44,6 +44,39 @@ def test_every_module_opens_with_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+IMPORT_ROOTS = {"tieredfs": ROOT, "tieredfs_client": ROOT / "clients", "tieredfs_gateway": ROOT / "gateway"}
+
+
+def imports_between_modules() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports: at the top, in functions, and by `import_module("...")`."""
+    files = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path
+        for package, root in IMPORT_ROOTS.items()
+        for path in (root / package).rglob("*.py")
+        if path.name != "__init__.py"  # a package's face only hands names on
+    }
+    return {module: set(imported_by(path)) & (files.keys() - {module}) for module, path in files.items()}
+
+
+def imported_by(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (argument.value for argument in node.args if isinstance(argument, ast.Constant))
+
+
+def test_no_two_modules_import_each_other_however_far_around() -> None:
+    from graphlib import TopologicalSorter
+
+    imports = imports_between_modules()
+    assert len(imports) > 200
+    assert list(TopologicalSorter(imports).static_order())  # a circle is a CycleError that names it
+
+
 def test_the_architecture_names_every_package() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     packages = sorted(path.parent.name for path in (ROOT / "tieredfs").glob("*/__init__.py"))

@@ -9,6 +9,7 @@ DataLoader worker that is the worker's own share, which `StatefulDataLoader` col
 process's object does not see what workers do: `GatewayLoader` counts there.
 """
 
+import functools
 import importlib
 import os
 import sys
@@ -73,8 +74,7 @@ class GatewayDataset:
     def __new__(cls, *_: object, format: str = "arrow", **__: object) -> "GatewayDataset":  # noqa: A002 - the field's word
         wants_torch = format == "torch" or "torch.utils.data" in sys.modules
         if cls is GatewayDataset and wants_torch and _has_torch():
-            module = importlib.import_module("tieredfs_client.dataset.torch_dataset")
-            return object.__new__(module.TorchGatewayDataset)  # type: ignore[no-any-return]
+            return object.__new__(_torch_class())  # type: ignore[no-any-return]
         return object.__new__(cls)
 
     def __init__(
@@ -334,6 +334,19 @@ class GatewayDataset:
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ConfigurationError(f"{name} {value!r} is none of {', '.join(allowed)}")
+
+
+@functools.cache
+def _torch_class() -> type[Any]:
+    """`GatewayDataset` as torch knows datasets: what `GatewayDataset(...)` gives where torch is imported."""
+    module = importlib.import_module("tieredfs_client.dataset.torch_dataset")
+    return module.as_iterable_dataset(GatewayDataset, _restored)  # type: ignore[no-any-return]
+
+
+def _restored(kept: dict[str, Any]) -> GatewayDataset:
+    made: GatewayDataset = object.__new__(_torch_class())
+    made.__dict__.update(kept)
+    return made
 
 
 def _has_torch() -> bool:

@@ -1,20 +1,19 @@
-"""The dataset as torch knows one. Imported only where torch is in use."""
+"""What makes a dataset one that torch knows. Imported only where torch is in use."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from tieredfs_client.dataset.dataset import GatewayDataset
 
+def as_iterable_dataset(plain: type[Any], restore: Callable[[dict[str, Any]], Any]) -> type[Any]:
+    """A class that is `plain` and a `torch.utils.data.IterableDataset`. Its instances are pickled as their state and `restore`."""
 
-class TorchGatewayDataset(GatewayDataset, IterableDataset[Any]):
-    """What `GatewayDataset(...)` gives when torch is imported. Use it with `DataLoader(data, batch_size=None)`."""
+    class Iterable(plain, IterableDataset[Any]):  # type: ignore[misc]
+        __doc__ = plain.__doc__
 
-    def __reduce__(self) -> Any:
-        return _restored, (self.__getstate__(),)
+        def __reduce__(self) -> Any:
+            return restore, (self.__getstate__(),)
 
-
-def _restored(state: dict[str, Any]) -> TorchGatewayDataset:
-    made: TorchGatewayDataset = object.__new__(TorchGatewayDataset)
-    made.__dict__.update(state)
-    return made
+    Iterable.__name__ = Iterable.__qualname__ = f"Torch{plain.__name__}"
+    return Iterable

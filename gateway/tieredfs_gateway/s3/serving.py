@@ -1,8 +1,10 @@
 """What `tieredfs s3` was asked for, as a value that a worker can be told."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +22,18 @@ class Serving:
     memory_bytes: int
     workers: int = 1
     share: int = 1
+
+
+def share_of(asked: Serving) -> Serving:
+    """What one of the workers is to do: the SSD is divided among them, the memory is for each. Pure."""
+    return replace(asked, workers=1, share=asked.workers, cache_bytes=asked.cache_bytes // asked.workers)
+
+
+def encode(asked: Serving) -> bytes:
+    return json.dumps(asdict(asked), default=str).encode() + b"\n"
+
+
+def decode(line: bytes) -> Serving:
+    fields: dict[str, Any] = json.loads(line)
+    files = {name: Path(fields[name]) if fields[name] else None for name in ("cert", "key")}
+    return Serving(**(fields | files))

@@ -4,11 +4,11 @@ The kernel deals connections out among the workers (SO_REUSEPORT). Each has the 
 its own; what they agree on is the volume's metadata, so whatever holds between processes of one volume holds here. A
 worker that dies takes its connections with it and nothing else: another is started, and takes its directory over.
 
-A worker's standard input says what to serve, and its end says that the supervisor is gone: then the worker ends too.
+A worker (`worker`) is told on its standard input what to serve, and the end of that says that the supervisor is gone:
+then it ends too.
 """
 
 import asyncio
-import json
 import logging
 import os
 import shutil
@@ -16,33 +16,18 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tieredfs.errors import UnavailableError
-from tieredfs_gateway.s3.serving import Serving
+from tieredfs_gateway.s3.serving import Serving, encode, share_of
 
 STOP_WAIT_S: Final = 60.0
 SHORT_LIFE_S: Final = 30.0
 SHORT_LIVES_MAX: Final = 3
+_WORKER: Final = "tieredfs_gateway.s3.worker"
 _METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 _log: Final = logging.getLogger("tieredfs_gateway.s3")
-
-
-def share_of(asked: Serving) -> Serving:
-    """What one of the workers is to do: the SSD is divided among them, the memory is for each. Pure."""
-    return replace(asked, workers=1, share=asked.workers, cache_bytes=asked.cache_bytes // asked.workers)
-
-
-def encode(asked: Serving) -> bytes:
-    return json.dumps(asdict(asked), default=str).encode() + b"\n"
-
-
-def decode(line: bytes) -> Serving:
-    fields: dict[str, Any] = json.loads(line)
-    files = {name: Path(fields[name]) if fields[name] else None for name in ("cert", "key")}
-    return Serving(**(fields | files))
 
 
 class Supervisor:
@@ -93,7 +78,7 @@ class Supervisor:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            __spec__.name,
+            _WORKER,
             stdin=asyncio.subprocess.PIPE,
             env=os.environ | {_METRICS_FOLDER: self._metrics},
         )
@@ -116,15 +101,3 @@ class Supervisor:
         """What it counted stays; what it had under way does not."""
         for path in Path(self._metrics).glob(f"gauge_live*_{pid}.db"):
             path.unlink(missing_ok=True)
-
-
-def work() -> None:
-    """The main program of a worker."""
-    asked = decode(sys.stdin.buffer.readline())
-    from tieredfs_gateway.s3.server import serve_alone
-
-    serve_alone(asked, orphaned=sys.stdin.fileno())
-
-
-if __name__ == "__main__":
-    work()
