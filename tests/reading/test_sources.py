@@ -4,6 +4,7 @@ import gzip
 import io
 import shutil
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.reading.files import (
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position, Shuffle
 from tieredfs_gateway.datasets.reader import open_reader
+from tieredfs_gateway.datasets.sources import parquet
 from tieredfs_gateway.datasets.sources.indexes import IndexCache
 
 SOME = 20_000
@@ -118,6 +120,40 @@ def test_nested_dictionaries_nulls_and_bytes(volume: FileSystem, folder: str) ->
         assert fields.to_pylist() == [
             row for at in range(200) for row in [{"point.p.q": None, "point.x": None, "a.b": at}] if at % 4 in (1, 2)
         ]
+
+
+@pytest.mark.parametrize("most", [2**31 - 1, 100])
+def test_texts_stored_by_dictionary(
+    volume: FileSystem, folder: str, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """They are read as dictionaries; what comes are texts, whatever else a file has, and however many fit an array."""
+    seen: set[str] = set()
+
+    def written_out(table: pa.Table, repeated: Collection[str]) -> pa.Table:
+        seen.update(repeated)
+        return original(table, repeated)
+
+    original = parquet._written_out
+    monkeypatch.setattr(parquet, "_written_out", written_out)
+    monkeypatch.setattr(parquet, "_TEXT_BYTES_MAX", most)
+    words = [None if n % 7 == 0 else f"é{n % 11}" for n in range(SOME)]
+    table = pa.table(
+        {
+            "t": words,
+            "b": pa.array([b"\0" * (n % 3) for n in range(SOME)], pa.binary()),
+            "none": pa.nulls(SOME, pa.string()),
+            "all": [f"{n:06d}" for n in range(SOME)],
+            "large": pa.array(words, pa.large_string()),
+            "p.q": words,
+            "x": pa.array([{"y": word} for word in words]),
+            "d": pa.array(words).dictionary_encode(),
+        }
+    )
+    put(volume, f"{folder}/a.parquet", parquet_bytes(table, rows=6000))
+    found = read(volume, folder)
+    assert found.to_pylist() == table.to_pylist()
+    assert found.schema.field("t").type == pa.string()
+    assert seen == {"t", "b", "none"}
 
 
 def test_hive_directories_are_columns_and_prune(volume: FileSystem, folder: str) -> None:

@@ -2,6 +2,9 @@
 
 Statistics of row groups prune, and where a file has page indexes, those of pages: of a row group that a filter matches in part
 only the pages that may match are read and decoded (`parquet_pages`).
+
+Texts that are stored by dictionary are read as such and written out here: Arrow's decoder appends them value by value, which
+was half of the time for four such columns of nineteen (117 ns a row; 87 this way).
 """
 
 import io
@@ -12,6 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tieredfs.errors import CorruptError
@@ -36,6 +40,10 @@ FOOTER_BYTES: Final = 64 << 10
 
 WORTH_SHARE: Final = 0.75
 """Of a row group's rows: where more may match, it is read whole."""
+_PLAIN_BYTES: Final = 4
+"""What a text takes at least where it is written out: its length. A column of fewer bytes per row is stored by dictionary."""
+_TEXT_BYTES_MAX: Final = (1 << 31) - 1
+"""Of one array, whose offsets have 32 bits."""
 _MAGIC: Final = b"PAR1"
 
 
@@ -60,6 +68,13 @@ class _Detail:
             }
             self._sizes[part] = found
         return found
+
+    def repeated(self, schema: pa.Schema, part: int, names: Collection[str]) -> list[str]:
+        """The columns of texts and bytes, not nested, that a row group stores by dictionary."""
+        kinds = {field.name: field.type for field in schema if field.type in (pa.string(), pa.binary())}
+        least = _PLAIN_BYTES * self.metadata.row_group(part).num_rows
+        sizes = self.sizes(part)
+        return [name for name in names if name in kinds and "." not in name and sizes[name][1] < least]
 
     def chunks(self, part: int) -> dict[str, Chunk]:
         """Those of a row group that have page indexes. Raises BadThriftError."""
@@ -104,8 +119,10 @@ class ParquetSource:
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         names = [".".join(path) for path in paths]
         planned = sum(size for size, _ in _chunks(index, part, names))
-        with _translated(file), self._opened(file, index.detail.metadata, planned) as opened:
-            table = opened.read_row_group(part, columns=names, use_threads=True)
+        there = {name.partition(".")[0] for name in names}
+        repeated = index.detail.repeated(index.schema, part, there)
+        with _translated(file), self._opened(file, index.detail.metadata, planned, repeated) as opened:
+            table = _written_out(opened.read_row_group(part, columns=names, use_threads=True), repeated)
         if table.num_rows != index.rows[part]:
             raise CorruptError(f"{file.name}: row group {part} has {table.num_rows} rows, not {index.rows[part]}")
         return table
@@ -230,14 +247,35 @@ class ParquetSource:
         return None
 
     @contextmanager
-    def _opened(self, file: PinnedFile, metadata: pq.FileMetaData | None, planned: int = 0) -> Iterator[pq.ParquetFile]:
-        """`planned`: bytes that will be read; C++ reads a whole file unseen."""
+    def _opened(
+        self, file: PinnedFile, metadata: pq.FileMetaData | None, planned: int = 0, repeated: Sequence[str] = ()
+    ) -> Iterator[pq.ParquetFile]:
+        """`planned`: bytes that will be read; C++ reads a whole file unseen. `repeated`: columns to read as dictionaries."""
         with (
             self._snapshot.reading(file) as reading,
             arrow_file(reading, self._count, planned) as native,
-            pq.ParquetFile(native, metadata=metadata, pre_buffer=True) as opened,
+            pq.ParquetFile(native, metadata=metadata, pre_buffer=True, read_dictionary=list(repeated)) as opened,
         ):
             yield opened
+
+
+def _written_out(table: pa.Table, repeated: Collection[str]) -> pa.Table:
+    """Dictionaries as the texts that they stand for."""
+    for at, name in enumerate(table.column_names):
+        if name in repeated and pa.types.is_dictionary(table.column(at).type):
+            kind = table.column(at).type.value_type
+            pieces = [piece for chunk in table.column(at).chunks for piece in _short_enough(chunk)]
+            column = pa.chunked_array([piece.dictionary_decode() for piece in pieces], kind)
+            table = table.set_column(at, name, column)
+    return table
+
+
+def _short_enough(chunk: pa.DictionaryArray) -> Iterator[pa.DictionaryArray]:
+    """Pieces whose texts fit an array, however long each is."""
+    longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 1
+    step = max(1, _TEXT_BYTES_MAX // max(1, longest))
+    for start in range(0, len(chunk), step):
+        yield chunk.slice(start, step)
 
 
 def _decoded(excerpts: Sequence[Excerpt], fields: Sequence[pa.Field], found: dict[Place, memoryview]) -> pa.Table:
