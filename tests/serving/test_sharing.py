@@ -11,13 +11,14 @@ import pytest
 
 from tests.serving.fakes import TableReader
 from tests.serving.rig import eventually, ids, numbers
-from tieredfs.errors import BusyError, CorruptError, TooLargeError
+from tieredfs.errors import CorruptError, TooLargeError
 from tieredfs_gateway.datasets import frames, sharing, slabs
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position
 from tieredfs_gateway.datasets.errors import Refusal
+from tieredfs_gateway.datasets.parcels import SHARED, Encoders
 from tieredfs_gateway.datasets.sessions import IDLE_S, Sessions
-from tieredfs_gateway.datasets.sharing import SHARED, Encoders, Follower, Share
-from tieredfs_gateway.datasets.slabs import SlabPool
+from tieredfs_gateway.datasets.sharing import Follower, Share
+from tieredfs_gateway.datasets.slabs import Slab, SlabPool
 from tieredfs_gateway.datasets.transform_pool import TransformPool
 
 MIB = 1 << 20
@@ -42,10 +43,11 @@ def read_shared(follower: Follower, count: int = 1 << 30) -> list[int]:
         item = follower.next()
         if item is None:
             break
-        slab = item.slab()
-        batch = frames.read_stream(slab.writable())
-        found += ids([batch])
-        del batch
+        slab = item.parcel.slab()
+        assert slab is not None
+        batches = frames.cut(slab.writable(), item.parcel.row_counts)
+        found += ids(batches[item.place : item.place + 1])
+        del batches
         slab.release()
     return found
 
@@ -161,17 +163,23 @@ def descriptors() -> int:
     return len(found)
 
 
+def taken_from(pool: SlabPool, length: int) -> Slab:
+    slab = pool.take(length)
+    assert slab is not None
+    return slab
+
+
 def test_slabs_are_used_again_and_their_number_is_bounded() -> None:
     gc.collect()
     before = descriptors()
     pool = SlabPool(4 * slabs.SLAB_BYTES_MIN)
     for _ in range(100):
-        taken = [pool.take(1000) for _ in range(4)]
+        taken = [taken_from(pool, 1000) for _ in range(4)]
         for slab in taken:
             slab.release()
     assert pool.made == 4
     assert descriptors() == before + 4
-    large = pool.take(3 * slabs.SLAB_BYTES_MIN)
+    large = taken_from(pool, 3 * slabs.SLAB_BYTES_MIN)
     assert pool.usage()["slab_bytes"] <= pool.limit_bytes
     large.release()
     with pytest.raises(TooLargeError):
@@ -180,25 +188,27 @@ def test_slabs_are_used_again_and_their_number_is_bounded() -> None:
     assert descriptors() == before
 
 
-def test_a_full_pool_waits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slabs, "ROOM_WAIT_S", 0.1)
+def test_a_full_pool_gives_only_what_a_trainer_waits_for() -> None:
     pool = SlabPool(slabs.SLAB_BYTES_MIN)
-    slab = pool.take(10)
-    with pytest.raises(BusyError, match="--shared-memory"):
-        pool.take(10)
-    threading.Timer(0.05, slab.release).start()
-    monkeypatch.setattr(slabs, "ROOM_WAIT_S", 10)
-    pool.take(10).release()
+    slab = taken_from(pool, 10)
+    assert pool.take(10) is None
+    needed = pool.take(10, is_needed=True)
+    assert needed is not None
+    assert pool.usage()["slab_bytes"] == 2 * pool.limit_bytes
+    needed.release()
+    assert pool.usage()["slab_bytes"] == pool.limit_bytes, "what is beyond the limit is not kept"
+    slab.release()
+    assert taken_from(pool, 10).number == slab.number
     pool.close()
 
 
 def test_an_abandoned_slab_is_never_written_again() -> None:
     pool = SlabPool(2 * slabs.SLAB_BYTES_MIN)
-    slab = pool.take(10)
+    slab = taken_from(pool, 10)
     slab.retain()
     pool.abandon(slab)
     slab.release()
-    assert pool.take(10).number != slab.number
+    assert taken_from(pool, 10).number != slab.number
     pool.close()
 
 
@@ -206,7 +216,7 @@ def test_nobody_but_the_gateway_can_write_to_a_slab_or_change_its_size() -> None
     import mmap
 
     pool = SlabPool(MIB)
-    slab = pool.take(10)
+    slab = taken_from(pool, 10)
     with pytest.raises(OSError):  # noqa: PT011 - EPERM from the seals
         os.ftruncate(slab.descriptor, 0)
     with pytest.raises(OSError):  # noqa: PT011

@@ -1,9 +1,9 @@
 """Batches from a gateway on the same host: mapped, not copied.
 
-The gateway passes descriptors of its slabs over a Unix socket (its `local_socket` says how); a batch is Arrow buffers that
-point into the mapping of a slab, read-only. When the last of them is gone (the batch, its slices, arrays made of it without
-copying), a finalizer gives the slab back. At most `LOANS` are out at a time. Whoever keeps more batches than that gets
-copies: the gateway never waits for memory that a program may keep for ever.
+The gateway passes descriptors of its slabs over a Unix socket (its `local_socket` says how); a slab has a few batches, which
+are Arrow buffers that point into its mapping, read-only. When the last of them is gone (batches, their slices, arrays made of
+them without copying), a finalizer gives the slab back. At most `LOANS` are out at a time. Whoever keeps batches of nearly as
+many gets copies: the gateway never waits for memory that a program may keep for ever.
 
 Mappings are kept: a slab comes again. The socket is closed when nothing is out any more, for until then the gateway must not
 write to those slabs. If the gateway dies, what is mapped stays as it is.
@@ -29,8 +29,6 @@ from tieredfs_client.dataset.failures import domain_error
 LOANS: Final = 12
 """On loan at a time: about half of them in the program's hands, the others on their way."""
 COPY_RESERVE: Final = 4
-RETURN_TOGETHER: Final = 4
-"""Loans go back several at a time, or when there is nothing else to do."""
 CONNECT_WAIT_S: Final = 2.0
 BATCH_WAIT_S: Final = 150.0
 POLL_S: Final = 0.5
@@ -63,6 +61,8 @@ class SharedConnection:
             self._socket.close()
             raise
         self._maps: dict[int, mmap.mmap] = {}
+        self._stride = 1
+        self._parcel: _Parcel | None = None
         self._out = 0
         self._returned: collections.deque[int] = collections.deque()
         self._closing = False
@@ -75,20 +75,44 @@ class SharedConnection:
         return self._pid == os.getpid() and not self._closing
 
     def read(self, session: str, token: str | None, epoch: int, batch: int, stride: int) -> "SharedStream":
+        self._parcel, self._stride = None, stride
         asked = {"session": session, "token": token, "epoch": epoch, "batch": batch, "stride": stride}
         self._send({"read": asked, "loans": LOANS})
         return SharedStream(self, batch, stride)
 
     def next(self) -> tuple[int, pa.RecordBatch] | None:
         """Raises UnavailableError, SessionUnknownError, and what the gateway says."""
+        while True:
+            if self._parcel is not None:
+                found = self._parcel.next(self._stride)
+                if found is not None:
+                    return found[0], self._kept(found[1])
+                self._parcel = None
+            if not self._receive():
+                return None
+
+    def _kept(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """A copy where the program has nearly all that may be out: this slab, too, may be kept for ever."""
+        assert self._parcel is not None
+        if not self._parcel.is_lent_only and self._out - len(self._returned) <= LOANS - COPY_RESERVE:
+            return batch
+        self.copied += 1
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
+
+    def _receive(self) -> bool:
+        """The next parcel; False at the end."""
         deadline_s = time.monotonic() + BATCH_WAIT_S
-        if len(self._returned) >= RETURN_TOGETHER:
-            self._flush()
+        self._flush()
+        said = False
         while True:
             try:
                 packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX, 1)
             except BlockingIOError:
-                self._flush()
+                self._flush(waits=not said)
+                said = True
                 if time.monotonic() >= deadline_s:
                     raise UnavailableError(f"no batch in {BATCH_WAIT_S:.0f} s") from None
                 select.select([self._socket], [], [], POLL_S)
@@ -97,17 +121,18 @@ class SharedConnection:
                 raise UnavailableError(f"the gateway's socket: {error}") from error
             return self._understood(packet, descriptors)
 
-    def _understood(self, packet: bytes, descriptors: list[int]) -> tuple[int, pa.RecordBatch] | None:
+    def _understood(self, packet: bytes, descriptors: list[int]) -> bool:
         if not packet:
             raise UnavailableError("the gateway closed its socket")
         message = json.loads(packet)
         if "batch" in message:
-            return message["batch"], self._take(message, descriptors)
+            self._take(message, descriptors)
+            return True
         if "end" in message:
-            return None
+            return False
         raise domain_error(message)
 
-    def _take(self, message: dict[str, Any], descriptors: list[int]) -> pa.RecordBatch:
+    def _take(self, message: dict[str, Any], descriptors: list[int]) -> None:
         number, length = message["slab"], message["length"]
         for gone in message.get("forget", ()):
             self._maps.pop(gone, None)
@@ -117,14 +142,9 @@ class SharedConnection:
             finally:
                 os.close(descriptors[0])
         view = memoryview(self._maps[number])[:length]
-        if self._out - len(self._returned) >= LOANS - COPY_RESERVE:
-            self.copied += 1
-            data = bytes(view)
-            self._socket_send({"done": [number]})
-            return _batch(data)
         self._out += 1
         weakref.finalize(view, self._give_back, number).atexit = False
-        return _batch(view)
+        self._parcel = _Parcel(view, message)
 
     def _give_back(self, number: int) -> None:
         """Called from wherever the last reference went: only notes it."""
@@ -132,13 +152,14 @@ class SharedConnection:
         if self._closing and self._out == len(self._returned):
             self._socket.close()
 
-    def _flush(self) -> None:
+    def _flush(self, *, waits: bool = False) -> None:
+        """Give back what the program is done with; `waits`: say that it has nothing left to go on with."""
         done = []
         while self._returned:
             done.append(self._returned.popleft())
-        if done:
+        if done or waits:
             self._out -= len(done)
-            self._socket_send({"done": done})
+            self._socket_send({"done": done} | ({"waits": True} if waits else {}))
 
     def _send(self, message: dict[str, object]) -> None:
         self._flush()
@@ -154,6 +175,7 @@ class SharedConnection:
 
     def close(self) -> None:
         """At once when nothing is out; else when the last batch is gone."""
+        self._parcel = None
         if self._closing:
             return
         if self._pid == os.getpid():
@@ -168,8 +190,41 @@ class SharedConnection:
         self._socket.close()
 
 
-def _batch(data: object) -> pa.RecordBatch:
-    return pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch()
+class _Parcel:
+    """A slab's batches, cut apart one by one; nothing is copied."""
+
+    def __init__(self, view: memoryview, message: dict[str, Any]) -> None:
+        self._stream = pa.ipc.open_stream(pa.py_buffer(view))
+        self._row_counts = message["rows"]
+        self._first = message["batch"]
+        self._place = 0
+        self._rows: pa.RecordBatch | None = None
+        self._at = 0
+        self.is_lent_only = "copy" in message
+        """The program must not keep what points into it."""
+        for _ in range(message.get("skip", 0)):
+            self._cut()
+        self._skipped = self._place
+
+    def next(self, stride: int) -> tuple[int, pa.RecordBatch] | None:
+        """And its number; None when there are no more."""
+        if self._place == len(self._row_counts):
+            return None
+        index = self._first + (self._place - self._skipped) * stride
+        return index, self._cut()
+
+    def _cut(self) -> pa.RecordBatch:
+        count = self._row_counts[self._place]
+        self._place += 1
+        if not count:
+            return pa.RecordBatch.from_arrays(
+                [pa.array([], field.type) for field in self._stream.schema], schema=self._stream.schema
+            )
+        if self._rows is None or self._at == self._rows.num_rows:
+            self._rows, self._at = self._stream.read_next_batch(), 0
+        found = self._rows.slice(self._at, count)
+        self._at += count
+        return found
 
 
 class SharedStream:

@@ -93,10 +93,17 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class NumberedBatch:
-    """Batch `index` of its epoch. Dictionary columns have a dictionary of their own in each batch."""
+    """Batch `index` of its epoch. Dictionary columns have a dictionary of their own in each batch.
+
+    `whole`, `start`: where the rows lie, if they are a slice of something; neighbours in it can be written at once.
+    `is_followed`: the next batch of the same iterator is at hand, too.
+    """
 
     index: int
     rows: "pa.RecordBatch"
+    whole: "pa.RecordBatch | None" = None
+    start: int = 0
+    is_followed: bool = False
 
 
 class Reader(Protocol):

@@ -9,13 +9,14 @@ Which compression: what is slower, the link or the compressor, decides (`choose`
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import pyarrow as pa
 
 from tieredfs.errors import ConfigurationError
 from tieredfs.limits import MIB
+from tieredfs_gateway.datasets.contract import NumberedBatch
 
 END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Ends an Arrow IPC stream."""
@@ -78,29 +79,61 @@ def frame(rows: pa.RecordBatch, head_bytes: int, codec: Codec) -> memoryview:
     return memoryview(sink.getvalue())[head_bytes : -len(END)]
 
 
-def stream_bytes(rows: pa.RecordBatch) -> int:
-    """How long `rows` is as a stream of one batch, uncompressed."""
+def joined(batches: Sequence[NumberedBatch]) -> list[pa.RecordBatch]:
+    """Their rows, as one batch where they lie beside each other in what was decoded; those without rows only when all are."""
+    found: list[pa.RecordBatch] = []
+    before: NumberedBatch | None = None
+    start = end = 0
+    for batch in batches:
+        count = batch.rows.num_rows
+        if not count:
+            continue
+        if before is not None and batch.whole is not None and batch.whole is before.whole and batch.start == end:
+            found[-1] = batch.whole.slice(start, end + count - start)
+        else:
+            start = batch.start
+            found.append(batch.rows)
+        before, end = batch, batch.start + count
+    return found or [batches[0].rows]
+
+
+def cut(data: object, row_counts: Iterable[int]) -> list[pa.RecordBatch]:
+    """What was `joined`, out of a stream of it, pointing into `data`."""
+    table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
+    found: list[pa.RecordBatch] = []
+    at = 0
+    for count in row_counts:
+        found += table.slice(at, count).to_batches() if count else [empty(table.schema)]
+        at += count
+    return found
+
+
+def empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+def stream_bytes(batches: Sequence[pa.RecordBatch]) -> int:
+    """How long they are as a stream, uncompressed."""
     sink = pa.MockOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema, options=options(Codec.NONE)) as writer:
-        writer.write_batch(rows)
+    _write(batches, sink)
     return int(sink.size())
 
 
-def write_stream(rows: pa.RecordBatch, target: memoryview) -> None:
-    """`rows` as a stream of one batch into memory of exactly that length: the one copy on the way to a trainer's memory."""
+def write_stream(batches: Sequence[pa.RecordBatch], target: memoryview) -> None:
+    """The batches as a stream into memory of exactly that length: the one copy on the way to a trainer's memory."""
     sink = pa.FixedSizeBufferWriter(pa.py_buffer(target))
-    with pa.ipc.new_stream(sink, rows.schema, options=options(Codec.NONE)) as writer:
-        writer.write_batch(rows)
+    _write(batches, sink)
     sink.close()
 
 
-def read_stream(data: object) -> pa.RecordBatch:
-    """The batch of a stream of one, pointing into `data`."""
-    return pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch()
+def _write(batches: Sequence[pa.RecordBatch], sink: pa.NativeFile) -> None:
+    with pa.ipc.new_stream(sink, batches[0].schema, options=options(Codec.NONE)) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def read_frame(schema_head: bytes, body: memoryview) -> pa.RecordBatch:
-    return read_stream(schema_head + body)
+    return pa.ipc.open_stream(pa.py_buffer(schema_head + body)).read_next_batch()
 
 
 def batches_of(data: bytes) -> Iterator[pa.RecordBatch]:

@@ -3,15 +3,23 @@
 Packets (SOCK_SEQPACKET) of JSON, one message each:
 
     trainer  {"read": {"session", "token", "epoch", "batch", "stride"}, "loans": n}     at most n batches on loan at a time
-             {"done": [slab, ...]}                                                      back from loan
-    gateway  {"batch", "slab", "length", "rows"} + "capacity" and a descriptor when the slab is new to this connection
-             {"forget": [slab, ...]}       mappings of these may go
+             {"done": [slab, ...], "waits": true}    back from loan; and that it has nothing left to go on with
+    gateway  {"batch", "slab", "length", "rows": [n, ...], "skip": n}       batches from that number on, each by its rows, as one
+                                           stream; so many of the first are not for this trainer
+             + "capacity" and a descriptor when the slab is new to this connection
+             + "copy": true when the slab must come back whatever the program keeps
+             + "forget": [slab, ...]       mappings of these may go
              {"end": true}                 the epoch has no more; another "read" may follow
              {"error": {"code", "message", "retryable"}}
 
 **Whose is a slab?** From the packet on the trainer's, until it says done. A connection that the trainer closes gives all
 back: a trainer closes when nothing of it is mapped any more, or by dying. When the gateway closes first (shutdown, a
 protocol error), what was on loan is abandoned, never written again: the trainer may still be looking at it.
+
+**Memory for what is needed next.** Slabs are filled when a trainer takes them, so those that are full are on loan, or what a window
+keeps for those who come later, which is let go when memory is short. A trainer has at most a part of the memory on loan
+(`LOAN_SHARE`), but for one slab. One that waits and has nothing left gets its batch beyond the limit, in a slab that it
+copies from at once: so no trainer waits for memory that another one keeps, however long.
 
 Only the gateway's own user and root are served (SO_PEERCRED). They can read every slab that they ever mapped, so this
 socket separates users from each other, not the datasets of one user.
@@ -34,13 +42,18 @@ from typing import Any, Final
 from tieredfs.errors import BusyError, ConfigurationError, WaitInterruptedError
 from tieredfs_gateway.datasets.contract import Position
 from tieredfs_gateway.datasets.errors import Refusal, told
+from tieredfs_gateway.datasets.parcels import SHARED, Item, Parcel
 from tieredfs_gateway.datasets.sessions import Session, Sessions, Stream
-from tieredfs_gateway.datasets.sharing import SHARED
 from tieredfs_gateway.datasets.slabs import Slab, SlabPool
 
 CONNECTIONS_MAX: Final = 256
 PACKET_BYTES_MAX: Final = 64 * 1024
 LOANS_MAX: Final = 64
+LOAN_SHARE: Final = 4
+"""A trainer has a quarter of the shared memory on loan at most, and two slabs at least."""
+ROOM_POLL_S: Final = 0.02
+ROOM_WAIT_S: Final = 30.0
+"""For a trainer that never says that it waits."""
 POLL_S: Final = 0.5
 REQUEST_WAIT_S: Final = 3600.0
 """A connection that asks for nothing and has nothing on loan is closed after this long."""
@@ -173,6 +186,7 @@ class _Peer:
         self._loans: dict[int, tuple[Slab, int]] = {}
         self._known: set[int] = set()
         self._has_left = False
+        self._waits = False
         self._loans_max = 1
         connection.setblocking(False)
 
@@ -217,6 +231,7 @@ class _Peer:
         message = _decoded(packet)
         for number in message.get("done", ()):
             self._give_back(number)
+        self._waits = self._waits or "waits" in message
         return message
 
     def _give_back(self, number: int) -> None:
@@ -278,32 +293,72 @@ class _Peer:
             item = stream.follower.next()
             if item is None:
                 return
+            count = stream.follower.rest(item)
             try:
-                slab = item.slab()
+                slab, is_beyond = self._slab_of(item.parcel)
             except WaitInterruptedError:
                 stream.follower.again(item)
                 continue
             finally:
                 stream.progress.waited_s += time.monotonic() - began_s
-            _, count = self._loans.get(slab.number, (slab, 0))
-            self._loans[slab.number] = slab, count + 1
-            self._hand_over(item.index, item.row_count, slab)
-            stream.sent(item.index, item.row_count, slab.length)
+            _, loans = self._loans.get(slab.number, (slab, 0))
+            self._loans[slab.number] = slab, loans + 1
+            self._waits = False
+            self._hand_over(item, slab, is_beyond=is_beyond)
+            rows = sum(item.parcel.row_counts[item.place :])
+            stream.sent(item.parcel.last, rows, slab.length, batches=count)
+
+    def _slab_of(self, parcel: Parcel) -> tuple[Slab, bool]:
+        """And whether it is beyond the limit. Listens meanwhile: what is missing may be on loan to this trainer."""
+        deadline_s = time.monotonic() + ROOM_WAIT_S
+        while True:
+            slab = parcel.slab()
+            if slab is not None:
+                return slab, False
+            self._slabs.make_room()
+            slab = parcel.slab(is_needed=self._waits)
+            if slab is not None:
+                return slab, self._waits
+            self._obey(self._receive(ROOM_POLL_S))
+            if time.monotonic() >= deadline_s:
+                raise BusyError(
+                    f"all {self._slabs.limit_bytes} bytes of shared memory are on loan; see --shared-memory"
+                )
 
     def _take_back(self) -> None:
         """What the trainer is done with; waits while it has too much on loan."""
         while True:
-            is_full = sum(count for _, count in self._loans.values()) >= self._loans_max
+            is_full = self._is_full()
             message = self._receive(POLL_S if is_full else 0.0)
-            if message is not None and "stop" in message:
-                raise Refusal("bad_request", "stopped, as asked")
             if message is None and not is_full:
                 return
-            if self._closed.is_set():
-                raise Refusal("unavailable", "the gateway is shutting down")
+            self._obey(message)
 
-    def _hand_over(self, index: int, rows: int, slab: Slab) -> None:
-        message: dict[str, object] = {"batch": index, "slab": slab.number, "length": slab.length, "rows": rows}
+    def _is_full(self) -> bool:
+        if self._waits:
+            return False
+        count = sum(loans for _, loans in self._loans.values())
+        held_bytes = sum(slab.capacity_bytes for slab, _ in self._loans.values())
+        return count >= self._loans_max or (count >= 2 and held_bytes * LOAN_SHARE >= self._slabs.limit_bytes)
+
+    def _obey(self, message: Mapping[str, Any] | None) -> None:
+        if message is not None and "stop" in message:
+            raise Refusal("bad_request", "stopped, as asked")
+        if self._closed.is_set():
+            raise Refusal("unavailable", "the gateway is shutting down")
+
+    def _hand_over(self, item: Item, slab: Slab, *, is_beyond: bool) -> None:
+        parcel = item.parcel
+        message: dict[str, object] = {
+            "batch": item.index,
+            "slab": slab.number,
+            "length": slab.length,
+            "rows": parcel.row_counts,
+        }
+        if item.place:
+            message["skip"] = item.place
+        if is_beyond:
+            message["copy"] = True
         if slab.number in self._known:
             self._send(message)
             return

@@ -43,6 +43,7 @@ class Metrics(Collector):
         yield encoded
         slabs = self._sessions.encoders.slabs
         yield _counter("slabs_made", "Slabs whose memory was touched for the first time.", slabs.made)
+        yield _counter("slabs_beyond", "Slabs made beyond the limit, because a trainer waited.", slabs.beyond)
         for name, number in (self._sessions.sizes() | slabs.usage()).items():
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", f"Now: {name.replace('_', ' ')}.", value=number)
         for name, number in self._sessions.reader_counters().items():

@@ -22,6 +22,7 @@ import pyarrow as pa
 from tieredfs.errors import ConfigurationError, DeadlineError, InvalidRequestError, NotFoundError, StaleError
 from tieredfs.limits import MEMORY_BYTES_DEFAULT
 from tieredfs.volume.filesystem import FileSystem
+from tieredfs_gateway.datasets import frames
 from tieredfs_gateway.datasets.arrow_files import ByteCount
 from tieredfs_gateway.datasets.coming import Schedule
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Shuffle
@@ -32,7 +33,7 @@ from tieredfs_gateway.datasets.pieces import Pieces
 from tieredfs_gateway.datasets.pin_record import Pin
 from tieredfs_gateway.datasets.pins import Pins
 from tieredfs_gateway.datasets.scratch import Scratch
-from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, SplitPlan, SplitShelf, WindowPlan
+from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, Slice, SplitPlan, SplitShelf, WindowPlan
 from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
 from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
 from tieredfs_gateway.datasets.sources.formats import Chosen, choose, source_of
@@ -256,24 +257,29 @@ class DatasetReader:
                     pieces = cursor.rows(number * size, (number + 1) * size)
                 if pieces is None:
                     return
-                yield NumberedBatch(number, self._batch(pieces))
+                is_followed = cursor.is_at_hand((number + stride) * size, (number + stride + 1) * size)
+                yield self._batch(number, pieces, is_followed)
                 number += stride
         finally:
             cursor.close()
             self._leave(position.epoch, epoch)
 
-    def _batch(self, pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+    def _batch(self, number: int, pieces: list[Slice], is_followed: bool) -> NumberedBatch:
         """One batch, with dictionaries of its own."""
         if not pieces:
-            return _empty(self._schema)
-        whole = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
-        if not self._dataset.encoded:
-            return whole
-        columns = [
-            column.dictionary_encode() if name in self._dataset.encoded else column
-            for name, column in zip(whole.schema.names, whole.columns, strict=True)
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+            return NumberedBatch(number, frames.empty(self._schema), is_followed=is_followed)
+        only = pieces[0] if len(pieces) == 1 else None
+        rows = only.rows() if only is not None else pa.concat_batches([each.rows() for each in pieces])
+        if self._dataset.encoded:
+            columns = [
+                column.dictionary_encode() if name in self._dataset.encoded else column
+                for name, column in zip(rows.schema.names, rows.columns, strict=True)
+            ]
+            encoded = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+            return NumberedBatch(number, encoded, is_followed=is_followed)
+        if only is None:
+            return NumberedBatch(number, rows, is_followed=is_followed)
+        return NumberedBatch(number, rows, only.whole, only.start, is_followed)
 
     # ---- epochs -----------------------------------------------------------------------------------------------------
 
@@ -371,10 +377,6 @@ class DatasetReader:
         self.close()
 
 
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
-
-
 class _Cursor:
     """An iterator's place in an epoch, and what it has on loan. For one thread at a time."""
 
@@ -388,11 +390,11 @@ class _Cursor:
         self._number = -1
         self._start = 0
 
-    def rows(self, start: int, end: int) -> list[pa.RecordBatch] | None:
+    def rows(self, start: int, end: int) -> list[Slice] | None:
         """Those of the positions [start, end), which only move forward; None beyond the last position."""
         if self._number < 0:
             self._number, self._start = self._plan.find(start)
-        pieces: list[pa.RecordBatch] = []
+        pieces: list[Slice] = []
         at = start
         while at < end:
             segment = self._forward(at)
@@ -402,6 +404,11 @@ class _Cursor:
             pieces += segment.slice(at - self._start, stop - self._start)
             at = stop
         return pieces
+
+    def is_at_hand(self, start: int, end: int) -> bool:
+        """Whether those positions are all in what the last ones were in."""
+        length = self._plan.length(self._number) if 0 <= self._number < self._plan.segment_count else None
+        return length is not None and self._start <= start and end <= self._start + length
 
     def _forward(self, row: int) -> Segment | None:
         """The segment with that position."""

@@ -37,20 +37,32 @@ class Segment:
     def size_bytes(self) -> int:
         return sum(batch.nbytes for batch in self.rows)
 
-    def slice(self, start: int, end: int) -> list[pa.RecordBatch]:
+    def slice(self, start: int, end: int) -> "list[Slice]":
         """The rows of the positions [start, end); no byte is copied."""
         if self.present is not None:
             start, end = (int(at) for at in np.searchsorted(self.present, (start, end)))
-        return slice_rows(self.rows, start, end)
+        return slices(self.rows, start, end)
 
 
-def slice_rows(rows: Iterable[pa.RecordBatch], start: int, end: int) -> list[pa.RecordBatch]:
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`count` rows of `whole` from `start` on."""
+
+    whole: pa.RecordBatch
+    start: int
+    count: int
+
+    def rows(self) -> pa.RecordBatch:
+        return self.whole.slice(self.start, self.count)
+
+
+def slices(rows: Iterable[pa.RecordBatch], start: int, end: int) -> list[Slice]:
     """Rows [start, end) of the batches one after another."""
     found, at = [], 0
     for batch in rows:
         first, last = max(start - at, 0), min(end - at, batch.num_rows)
         if first < last:
-            found.append(batch.slice(first, last - first))
+            found.append(Slice(batch, first, last - first))
         at += batch.num_rows
         if at >= end:
             break
@@ -261,7 +273,7 @@ class WindowPlan:
         at = 0
         for run in self._runs(number):
             with self._splits.rows(run.split) as rows:
-                found = slice_rows(rows, run.first, run.first + run.count)
+                found = [each.rows() for each in slices(rows, run.first, run.first + run.count)]
             if found:
                 pieces += found
                 there.append(np.arange(at, at + run.count, dtype=np.int64))

@@ -23,10 +23,10 @@ from tieredfs_gateway.datasets.app import Authorizer, Gateway, create_app
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Reader
 from tieredfs_gateway.datasets.documents import LocalOffer
 from tieredfs_gateway.datasets.metrics import Metrics
+from tieredfs_gateway.datasets.parcels import Encoders
 from tieredfs_gateway.datasets.pins import Pins
 from tieredfs_gateway.datasets.reader import open_reader
 from tieredfs_gateway.datasets.sessions import READERS_MAX, STREAMS_MAX, OpenReader, Sessions
-from tieredfs_gateway.datasets.sharing import Encoders
 from tieredfs_gateway.datasets.slabs import SlabPool
 from tieredfs_gateway.datasets.transform_pool import TransformPool
 from tieredfs_gateway.datasets.transforms import Transform

@@ -23,7 +23,8 @@ import pyarrow as pa
 from tieredfs.errors import ConfigurationError, NotFoundError
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Reader
 from tieredfs_gateway.datasets.errors import Refusal
-from tieredfs_gateway.datasets.sharing import Encoders, Follower, Form, Share
+from tieredfs_gateway.datasets.parcels import Encoders, Form
+from tieredfs_gateway.datasets.sharing import Follower, Share
 
 SESSIONS_MAX: Final = 1024
 STREAMS_MAX: Final = 256
@@ -343,9 +344,10 @@ class Stream:
         self._sessions = sessions
         self._number = number
 
-    def sent(self, index: int, rows: int, size_bytes: int) -> None:
+    def sent(self, index: int, rows: int, size_bytes: int, batches: int = 1) -> None:
+        """`index`: of the last one."""
         self.progress.batch = index
-        self.progress.batches += 1
+        self.progress.batches += batches
         self.progress.rows += rows
         self.progress.sent_bytes += size_bytes
 

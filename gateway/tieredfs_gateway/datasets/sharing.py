@@ -1,8 +1,8 @@
 """Each batch is made once for all trainers of this host that read the same epoch.
 
 A *lane* is one stride of an epoch (batches `first`, `first + stride`, ...) of one reader. One thread makes its batches and
-keeps the last of them in a *window*; *followers*, one per trainer, take them from there. A batch is encoded once for each
-form that somebody wants: into shared memory by the lane itself, as a compressed frame in the pool of encoders.
+keeps the last of them in a *window*; *followers*, one per trainer, take them from there. Batches that are at hand together are
+made a *parcel* (`parcels`), encoded once for each form that somebody wants; the first batch of a lane is one alone.
 
 How far apart may followers be? The lane works at most `AHEAD_*` beyond the fastest. When the window is full and the slowest
 follower still needs the oldest batch, it is given `GRACE_S` to take it. Then it is *left behind*: it moves to a lane of its
@@ -13,14 +13,11 @@ Locks: each lane has one; nothing slow happens under it. `Share` has one for its
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -28,8 +25,15 @@ from tieredfs.errors import DeadlineError, WaitInterruptedError
 from tieredfs.limits import MIB
 from tieredfs_gateway.datasets import frames
 from tieredfs_gateway.datasets.contract import NumberedBatch, Position
-from tieredfs_gateway.datasets.frames import Codec
-from tieredfs_gateway.datasets.slabs import Slab, SlabPool
+from tieredfs_gateway.datasets.parcels import (
+    BATCH_WAIT_S,
+    PARCEL_BATCHES,
+    PARCEL_BYTES,
+    Encoders,
+    Form,
+    Item,
+    Parcel,
+)
 
 AHEAD_BATCHES: Final = 16
 AHEAD_BYTES: Final = 32 * MIB
@@ -37,167 +41,7 @@ WINDOW_BATCHES: Final = 512
 WINDOWS_MAX: Final = 4
 """So many windows may be full; with more in use they shrink to what is ahead of their followers."""
 GRACE_S: Final = 0.25
-BATCH_WAIT_S: Final = 120.0
-"""For one batch to be made; a transform that takes longer has a limit of its own."""
-SHARED: Final = "shared"
-"""The form of a batch in a slab; the others are codecs."""
-
-Form = str
 Batches = Callable[[Position, int], Iterator[NumberedBatch]]
-
-
-@dataclass(slots=True)
-class Counts:
-    """What was done for all trainers together. Only rise; read without a lock."""
-
-    made: int = 0
-    rows: int = 0
-    encoded: dict[str, int] = field(default_factory=dict)
-    served: int = 0
-    left_behind: int = 0
-    lanes: int = 0
-
-
-class Encoders:
-    """Threads, slabs and counts that all lanes share."""
-
-    def __init__(self, slabs: SlabPool, threads: int | None = None) -> None:
-        self.slabs = slabs
-        self.counts = Counts()
-        self.pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 2), "encode")
-        self.kept_bytes = 0
-        """In the windows of all lanes."""
-        self._lock = threading.Lock()
-
-    def keep(self, more_bytes: int) -> None:
-        with self._lock:
-            self.kept_bytes += more_bytes
-
-    def count(self, form: Form) -> None:
-        with self._lock:
-            self.counts.encoded[form] = self.counts.encoded.get(form, 0) + 1
-
-    def note(self, **more: int) -> None:
-        with self._lock:
-            for name, number in more.items():
-                setattr(self.counts, name, getattr(self.counts, name) + number)
-
-
-class Item:
-    """A batch in a window, in the forms that were asked for.
-
-    Its rows are let go when a form holds them: they may be a slice of something large. A further form is made from that one.
-    """
-
-    def __init__(self, batch: NumberedBatch, head: bytes, encoders: Encoders) -> None:
-        self.index = batch.index
-        self.row_count = batch.rows.num_rows
-        self.size_bytes = max(1, batch.rows.nbytes)
-        self._rows: pa.RecordBatch | None = batch.rows
-        self._head = head
-        self._encoders = encoders
-        self._forms: dict[Form, Future[Any]] = {}
-        self._lock = threading.Lock()
-        self._dropped = False
-
-    def want(self, form: Form) -> "Future[Any]":
-        """Its encoding is under way, now or since long. A `Slab` or bytes. Raises WaitInterruptedError: see `slab`."""
-        with self._lock:
-            if self._dropped and (form == SHARED or self._rows is None) and form not in self._forms:
-                raise WaitInterruptedError("this batch has left its window")
-            future = self._forms.get(form)
-            if future is not None:
-                return future
-            if form != SHARED:
-                future = self._forms[form] = self._encoders.pool.submit(self._encode, form)
-                return future
-            future = self._forms[form] = Future()
-        try:  # a copy costs less than asking another thread for one
-            future.set_result(self._encode(form))
-        except BaseException as error:  # noqa: BLE001 - whoever wants the batch raises it
-            future.set_exception(error)
-        return future
-
-    def _encode(self, form: Form) -> Slab | memoryview:
-        self._encoders.count(form)
-        encoded: Slab | memoryview
-        with self._lent_rows() as rows:
-            if form == SHARED:
-                encoded = self._into_slab(rows)
-            else:
-                encoded = frames.frame(rows, len(self._head), Codec(form))
-        self._rows = None
-        return encoded
-
-    def _into_slab(self, rows: pa.RecordBatch) -> Slab:
-        slab = self._encoders.slabs.take(frames.stream_bytes(rows))
-        try:
-            frames.write_stream(rows, slab.writable())
-        except BaseException:
-            slab.release()
-            raise
-        return slab
-
-    @contextlib.contextmanager
-    def _lent_rows(self) -> Iterator[pa.RecordBatch]:
-        rows = self._rows
-        if rows is not None:
-            yield rows
-            return
-        with self._lock:
-            made = [future for future in self._forms.values() if future.done() and future.exception() is None]
-            bodies = [future.result() for future in made]
-            slab = next((body for body in bodies if isinstance(body, Slab)), None)
-            if slab is not None and self._dropped:
-                raise WaitInterruptedError("this batch has left its window")
-            if slab is not None:
-                slab.retain()
-        try:
-            yield frames.read_frame(self._head, bodies[0]) if slab is None else frames.read_stream(slab.writable())
-        finally:
-            if slab is not None:
-                slab.release()
-
-    def slab(self) -> Slab:
-        """On loan to the caller, who releases it. Raises what encoding raised, DeadlineError; WaitInterruptedError when the
-        batch left its window too early: ask for it again (`Follower.again`)."""
-        wait_for(self.want(SHARED))
-        with self._lock:
-            if self._dropped:
-                raise WaitInterruptedError("this batch has left its window")
-            slab: Slab = self._forms[SHARED].result()
-            slab.retain()
-            return slab
-
-    def frame(self, codec: Codec) -> memoryview:
-        """Raises as `slab` does."""
-        future = self.want(codec.value)
-        wait_for(future)
-        body: memoryview = future.result()
-        return body
-
-    def drop(self) -> None:
-        """The window lets it go; who has it on loan keeps it."""
-        with self._lock:
-            self._dropped = True
-            future = self._forms.get(SHARED)
-        if future is not None:
-            future.add_done_callback(_release)
-
-
-def _release(future: "Future[Slab]") -> None:
-    if future.exception() is None:
-        future.result().release()
-
-
-def wait_for(future: "Future[Any]") -> None:
-    """Raises DeadlineError, and what the work raised."""
-    try:
-        future.result(BATCH_WAIT_S)
-    except TimeoutError as error:
-        raise DeadlineError(f"a batch was not encoded in {BATCH_WAIT_S:.0f} s") from error
-    except CancelledError as error:
-        raise WaitInterruptedError("this batch has left its window") from error
 
 
 class LeftBehindError(Exception):
@@ -211,7 +55,7 @@ class Lane:
         self.epoch, self.first, self.stride = epoch, first, stride
         self._batches = batches
         self._window = window
-        self._items: deque[Item] = deque()
+        self._parcels: deque[Parcel] = deque()
         self._bytes = 0
         self._next = first
         self._ended = False
@@ -226,7 +70,7 @@ class Lane:
     def join(self, follower: "Follower") -> bool:
         """Whether this lane will still serve what the follower wants next."""
         with self._changed:
-            oldest = self._items[0].index if self._items else self._next
+            oldest = self._parcels[0].first if self._parcels else self._next
             reachable = oldest <= follower.next_index <= self._next + self.stride
             if self._closed or self._failure or not reachable or (follower.next_index - self.first) % self.stride:
                 return False
@@ -262,7 +106,7 @@ class Lane:
             if follower not in self._followers:
                 raise LeftBehindError
             if follower.next_index < self._next:
-                item = self._items[(follower.next_index - self._items[0].index) // self.stride]
+                item = self._item(follower.next_index)
                 follower.next_index += self.stride
                 follower.moved_s = time.monotonic()
                 self._changed.notify_all()
@@ -273,15 +117,25 @@ class Lane:
 
     # ---- the thread that makes batches ---------------------------------------------------------------------------------
 
+    def advance(self, follower: "Follower", next_index: int) -> None:
+        """It has more than it took one by one."""
+        with self._changed:
+            follower.next_index = next_index
+            self._changed.notify_all()
+
+    def _item(self, index: int) -> Item:
+        parcel = next(one for one in reversed(self._parcels) if one.first <= index)
+        return Item(parcel, (index - parcel.first) // self.stride)
+
+    # ---- the thread that makes batches ---------------------------------------------------------------------------------
+
     def _make(self) -> None:
         try:
             batches = self._batches(Position(self.epoch, self.first), self.stride)
             with contextlib.closing(batches):  # type: ignore[type-var]
-                while self._may_go_on():
-                    batch = next(batches, None)
-                    if batch is None:
-                        break
-                    self._put(batch)
+                most = 1  # the first comes alone, at once
+                while self._may_go_on() and self._make_some(batches, most):
+                    most = min(2 * most, PARCEL_BATCHES)
         except BaseException as error:  # noqa: BLE001 - followers raise it, in their threads
             self._failure = error
         with self._changed:
@@ -289,6 +143,22 @@ class Lane:
             self._changed.notify_all()
         if self._closed:
             self._clear()
+
+    def _make_some(self, batches: Iterator[NumberedBatch], most: int) -> bool:
+        """The next batch, and those after it that need no waiting, up to a parcel. False when there are no more."""
+        found: list[NumberedBatch] = []
+        size_bytes = 0
+        try:
+            while (batch := next(batches, None)) is not None:
+                found.append(batch)
+                size_bytes += batch.rows.nbytes
+                is_full = len(found) >= most or size_bytes + size_bytes // len(found) > PARCEL_BYTES
+                if is_full or not batch.is_followed:
+                    break
+        finally:  # what was good before an error is given to those who follow
+            if found:
+                self._put(found)
+        return bool(found)
 
     def _may_go_on(self) -> bool:
         """Wait until somebody needs more. False when nobody follows any more."""
@@ -301,33 +171,32 @@ class Lane:
         ahead = max(0, (self._next - fastest) // self.stride)
         if ahead < 2:
             return False
-        ahead_bytes = sum(item.size_bytes for item in self._items if item.index >= fastest)
+        ahead_bytes = sum(parcel.size_bytes for parcel in self._parcels if parcel.last >= fastest)
         return ahead >= AHEAD_BATCHES or ahead_bytes >= AHEAD_BYTES
 
-    def _put(self, batch: NumberedBatch) -> None:
+    def _put(self, batches: list[NumberedBatch]) -> None:
         encoders = self._window.encoders
-        encoders.note(made=1, rows=batch.rows.num_rows)
-        item = Item(batch, self._window.head, encoders)
+        encoders.note(made=len(batches), rows=sum(batch.rows.num_rows for batch in batches))
+        parcel = Parcel(batches, self.stride, self._window.head, encoders)
         with self._changed:
-            dropped = self._make_room(item.size_bytes)
+            dropped = self._make_room(parcel.size_bytes)
             forms = {form for follower in self._followers for form in follower.forms}
         for old in dropped:
             old.drop()
-        for form in forms:
-            item.want(form)
+        parcel.want(forms)
         with self._changed:
-            self._items.append(item)
-            self._bytes += item.size_bytes
-            encoders.keep(item.size_bytes)
-            self._next = batch.index + self.stride
+            self._parcels.append(parcel)
+            self._bytes += parcel.size_bytes
+            encoders.keep(parcel.size_bytes)
+            self._next = parcel.last + self.stride
             self._changed.notify_all()
 
-    def _make_room(self, size_bytes: int) -> list[Item]:
+    def _make_room(self, size_bytes: int) -> list[Parcel]:
         """Under the lock: what leaves the window. Waits for the slowest follower, boundedly; leaves it behind then."""
-        dropped: list[Item] = []
+        dropped: list[Parcel] = []
         limit = self._window.limit_now()
-        while self._items and (self._bytes + size_bytes > limit or len(self._items) >= WINDOW_BATCHES):
-            oldest = self._items[0].index
+        while self._parcels and (self._bytes + size_bytes > limit or self._kept_batches() >= WINDOW_BATCHES):
+            oldest = self._parcels[0].last
             slow = [follower for follower in self._followers if follower.next_index <= oldest]
             wait_s = max((follower.moved_s for follower in slow), default=0.0) + GRACE_S - time.monotonic()
             if slow and wait_s > 0:
@@ -339,27 +208,30 @@ class Lane:
             dropped.append(self._pop())
         return dropped
 
-    def _pop(self) -> Item:
-        item = self._items.popleft()
-        self._bytes -= item.size_bytes
-        self._window.encoders.keep(-item.size_bytes)
-        return item
+    def _kept_batches(self) -> int:
+        return (self._next - self._parcels[0].first) // self.stride
+
+    def _pop(self) -> Parcel:
+        parcel = self._parcels.popleft()
+        self._bytes -= parcel.size_bytes
+        self._window.encoders.keep(-parcel.size_bytes)
+        return parcel
 
     def trim(self) -> None:
         """Let go of what no follower needs any more."""
         dropped = []
         with self._changed:
             needed = min((follower.next_index for follower in self._followers), default=self._next)
-            while self._items and self._items[0].index < needed:
+            while self._parcels and self._parcels[0].last < needed:
                 dropped.append(self._pop())
-        for item in dropped:
-            item.drop()
+        for parcel in dropped:
+            parcel.drop()
 
     def _clear(self) -> None:
         with self._changed:
-            items = [self._pop() for _ in range(len(self._items))]
-        for item in items:
-            item.drop()
+            parcels = [self._pop() for _ in range(len(self._parcels))]
+        for parcel in parcels:
+            parcel.drop()
 
     def close(self) -> None:
         with self._changed:
@@ -440,8 +312,8 @@ class Share:
         for lane in lanes:
             lane.finish(BATCH_WAIT_S)
 
-    def served(self) -> None:
-        self._encoders.note(served=1)
+    def served(self, count: int = 1) -> None:
+        self._encoders.note(served=count)
 
 
 class Follower:
@@ -470,6 +342,16 @@ class Follower:
             if item is not None:
                 self._share.served()
             return item
+
+    def rest(self, item: Item) -> int:
+        """Take the batches behind it in its parcel, too; how many batches that are, with it."""
+        count = len(item.parcel.row_counts) - item.place
+        if count > 1:
+            lane = self._lane
+            assert lane is not None, "the item came from there"
+            lane.advance(self, item.parcel.last + self.stride)
+            self._share.served(count - 1)
+        return count
 
     def again(self, item: Item) -> None:
         """The item left its window before it was used: the next call of `next` gives that batch again."""

@@ -28,7 +28,7 @@ from tieredfs_gateway.datasets.gathering import Group, gather
 from tieredfs_gateway.datasets.order import Indices, Permutation
 from tieredfs_gateway.datasets.order import Sequence as RowSequence
 from tieredfs_gateway.datasets.pieces import Pieces
-from tieredfs_gateway.datasets.segments import Segment, SplitShelf, slice_rows, take_rows
+from tieredfs_gateway.datasets.segments import Segment, SplitShelf, slices, take_rows
 from tieredfs_gateway.datasets.shelf import WAIT_S
 
 BUCKET_ROWS_MAX: Final = 1 << 17
@@ -211,7 +211,7 @@ class BucketPlan(_Positions):
         for low, high in itertools.pairwise(starts):
             bucket = int(buckets[order[low]])
             places = positions[order[low:high]] - bucket * self._rows
-            self._pieces.add(bucket, split, slice_rows(arranged, low, high), places)
+            self._pieces.add(bucket, split, [each.rows() for each in slices(arranged, low, high)], places)
 
 
 def in_order(schema: pa.Schema, pieces: list[pa.RecordBatch], places: list[Indices], length: int) -> Segment:

@@ -18,11 +18,10 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from tieredfs.errors import BusyError, TooLargeError
+from tieredfs.errors import TooLargeError
 from tieredfs.limits import KIB
 
 SLAB_BYTES_MIN: Final = 256 * KIB
-ROOM_WAIT_S: Final = 30.0
 F_SEAL_FUTURE_WRITE: Final = 0x10
 """Linux 5.1: no new writable mapping; the gateway's own goes on. Not yet in Python's `fcntl`."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | F_SEAL_FUTURE_WRITE
@@ -65,61 +64,47 @@ class Slab:
 
 
 class SlabPool:
-    """At most `limit_bytes` of slabs. `make_room` is asked, without the lock, to let go of what nobody needs."""
+    """At most `limit_bytes` of slabs, but for what trainers wait for: one each. `make_room` lets go of what
+    nobody needs: for who got none to call, with no lock held. Nobody waits here: who has to, listens to its trainer
+    meanwhile, who may have what is missing."""
 
     def __init__(self, limit_bytes: int, make_room: Callable[[], None] = lambda: None) -> None:
         self.limit_bytes = limit_bytes
         self.make_room = make_room
         self.made = 0
         """Slabs whose memory was touched for the first time; all other batches used old ones."""
+        self.beyond = 0
+        """Slabs that were made beyond the limit, because a trainer waited."""
         self._free: dict[int, list[Slab]] = {}
         self._live: dict[int, Slab] = {}
         self._bytes = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
-    def take(self, length: int) -> Slab:
-        """A slab with one holder. Raises TooLargeError, BusyError when none comes free in time."""
+    def take(self, length: int, *, is_needed: bool = False) -> Slab | None:
+        """A slab with one holder; None when there is no room. What `is_needed` is given beyond the limit, and its memory goes with
+        its last holder. Raises TooLargeError."""
         capacity = max(SLAB_BYTES_MIN, 1 << (length - 1).bit_length())
         if capacity > self.limit_bytes:
             raise TooLargeError(f"a batch of {length} bytes is more than the shared memory of {self.limit_bytes} bytes")
-        slab = self._try_take(capacity)
-        if slab is None:
-            self.make_room()
-            slab = self._wait(capacity)
-        slab.length = length
-        return slab
+        with self._lock:
+            waiting = self._free.get(capacity)
+            slab = waiting.pop() if waiting else self._made(capacity, is_needed=is_needed)
+            if slab is not None:
+                slab.holders = 1
+                slab.length = length
+            return slab
 
-    def _wait(self, capacity: int) -> Slab:
-        found: list[Slab] = []
-
-        def is_found() -> bool:
-            slab = self._try_take_locked(capacity)
-            found.extend([] if slab is None else [slab])
-            return slab is not None
-
-        with self._changed:
-            if not self._changed.wait_for(is_found, ROOM_WAIT_S):
-                raise BusyError(f"all {self.limit_bytes} bytes of shared memory are on loan; see --shared-memory")
-        return found[0]
-
-    def _try_take(self, capacity: int) -> Slab | None:
-        with self._changed:
-            return self._try_take_locked(capacity)
-
-    def _try_take_locked(self, capacity: int) -> Slab | None:
-        waiting = self._free.get(capacity)
-        if waiting:
-            slab = waiting.pop()
-        else:
-            while self._bytes + capacity > self.limit_bytes and self._drop_free():
-                pass
-            if self._bytes + capacity > self.limit_bytes:
+    def _made(self, capacity: int, *, is_needed: bool) -> Slab | None:
+        while self._bytes + capacity > self.limit_bytes and self._drop_free():
+            pass
+        if self._bytes + capacity > self.limit_bytes:
+            if not is_needed:
                 return None
-            slab = Slab(self, self.made, capacity)
-            self.made += 1
-            self._live[slab.number] = slab
-            self._bytes += capacity
-        slab.holders = 1
+            self.beyond += 1
+        slab = Slab(self, self.made, capacity)
+        self.made += 1
+        self._live[slab.number] = slab
+        self._bytes += capacity
         return slab
 
     def _drop_free(self) -> bool:
@@ -135,42 +120,45 @@ class SlabPool:
         slab.destroy()
 
     def retain(self, slab: Slab) -> None:
-        with self._changed:
+        with self._lock:
             assert slab.holders > 0, "a free slab is nobody's"
             slab.holders += 1
 
     def release(self, slab: Slab) -> None:
-        with self._changed:
+        with self._lock:
             assert slab.holders > 0, "released more often than taken"
             slab.holders -= 1
             self._settle(slab)
 
     def abandon(self, slab: Slab) -> None:
         """A holder may see it for ever: when the others are done it is not used again."""
-        with self._changed:
+        with self._lock:
             slab.holders -= 1
             if self._live.pop(slab.number, None) is not None:
                 self._bytes -= slab.capacity_bytes
             self._settle(slab)
 
     def _settle(self, slab: Slab) -> None:
-        if slab.holders == 0 and slab.number in self._live:
-            self._free.setdefault(slab.capacity_bytes, []).append(slab)
-        elif slab.holders == 0:
+        if slab.holders:
+            return
+        if slab.number not in self._live:
             slab.destroy()
-        self._changed.notify_all()
+        elif self._bytes > self.limit_bytes:
+            self._forget(slab)
+        else:
+            self._free.setdefault(slab.capacity_bytes, []).append(slab)
 
     def is_live(self, number: int) -> bool:
         return number in self._live
 
     def usage(self) -> dict[str, int]:
         """Numbers of slabs and bytes: held and all."""
-        with self._changed:
+        with self._lock:
             free = sum(len(waiting) for waiting in self._free.values())
             return {"slabs": len(self._live), "slabs_held": len(self._live) - free, "slab_bytes": self._bytes}
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             for waiting in self._free.values():
                 for slab in waiting:
                     self._forget(slab)

@@ -1,0 +1,217 @@
+"""What a window holds: *parcels*, each of a few batches that are encoded, handed over and let go together.
+
+Why several: a message, a slab and a stream of Arrow's cost as much for one batch as for many. Batches that lie beside each other in
+what was decoded are written as one, with one copy for each column; whoever gets them cuts them apart again, without copying.
+
+A parcel is encoded once for each form that somebody wants. Its rows are let go when a form holds them: they may be slices of
+something large. A further form is made from that one. Into shared memory it is encoded by the first trainer's own
+thread when that one takes it, so that what nobody takes yet holds no slab. Safe from any thread.
+"""
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from typing import Final
+
+import pyarrow as pa
+
+from tieredfs.errors import DeadlineError, WaitInterruptedError
+from tieredfs.limits import MIB
+from tieredfs_gateway.datasets import frames
+from tieredfs_gateway.datasets.contract import NumberedBatch
+from tieredfs_gateway.datasets.frames import Codec
+from tieredfs_gateway.datasets.slabs import Slab, SlabPool
+
+PARCEL_BYTES: Final = 4 * MIB
+PARCEL_BATCHES: Final = 64
+BATCH_WAIT_S: Final = 120.0
+"""For one batch to be made; a transform that takes longer has a limit of its own."""
+SHARED: Final = "shared"
+"""The form of a batch in a slab; the others are codecs."""
+
+Form = str
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was done for all trainers together, in batches. Only rise; read without a lock."""
+
+    made: int = 0
+    rows: int = 0
+    encoded: dict[str, int] = field(default_factory=dict)
+    served: int = 0
+    left_behind: int = 0
+    lanes: int = 0
+
+
+class Encoders:
+    """Threads, slabs and counts that all lanes share."""
+
+    def __init__(self, slabs: SlabPool, threads: int | None = None) -> None:
+        self.slabs = slabs
+        self.counts = Counts()
+        self.pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 2), "encode")
+        self.kept_bytes = 0
+        """In the windows of all lanes."""
+        self._lock = threading.Lock()
+
+    def keep(self, more_bytes: int) -> None:
+        with self._lock:
+            self.kept_bytes += more_bytes
+
+    def count(self, form: Form, batches: int) -> None:
+        with self._lock:
+            self.counts.encoded[form] = self.counts.encoded.get(form, 0) + batches
+
+    def note(self, **more: int) -> None:
+        with self._lock:
+            for name, number in more.items():
+                setattr(self.counts, name, getattr(self.counts, name) + number)
+
+
+class Parcel:
+    """Batches `first`, `first + stride` … of an epoch; at least one."""
+
+    def __init__(self, batches: Sequence[NumberedBatch], stride: int, head: bytes, encoders: Encoders) -> None:
+        self.first, self.stride = batches[0].index, stride
+        self.row_counts: tuple[int, ...] = tuple(batch.rows.num_rows for batch in batches)
+        self.size_bytes = max(1, sum(batch.rows.nbytes for batch in batches))
+        self._batches: Sequence[NumberedBatch] | None = batches
+        self._head = head
+        self._encoders = encoders
+        self._lock = threading.Lock()
+        """A slab is filled under it: whoever wants that one waits for it anyway."""
+        self._wanted: set[Form] = set()
+        self._made: set[Form] = set()
+        self._slab: Slab | None = None
+        self._frames: dict[Codec, list[Future[memoryview]]] = {}
+        self._dropped = False
+
+    @property
+    def last(self) -> int:
+        return self.first + (len(self.row_counts) - 1) * self.stride
+
+    def want(self, forms: Iterable[Form]) -> None:
+        """Frames are under way from now on. What goes into a slab is not, before somebody takes it."""
+        with self._lock:
+            self._wanted.update(forms)
+            for form in self._wanted - {SHARED}:
+                self._under_way(Codec(form))
+
+    # ---- in shared memory -----------------------------------------------------------------------------------------------
+
+    def slab(self, *, is_needed: bool = False) -> Slab | None:
+        """All batches as one stream, on loan to the caller, who releases it. None: no shared memory is free, and `is_needed`
+        does not say that a trainer waits for it. Raises TooLargeError, DeadlineError, what encoding raised;
+        WaitInterruptedError when the parcel left its window too early: ask for its batches again (`Follower.again`)."""
+        with self._lock:
+            if self._slab is None:
+                found = self._filled(is_needed)
+                if found is None or self._dropped:  # a window that has dropped the parcel keeps nothing of it
+                    return found
+                self._slab = found
+            self._slab.retain()
+            return self._slab
+
+    def _filled(self, is_needed: bool) -> Slab | None:
+        rows = frames.joined(self._rows())
+        slab = self._encoders.slabs.take(frames.stream_bytes(rows), is_needed=is_needed)
+        if slab is None:
+            return None
+        try:
+            frames.write_stream(rows, slab.writable())
+        except BaseException:
+            slab.release()
+            raise
+        self._encoders.count(SHARED, len(self.row_counts))
+        self._let_go(SHARED)
+        return slab
+
+    # ---- as frames ------------------------------------------------------------------------------------------------------
+
+    def frame(self, codec: Codec, place: int) -> memoryview:
+        """One batch. Raises as `slab` does."""
+        with self._lock:
+            found = self._under_way(codec)
+        body = _result(found[place])
+        if all(future.done() for future in found):
+            with self._lock:
+                self._let_go(codec.value)
+        return body
+
+    def _under_way(self, codec: Codec) -> "list[Future[memoryview]]":
+        """Under the lock."""
+        found = self._frames.get(codec)
+        if found is None:
+            submit = self._encoders.pool.submit
+            found = self._frames[codec] = [submit(self._framed, codec, batch.rows) for batch in self._rows()]
+        return found
+
+    def _framed(self, codec: Codec, rows: pa.RecordBatch) -> memoryview:
+        self._encoders.count(codec.value, 1)
+        return frames.frame(rows, len(self._head), codec)
+
+    # ---- the rows -------------------------------------------------------------------------------------------------------
+
+    def _rows(self) -> Sequence[NumberedBatch]:
+        """Under the lock. Out of another form, where they were let go."""
+        if self._batches is None:
+            self._batches = [
+                NumberedBatch(self.first + place * self.stride, rows) for place, rows in enumerate(self._kept())
+            ]
+        return self._batches
+
+    def _kept(self) -> list[pa.RecordBatch]:
+        if self._slab is not None:  # copied: it may be filled with something else before the rows are used
+            return frames.cut(bytes(self._slab.writable()), self.row_counts)
+        if not self._frames:
+            raise WaitInterruptedError("this batch has left its window")
+        made = next(iter(self._frames.values()))
+        return [frames.read_frame(self._head, _result(future)) for future in made]
+
+    def _let_go(self, made: Form) -> None:
+        """Under the lock."""
+        self._made.add(made)
+        if self._made >= self._wanted:
+            self._batches = None
+
+    def drop(self) -> None:
+        """The window lets it go; who has it on loan keeps it."""
+        with self._lock:
+            self._dropped = True
+            slab, self._slab = self._slab, None
+        if slab is not None:
+            slab.release()
+
+
+def _result(future: "Future[memoryview]") -> memoryview:
+    """Raises DeadlineError, and what the work raised."""
+    try:
+        return future.result(BATCH_WAIT_S)
+    except FutureTimeoutError as error:
+        raise DeadlineError(f"a batch was not encoded in {BATCH_WAIT_S:.0f} s") from error
+    except CancelledError as error:
+        raise WaitInterruptedError("this batch has left its window") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One batch of a parcel."""
+
+    parcel: Parcel
+    place: int
+
+    @property
+    def index(self) -> int:
+        return self.parcel.first + self.place * self.parcel.stride
+
+    @property
+    def row_count(self) -> int:
+        return self.parcel.row_counts[self.place]
+
+    def frame(self, codec: Codec) -> memoryview:
+        """See `Parcel.frame`."""
+        return self.parcel.frame(codec, self.place)
