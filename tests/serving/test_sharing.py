@@ -13,7 +13,7 @@ from tests.serving.fakes import TableReader
 from tests.serving.rig import eventually, ids, numbers
 from tieredfs.errors import CorruptError, TooLargeError
 from tieredfs_gateway.datasets import frames, sharing, slabs
-from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position
+from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position
 from tieredfs_gateway.datasets.errors import Refusal
 from tieredfs_gateway.datasets.parcels import SHARED, Encoders
 from tieredfs_gateway.datasets.sessions import IDLE_S, Sessions
@@ -148,6 +148,33 @@ def test_one_batch_in_two_forms_is_made_once(encoders: Encoders) -> None:
     share.close()
     assert set(reader.made.values()) == {1}
     assert encoders.counts.encoded == {SHARED: 10, "zstd": 10}
+
+
+def test_batches_at_hand_together_share_a_slab_and_neighbours_are_written_as_one(encoders: Encoders) -> None:
+    whole = numbers(1000).combine_chunks().to_batches()[0]
+
+    def batches(position: Position, stride: int) -> Iterator[NumberedBatch]:
+        for index in range(position.batches, 10, stride):
+            rows = whole.slice(100 * index, 100)
+            yield NumberedBatch(index, rows, whole, 100 * index, is_followed=index + stride < 10)
+
+    share = Share(whole.schema, batches, encoders, 4 * MIB)
+    with share.follow(Position(0, 0), 1, SHARED) as follower, share.follow(Position(0, 1), 3, SHARED) as strided:
+        sizes, found = [], []
+        while (item := follower.next()) is not None:
+            sizes.append(follower.rest(item))
+            slab = item.parcel.slab()
+            assert slab is not None
+            stream = pa.ipc.open_stream(pa.py_buffer(slab.writable()))
+            assert [rows.num_rows for rows in stream] == [100 * sizes[-1]], "one copy for all of them"
+            found += ids(frames.cut(slab.writable(), item.parcel.row_counts))
+            del stream
+            slab.release()
+        assert sizes == [1, 2, 4, 3]
+        assert found == list(range(1000))
+        assert read_shared(strided) == [n for index in (1, 4, 7) for n in range(100 * index, 100 * index + 100)]
+    share.close()
+    eventually(lambda: encoders.slabs.usage()["slabs_held"], 0)
 
 
 # ---- slabs -------------------------------------------------------------------------------------------------------------

@@ -88,8 +88,9 @@ def joined(batches: Sequence[NumberedBatch]) -> list[pa.RecordBatch]:
         count = batch.rows.num_rows
         if not count:
             continue
-        if before is not None and batch.whole is not None and batch.whole is before.whole and batch.start == end:
-            found[-1] = batch.whole.slice(start, end + count - start)
+        whole = batch.whole
+        if whole is not None and before is not None and whole is before.whole and batch.start == end:
+            found[-1] = whole.slice(start, end + count - start)
         else:
             start = batch.start
             found.append(batch.rows)
