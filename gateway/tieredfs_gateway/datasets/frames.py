@@ -89,7 +89,7 @@ def joined(batches: Sequence[NumberedBatch]) -> list[pa.RecordBatch]:
         if not count:
             continue
         whole = batch.whole
-        if whole is not None and before is not None and whole is before.whole and batch.start == end:
+        if before is not None and whole is before.whole and whole is not None and batch.start == end:
             found[-1] = whole.slice(start, end + count - start)
         else:
             start = batch.start
