@@ -364,7 +364,6 @@ class SqliteEngine:
 
     def _start_checkpoint(self, connections: _Connections) -> None:
         if connections.checkpointing.acquire(blocking=False):
-            about_to_wait()  # for a processor of its own: threads begin where their maker was
             connections.rows_at_checkpoint = connections.writer.connection.total_changes
             threading.Thread(target=self._checkpoint, args=(connections,), name="kv-checkpoint", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""One thread reads and carries out; before it waits, another reads on. And it stays near who asks."""
+"""One thread reads and carries out; before it waits, another reads on."""
 
 import os
 import socket
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tieredfs.fuse.kernel.nearness import LOOK_EVERY, Nearness, processor_of
 from tieredfs.fuse.kernel.readers import THREADS_MAX, Readers
 from tieredfs.fuse.kernel.request import Request
 from tieredfs.host.waiting import about_to_wait
@@ -91,25 +90,3 @@ def test_as_many_as_wait_are_joined_by_one_more(served: Served) -> None:
     served.go.set()
     slots = {int(served.kernel.recv(16)) for _ in range(20)}
     assert len(slots) == 20, "each waited in a thread of its own"
-
-
-def test_a_dense_stream_is_served_where_its_program_runs() -> None:
-    everywhere = os.sched_getaffinity(0)
-    nearness = Nearness()
-    thread = threading.get_native_id()
-    try:
-        for _ in range(1000 * LOOK_EVERY):  # a busy machine may make some of them look sparse
-            nearness.note(thread)
-            if os.sched_getaffinity(0) != everywhere or len(everywhere) == 1:
-                break
-        assert len(os.sched_getaffinity(0)) == 1
-        nearness.note(thread + 1)
-        assert os.sched_getaffinity(0) == everywhere, "two programs: the scheduler's choice"
-    finally:
-        nearness.let_go()
-    assert os.sched_getaffinity(0) == everywhere
-
-
-def test_where_a_thread_runs() -> None:
-    assert processor_of(threading.get_native_id()) in range(os.cpu_count() or 1)
-    assert processor_of(1 << 30) == -1
