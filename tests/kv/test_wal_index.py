@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tieredfs.kv import wal_index
-from tieredfs.kv.engine import Stamped
+from tieredfs.kv.engine import Stamped, Writer
 from tieredfs.kv.sqlite import SqliteEngine
 
 READ_LOCKS = (123, 5)
@@ -36,6 +36,35 @@ def test_every_commit_has_a_stamp_of_its_own(engine: SqliteEngine) -> None:
         engine.write(lambda writer, number=number: writer.put(b"k", b"%d" % number))  # type: ignore[misc]
         assert engine.stamp() not in seen
         seen.add(engine.stamp())
+
+
+def test_one_commit_is_told_from_more(engine: SqliteEngine) -> None:
+    def put(number: int) -> None:
+        engine.write(lambda writer: writer.put(b"k", b"%d" % number))
+
+    older = engine.stamp()
+    for number in range(100):
+        if number % 10 == 5:
+            engine._connections.writer.control("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        seen: list[bytes] = []
+
+        def change(writer: Writer, number: int = number, seen: list[bytes] = seen) -> None:
+            seen.append(engine.stamp())
+            writer.put(b"k", b"%d" % number)
+
+        engine.write(change)
+        (before,) = seen
+        after = engine.stamp()
+        assert engine.is_next(before, after)
+        assert not engine.is_next(before, before)
+        assert not engine.is_next(after, before)
+        assert number == 0 or not engine.is_next(older, after)
+        older = before
+    put(-1)
+    put(-2)
+    assert not engine.is_next(after, engine.stamp())
+    torn = after[:48] + engine.stamp()[48:]
+    assert not engine.is_next(before, torn), "a commit is under way"
 
 
 def test_reading_and_failing_change_no_stamp(engine: SqliteEngine) -> None:

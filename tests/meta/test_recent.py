@@ -1,5 +1,7 @@
-"""What is remembered of the metadata: exact under its stamp, gone with any commit of anybody, and bounded."""
+"""What is remembered of the metadata: exact, carried over our own commits, gone with a commit of anybody else, bounded."""
 
+import contextlib
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,11 @@ from conftest import Volume, make_volume
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tieredfs.errors import NotDirectoryError, NotFoundError
+from tieredfs.errors import AlreadyExistsError, NotDirectoryError, NotFoundError
+from tieredfs.host import SystemClock
+from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.meta.metadata import Creation, Metadata
+from tieredfs.meta.names import lookup
 from tieredfs.meta.recent import AHEAD_FIRST, AHEAD_MAX, DIRECTORIES_MAX, RECENT_MAX, Ahead, Recent
 from tieredfs.model import NOBODY, ROOT, AttributeChange, Attributes, FileKind, InodeId
 
@@ -63,6 +68,62 @@ def test_our_own_commit_is_seen_at_once(made: Volume) -> None:
         made.metadata.lookup(ROOT, b"a")
     with pytest.raises(NotFoundError):
         made.metadata.attributes(inode)
+
+
+def test_our_own_commits_end_nothing_but_what_they_change(made: Volume) -> None:
+    kept, changed = (made.metadata.create(ROOT, name, FILE) for name in (b"kept", b"changed"))
+    session = made.metadata.open_session("host", 1, "test").session
+    seen = [made.metadata.lookup(ROOT, name) for name in (b"kept", b"changed")]
+    counted = Counted(made)
+    made.metadata.heartbeat(session)
+    made.metadata.set_attributes(changed.inode, AttributeChange(mode=0o600))
+    made.metadata.create(ROOT, b"new", FILE)
+    assert made.metadata.lookup(ROOT, b"kept") == seen[0]
+    assert made.metadata.attributes(kept.inode) == seen[0]
+    assert counted.reads == 0
+    assert made.metadata.attributes(changed.inode).mode == 0o600
+    assert counted.reads == 1
+    made.metadata.rename(ROOT, b"kept", ROOT, b"changed")
+    assert made.metadata.lookup(ROOT, b"changed").inode == kept.inode
+    with pytest.raises(NotFoundError):
+        made.metadata.lookup(ROOT, b"kept")
+
+
+def test_who_looks_at_a_volume_that_several_change_sees_what_is_there(made: Volume) -> None:
+    """Three engines, each with a memory of its own, against one that remembers nothing."""
+    chance = random.Random(7)
+    engines = [SqliteEngine(made.path) for _ in range(3)]
+    all_three = [Metadata(engine, SystemClock()) for engine in engines]
+    names = [b"%d" % number for number in range(6)]
+    hits = 0
+    for _ in range(1500):
+        actor = chance.choices(all_three, (8, 1, 1))[0]
+        name, other = chance.choice(names), chance.choice(names)
+        with contextlib.suppress(NotFoundError, AlreadyExistsError):
+            act = chance.randrange(12)
+            if act == 0:
+                actor.create(ROOT, name, FILE)
+            elif act == 1:
+                actor.unlink(ROOT, name, NOBODY)
+            elif act == 2:
+                actor.rename(ROOT, name, ROOT, other)
+            elif act == 3:
+                actor.link(actor.lookup(ROOT, name).inode, ROOT, other)
+            elif act == 4:
+                actor.set_attributes(actor.lookup(ROOT, name).inode, AttributeChange(mode=chance.randrange(0o777)))
+            else:
+                with contextlib.suppress(NotFoundError):
+                    true = engines[0].read(lambda reader, name=name: lookup(reader, ROOT, name)).attributes()
+                    looks = actor._looks
+                    hits += looks._recent.named(looks.at(), ROOT, name) is not None
+                    assert actor.lookup(ROOT, name) == true
+                    assert actor.attributes(true.inode) == true
+                    continue
+                with pytest.raises(NotFoundError):
+                    actor.lookup(ROOT, name)
+    assert hits > 100, "memory was asked, too"
+    for engine in engines:
+        engine.close()
 
 
 def test_the_commit_of_another_process_is_seen_at_once(made: Volume) -> None:
@@ -130,6 +191,8 @@ def test_memory_is_bounded() -> None:
     for number in range(3 * RECENT_MAX):
         recent.remember_named(b"s", ROOT, [(b"%d" % number, attributes_of(number))])
         ahead.note(InodeId(number), 1, b"x")
+    assert recent.named(b"s", ROOT, b"%d" % (3 * RECENT_MAX - 1)) is not None
+    assert recent.of(b"s", InodeId(5 * RECENT_MAX // 2)) is not None, "the oldest went, not all"
     assert len(recent._snapshot.by_name) <= RECENT_MAX
     assert len(recent._snapshot.by_inode) <= RECENT_MAX
     assert len(ahead._expected) <= DIRECTORIES_MAX

@@ -46,6 +46,10 @@ class Stamped(Protocol):
         it is different from all that were before."""
         ...
 
+    def is_next(self, before: bytes, after: bytes) -> bool:
+        """Whether one commit, and no more, lies between the two. False may be said of stamps for which it is so."""
+        ...
+
 
 class Engine(Protocol):
     """Safe from any thread, and several processes may use the same database through engines of their own."""

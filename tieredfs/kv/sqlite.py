@@ -251,6 +251,7 @@ class SqliteEngine:
         self._host.files.sync_directory(os.path.dirname(self.path))
         self._wal_index = wal_index.opened(f"{self.path}-shm")
         self.stamp = self._wal_index.stamp
+        self.is_next = wal_index.is_next
         """`tieredfs.kv.engine.Stamped`."""
         self._shared_sync = SharedSync(lambda: self._host.files.sync(self._wal))
         self._process = os.getpid()

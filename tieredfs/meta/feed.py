@@ -11,7 +11,7 @@ it did not run, has missed some, and then the kernel's own timeout is the bound.
 that are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from tieredfs.format import keys, records
@@ -25,7 +25,7 @@ _FOLLOWED: Final = frozenset({int(Tag.INODE), int(Tag.NAME)})
 
 
 class Change(NamedTuple):
-    """What others changed: inodes (attributes or content), and names as (directory, name)."""
+    """What was changed: inodes (attributes or content), and names as (directory, name)."""
 
     inodes: frozenset[InodeId]
     names: frozenset[tuple[InodeId, bytes]]
@@ -73,20 +73,26 @@ def append(writer: Writer, origin: SessionId, changed: Sequence[bytes]) -> None:
             writer.delete(keys.change(number - CHANGES_KEPT))
 
 
+def decoded(changed: Iterable[bytes]) -> Change:
+    """The inodes and names under keys that a `Recorder` remembered. Raises CorruptError."""
+    inodes: set[InodeId] = set()
+    names: set[tuple[InodeId, bytes]] = set()
+    for key in changed:
+        number = InodeId(keys.first_u64(key))
+        if keys.tag_of(key) is Tag.INODE:
+            inodes.add(number)
+        else:
+            names.add((number, keys.text_after_u64(key)))
+    return Change(frozenset(inodes), frozenset(names))
+
+
 def changes(reader: Reader, after: int, origin: SessionId) -> tuple[Change, int]:
     """What anybody but `origin` changed after `after`, and where the feed ends. Of what is not kept, nothing."""
     first, last = keys.change(after + 1), keys.end_of(keys.CHANGES_PREFIX)
-    inodes: set[InodeId] = set()
-    names: set[tuple[InodeId, bytes]] = set()
+    found: list[bytes] = []
     for key, value in reader.scan(first, last):
         after = keys.last_u64(key)
         by, changed = records.decode_change(value)
-        if by == origin:
-            continue
-        for one in changed:
-            number = InodeId(keys.first_u64(one))
-            if keys.tag_of(one) is Tag.INODE:
-                inodes.add(number)
-            else:
-                names.add((number, keys.text_after_u64(one)))
-    return Change(frozenset(inodes), frozenset(names)), after
+        if by != origin:
+            found += changed
+    return decoded(found), after

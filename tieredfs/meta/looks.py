@@ -1,12 +1,14 @@
-"""`Looks`: attributes by name and by inode, from memory where nobody committed since they were read.
+"""`Looks`: attributes by name and by inode, from memory where nobody changed them since they were read.
 
 What is remembered is exact (`recent`): an engine that tells by a stamp whether anybody committed is asked before and after
 each transaction. An engine without a stamp is asked each time. Safe from any thread.
 """
 
+from collections.abc import Sequence
+
 from tieredfs.errors import CorruptError
 from tieredfs.kv.engine import Engine, Stamped
-from tieredfs.meta import inodes, names
+from tieredfs.meta import feed, inodes, names
 from tieredfs.meta.recent import Ahead, Recent
 from tieredfs.model import Attributes, InodeId
 
@@ -16,6 +18,7 @@ class Looks:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._stamped = engine if isinstance(engine, Stamped) else None
         self.stamp = engine.stamp if isinstance(engine, Stamped) else None
         self._recent = Recent()
         self._ahead = Ahead()
@@ -50,3 +53,15 @@ class Looks:
         if self.stamp is not None and stamp == self.stamp():
             self._recent.remember(stamp, attributes)
         return attributes
+
+    def at(self) -> bytes:
+        """The stamp, for `committed`; called by who has the right to write."""
+        return b"" if self.stamp is None else self.stamp()
+
+    def committed(self, before: bytes, keys_changed: Sequence[bytes]) -> None:
+        """A transaction of ours that began at `before` has changed the inodes and names under these keys, and no others."""
+        if self._stamped is None:
+            return
+        after = self._stamped.stamp()
+        if self._stamped.is_next(before, after):
+            self._recent.carry(before, after, *feed.decoded(keys_changed))

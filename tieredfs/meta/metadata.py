@@ -381,8 +381,7 @@ class Metadata:
             lambda reader: files.staged(reader, [known.cache for known in sessions.caches(reader)])
         )
 
-    # ---- orphans and sessions
-    # -----------------------------------------------------------------------------------------
+    # ---- orphans and sessions ----------------------------------------------------------------------------------------
 
     def reclaim_orphan(self, inode: InodeId, holder: SessionId) -> None:
         """Delete an open-but-unlinked inode at its last release. Nothing if it is no orphan of `holder`."""
@@ -434,8 +433,7 @@ class Metadata:
         self._write(lambda writer: sessions.forget_cache(writer, cache))
         self._known_caches.discard(cache)
 
-    # ---- blocks and disks
-    # ---------------------------------------------------------------------------------------------
+    # ---- blocks and disks --------------------------------------------------------------------------------------------
 
     def reserve_block(self, session: SessionId) -> BlockId:
         """A new id with an intent record, so that garbage collection spares its chunks while the session lives."""
@@ -503,8 +501,7 @@ class Metadata:
     def set_disk_state(self, disk: DiskId, state: DiskState) -> Disk:
         return self._write(lambda writer: volumes.set_disk_state(writer, disk, state))
 
-    # ---- totals
-    # -------------------------------------------------------------------------------------------------------
+    # ---- totals ------------------------------------------------------------------------------------------------------
 
     def count_inodes(self) -> int:
         """Estimate allowed; cheap."""
@@ -559,15 +556,20 @@ class Metadata:
         return found
 
     def _write(self, function: Callable[[Writer], T]) -> T:
-        """`Engine.write`, with what it changed appended to the feed."""
+        """`Engine.write`, with what it changed appended to the feed, and no longer remembered here."""
+        before, changed = b"", list[bytes]()
 
         def recorded(writer: Writer) -> T:
-            recorder = feed.Recorder(writer)
+            nonlocal before, changed
+            before, recorder = self._looks.at(), feed.Recorder(writer)
             result = function(recorder)
-            feed.append(writer, self._origin, recorder.changed)
+            changed = recorder.changed
+            feed.append(writer, self._origin, changed)
             return result
 
-        return self._engine.write(recorded)
+        result = self._engine.write(recorded)
+        self._looks.committed(before, changed)
+        return result
 
     # ---- what is kept in memory ---------------------------------------------------------------------------------
 
