@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 from tieredfs.model import Attributes, InodeId
 
 RECENT_MAX: Final = 32_768
-"""Names, and inodes, that are remembered: 25 MiB. The 20,000 files of a directory that is walked again and again fit."""
+"""Names, and inodes, that are remembered: 18 MiB. The 20,000 files of a directory that is walked again and again fit."""
 DROPPED_AT_ONCE: Final = RECENT_MAX // 8
 """When there is one too many, the oldest go together: each alone would have to be searched for behind those that went before."""
 AHEAD_FIRST: Final = 8
