@@ -86,21 +86,40 @@ class Carrier:
         return manager
 
     def save(self, ranks: int, hosts: int, rank_bytes: int) -> dict[str, Any]:
-        from tieredfs_client.checkpoint import PerRank, Shard
-
         manager = self._manager(ranks, hosts)
-        trees = {}
-        for position, rank in enumerate(manager.group.ranks):
-            piece = self._memory[position * rank_bytes : (position + 1) * rank_bytes]
-            piece[:1] += 1  # as a training step does
-            trees[rank] = {"weight": Shard(piece, (ranks * rank_bytes,), (rank * rank_bytes,)), "rank": rank}
-        self._step += 1
+        state = self._state(manager.group.ranks, ranks, rank_bytes)
         before = dict(self._transactions)
         start = time.perf_counter()
-        saved = manager.save(self._step, PerRank(trees))
+        saved = manager.save(self._step, state)
         seconds = time.perf_counter() - start
         counted = {kind: self._transactions[kind] - before[kind] for kind in before}
-        return {"seconds": seconds, "commit_s": saved.commit_seconds, "ranks": len(trees), **counted}
+        return {"seconds": seconds, "commit_s": saved.commit_seconds, "ranks": len(state.trees), **counted}
+
+    def save_async(self, ranks: int, hosts: int, rank_bytes: int, stored: bool) -> dict[str, Any]:
+        """Seconds from the call. `stored`: wait for that, too."""
+        manager = self._manager(ranks, hosts)
+        state = self._state(manager.group.ranks, ranks, rank_bytes)
+        start = time.perf_counter()
+        pending = manager.save_async(self._step, state)
+        times = {"returned": time.perf_counter() - start}
+        pending.result()
+        times["committed"] = time.perf_counter() - start
+        if stored:
+            self._volume.flush(WAIT_S)
+            times["stored"] = time.perf_counter() - start
+        return times
+
+    def _state(self, own: Sequence[int], ranks: int, rank_bytes: int) -> Any:
+        """What the ranks of this process have now, one training step on."""
+        from tieredfs_client.checkpoint import PerRank, Shard
+
+        trees = {}
+        for position, rank in enumerate(own):
+            piece = self._memory[position * rank_bytes : (position + 1) * rank_bytes]
+            piece[:1] += 1
+            trees[rank] = {"weight": Shard(piece, (ranks * rank_bytes,), (rank * rank_bytes,)), "rank": rank}
+        self._step += 1
+        return PerRank(trees)
 
     def forget(self, ranks: int, hosts: int) -> dict[str, Any]:
         """Delete what was saved last; on the process of rank 0."""
@@ -142,6 +161,16 @@ class Outcome:
     commit_s: float
     writes: int
     reads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """Of one `save_async` by all, the last of them: seconds until its call returned, from then until all was committed, and from
+    the call until all was in the store, at full redundancy."""
+
+    stall_s: float
+    background_s: float
+    stored_s: float
 
 
 class Fleet:
@@ -188,6 +217,17 @@ class Fleet:
             sum(answer["write"] for answer in answers),
             sum(answer["read"] for answer in answers),
         )
+
+    def save_async(self, ranks: int, rank_bytes: int, hosts: int = 1) -> Background:
+        """The second of two: the first makes the staging buffers, and is deleted before it is in the store."""
+        where = {"ranks": ranks, "hosts": hosts}
+        for stored in (False, True):
+            asked = {"do": "save_async", **where, "rank_bytes": rank_bytes, "stored": stored}
+            answers = self._tell(asked)
+            self._tell({"do": "forget", **where}, 1)
+            os.sync()
+        returned, committed, kept = (max(one[key] for one in answers) for key in ("returned", "committed", "stored"))
+        return Background(returned, committed - returned, kept)
 
     def close(self) -> None:
         for process in self._processes:
@@ -236,6 +276,20 @@ def save_rows(fleet: Fleet, counts: Sequence[int], repeats: int, say: Callable[[
         note = f"{title}: all ranks together, until the checkpoint is committed on the SSD"
         rows.append(Row(f"save, {title}", f"save, {title}", "GB/s", series, targets, note))
         rows += _within(title, outcomes, repeats)
+        rows += _background(title, {ranks: fleet.save_async(ranks, size_of(ranks)) for ranks in counts})
+    return rows
+
+
+def _background(title: str, outcomes: dict[int, Background]) -> list[Row]:
+    """What training waits for, and how long it is until nothing can be lost with the SSD: of one save each."""
+    rows = []
+    for name, field, note in (
+        ("stall", "stall_s", "until save_async has returned on all ranks"),
+        ("background", "background_s", "from then until the checkpoint is committed on the SSD"),
+        ("stored", "stored_s", "from the call until all of it is in the store, at full redundancy"),
+    ):
+        series = tuple(Series(f"{ranks} ranks", (getattr(one, field) * 1e3,)) for ranks, one in outcomes.items())
+        rows.append(Row(f"{name}, {title}", f"{name}, {title}", "ms", series, (), note))
     return rows
 
 
@@ -284,7 +338,14 @@ def plan_ours(ranks: int) -> tuple[float, float]:
     """Seconds, and bytes of memory that the plan took at its peak, beyond what was to be planned."""
     from tieredfs_client.checkpoint.plan import Offer, assign_writers
 
-    offers = [Offer([os.urandom(16) for _ in range(TENSORS)], [4096] * TENSORS) for _ in range(ranks)]
+    offers = [
+        Offer(
+            [f"layer.{number}" for number in range(TENSORS)],  # of its own for each rank, as they come in messages
+            [os.urandom(16) for _ in range(TENSORS)],
+            [4096] * TENSORS,
+        )
+        for _ in range(ranks)
+    ]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     chosen = assign_writers(offers)

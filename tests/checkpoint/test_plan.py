@@ -116,17 +116,28 @@ def test_an_unverified_slice_reads_little_more_than_itself() -> None:
     assert (read.offset, read.length) == (1000, 2500)
 
 
-@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 50)), max_size=12), min_size=1, max_size=6))
-def test_every_identity_is_written_once_by_one_that_has_it(ranks: list[list[tuple[int, int]]]) -> None:
-    sizes = {name: size for own in ranks for name, size in own}
-    names = [list({name: 0 for name, _ in own}) for own in ranks]
-    offers = [Offer(own, [sizes[name] for name in own]) for own in names]
-    written = [names[rank][index] for rank, own in enumerate(assign_writers(offers)) for index in own]
-    assert sorted(written) == sorted({name for own in names for name in own})
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 50)), max_size=12), min_size=1, max_size=6),
+    st.integers(1, 10),
+)
+def test_every_identity_is_written_once_by_one_that_has_it(ranks: list[list[tuple[int, int]]], names: int) -> None:
+    """However identities share names, and in whatever order ranks have them."""
+    sizes = {identity: size for own in ranks for identity, size in own}
+    had = [list({identity: 0 for identity, _ in own}) for own in ranks]
+    offers = [Offer([each % names for each in own], own, [sizes[each] for each in own]) for own in had]
+    written = [had[rank][index] for rank, own in enumerate(assign_writers(offers)) for index in own]
+    assert sorted(written) == sorted({identity for own in had for identity in own})
+
+
+def test_ranks_with_other_names_around_it_share_a_tensor() -> None:
+    """As the stages of a pipeline share an embedding: its writer is the one with less to write."""
+    first = Offer(["embedding", "layer.0", "layer.1"], [b"tied", b"a", b"b"], [100, 10, 10])
+    last = Offer(["layer.2", "embedding"], [b"c", b"tied"], [10, 100])
+    assert [list(own) for own in assign_writers([first, last])] == [[1, 2], [0, 1]]
 
 
 def test_what_all_have_is_spread_evenly() -> None:
-    own = Offer(range(64), [100 + number for number in range(64)])
+    own = Offer(range(64), range(64), [100 + number for number in range(64)])
     chosen = assign_writers([own] * 8)
     totals = [sum(own.sizes[index] for index in indexes) for indexes in chosen]
     assert max(totals) - min(totals) <= 163
@@ -153,6 +164,7 @@ def planning_calls(ranks: int, shared: int, own: int) -> float:
     """Operations on identities per tensor offered."""
     offers = [
         Offer(
+            range(shared + own),
             [Counted(number) for number in (*range(shared), *range(shared + rank * own, shared + (rank + 1) * own))],
             [8] * (shared + own),
         )

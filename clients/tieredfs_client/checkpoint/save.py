@@ -499,7 +499,12 @@ def _only_raising(attempt: Attempt) -> None:
 def _assign(shares: Sequence[Share]) -> Chosen:
     """`shares[rank]`."""
     offers = [
-        Offer([one.identity for one in share.tensors], [one.size_bytes for one in share.tensors]) for share in shares
+        Offer(
+            [one.whole.key for one in share.tensors],
+            [one.identity for one in share.tensors],
+            [one.size_bytes for one in share.tensors],
+        )
+        for share in shares
     ]
     return dict(enumerate(assign_writers(offers)))
 
