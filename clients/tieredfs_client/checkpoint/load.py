@@ -32,7 +32,10 @@ from tieredfs_client.checkpoint.names import CheckpointName
 from tieredfs_client.checkpoint.plan import Box, Copy, Read, copies, covered, intersection, reads, volume
 from tieredfs_client.checkpoint.tree import Leaf, Node, fit, merge, restore, tensors_in
 
-THREADS: Final = max(4, min(8, os.cpu_count() or 4))
+THREADS: Final = max(2, min(8, os.cpu_count() or 2))
+"""They copy and sum, which takes a core each; the kernel's readahead keeps the disk busy."""
+BATCH_BYTES: Final = PIECE_BYTES
+"""What a thread takes at once: small tensors many at a time."""
 PROBLEMS_SHOWN: Final = 20
 
 
@@ -196,7 +199,7 @@ class Loader:
         direct.sort(key=lambda job: (job.blob.file, job.blob.offset + job.read.offset))
         for job in direct:
             self._reading(job.blob.file)
-        for _ in self._pool.map(self._execute, direct):
+        for _ in self._pool.map(self._execute_all, _batches(direct)):
             pass
         for _ in self._pool.map(self._fill_indirect, indirect):
             pass
@@ -227,6 +230,10 @@ class Loader:
         missing = volume(want.box[1]) - covered([piece for piece in pieces if piece is not None])
         if missing > 0:
             raise CorruptError(f"{want.tensor.key}: {missing} elements of it are in no shard")
+
+    def _execute_all(self, jobs: Sequence[_Job]) -> None:
+        for job in jobs:
+            self._execute(job)
 
     def _execute(self, job: _Job) -> None:
         """Verified bytes are read and checked piece by piece, while the cache has them."""
@@ -289,6 +296,20 @@ class Loader:
 
     def _file(self, number: int) -> str:
         return self._manifest.files[number].name
+
+
+def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+    """Runs of consecutive jobs that read up to `BATCH_BYTES` together; one alone may read more."""
+    batch: list[_Job] = []
+    size = 0
+    for job in jobs:
+        if batch and size + job.read.length > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(job)
+        size += job.read.length
+    if batch:
+        yield batch
 
 
 def _is_wanted(key: str, only: Sequence[str] | None) -> bool:
