@@ -3,7 +3,8 @@
 Ranks are spread over a bounded number of processes, each of which carries its share of them; every rank has a piece of one
 sharded tensor and a tree of its own. Two states per number of ranks: 1 MiB each, and 64 MiB in all. All start at once; a save ends
 for a rank when its call returns, hence when all is committed. Each checkpoint is deleted, and what it left synced, before
-the next one, so that no drain runs beside a save.
+the next one, so that no drain runs beside a save. One save in the background each says what training waits for, when the
+checkpoint is committed, and when all of it is in the store.
 
 What must not grow with ranks is counted, not timed: transactions on the metadata, of all processes together.
 """
