@@ -31,11 +31,20 @@ WAIT_S = 30.0
 
 
 class LyingFiles(LocalFiles):
-    """Says how much is free as it is told: by path prefix. Counts how often it was asked about a full place."""
+    """Says how much is free as it is told: by path prefix. Counts how often it was asked about a full place.
+
+    Each of `after_sync` is called once, when a sync has cleaned a file's pages and not returned yet.
+    """
 
     def __init__(self) -> None:
         self.free: dict[str, int] = {}
         self.lies = 0
+        self.after_sync: list[Callable[[], None]] = []
+
+    def sync(self, descriptor: int) -> None:
+        super().sync(descriptor)
+        while self.after_sync:
+            self.after_sync.pop()()
 
     def free_bytes(self, path: str) -> int:
         for prefix, size in self.free.items():

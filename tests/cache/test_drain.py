@@ -1,6 +1,7 @@
 """The drain: what is committed is what was written, once, packed, without holes; and nothing else ever is."""
 
 import ctypes
+import mmap
 import os
 import shutil
 import sqlite3
@@ -180,6 +181,31 @@ def test_a_mapping_that_outlives_its_descriptor_loses_nothing() -> None:
         assert made.tier.evict(inode)
         found = made.get(inode)
         assert (found[:5], found[100:106]) == (b"first", b"second")
+
+
+@pytest.mark.parametrize("through_descriptor", [False, True], ids=["closed", "open"])
+def test_a_page_that_is_written_to_while_a_snapshot_cleans_it_is_stored_again(*, through_descriptor: bool) -> None:
+    """Further writes to a mapped page that is dirty leave no trace in the times, so the snapshot must not be taken for the
+    content: neither when the mapping is gone, nor by an fsync that waits for the store."""
+    with rig(durability=Durability.STORE) as made:
+        inode, file = made.create("mapped")
+        made.files.write(file.descriptor, [bytes(BLOCK)], 0)
+        with mmap.mmap(file.descriptor, BLOCK) as mapped:
+            made.files.after_sync.append(lambda: mapped.__setitem__(slice(0, 6), b"during"))
+            if not through_descriptor:
+                made.tier.release(file, writer=True)
+            file.drain_not_before_s = 0.0
+            wait_until(lambda: file.snapshot_stamp is not None, "its bytes of some moment are stored")
+            assert not made.files.after_sync, "the page was written to meanwhile"
+            mapped[100:105] = b"later"
+            if through_descriptor:
+                made.ssd.drainer.store_now(file)
+        if through_descriptor:
+            made.tier.release(file, writer=True)
+        made.flush()
+        assert made.tier.evict(inode)
+        found = made.get(inode)
+        assert (found[:6], found[100:105]) == (b"during", b"later")
 
 
 # ---- fsync that waits for the store ----------------------------------------------------------------------------------

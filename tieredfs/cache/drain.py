@@ -259,10 +259,14 @@ class Drainer:
         return kept
 
     def _snapshot(self, file: LocalFile, descriptor: int) -> _Taken | None:
-        """None: it is stored as it is. The pages are cleaned first, for a write to a dirty mapped page leaves no trace; and
-        while the file stays staged recovery prefers the local file, so nothing is stored that is not durable here."""
-        self._part.host.files.sync(descriptor)
+        """None: it is stored as it is. Pages are cleaned before they are read, for a write to a dirty mapped page leaves no
+        trace; and while the file stays staged recovery prefers the local file, so nothing is stored that is not durable here.
+
+        The stamp is older than that: a page that is written to while others are cleaned is dirty again, and only then is the
+        snapshot known not to be what comes after it.
+        """
         stamp = stamp_of(self._part.host.files.stat(descriptor))
+        self._part.host.files.sync(descriptor)
         if stamp in {file.snapshot_stamp, file.fresh_stamp}:
             return None
         return _Taken(file, file.version, descriptor, stamp, snapshot=True)
