@@ -704,7 +704,9 @@ def test_at_durability_store_what_was_fsynced_survives_the_loss_of_the_ssd(lab: 
     assert (lab.mnt / "model.pt").read_bytes() == b"m" * 3 * MIB
 
 
-def test_a_mapping_that_outlives_its_descriptor_is_read_back_whole(lab: Lab) -> None:
+@pytest.mark.parametrize("reader", ["none", "before", "after"])
+def test_a_mapping_that_outlives_its_descriptor_is_read_back_whole(lab: Lab, reader: str) -> None:
+    """Whether or not somebody has the file open for reading, since before it was mapped or after it."""
     lab.format()
     lab.mount()
     c = ctypes.CDLL(None, use_errno=True)
@@ -712,15 +714,22 @@ def test_a_mapping_that_outlives_its_descriptor_is_read_back_whole(lab: Lab) -> 
     c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     c.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     (lab.mnt / "mapped").write_bytes(bytes(8192))
-    descriptor = os.open(lab.mnt / "mapped", os.O_RDWR)
-    address = c.mmap(None, 8192, 3, 1, descriptor, 0)
-    os.close(descriptor)
-    ctypes.memmove(address, b"early", 5)
     lab.ask("drain")
-    ctypes.memmove(address + 4096, b"late", 4)
-    c.munmap(address, 8192)
-    lab.ask("drain")
-    assert lab.ask("evict", paths=["mapped"])["evicted"] == 1
+    with contextlib.ExitStack() as readers:
+        if reader == "before":
+            readers.enter_context(open(lab.mnt / "mapped", "rb"))
+        descriptor = os.open(lab.mnt / "mapped", os.O_RDWR)
+        address = c.mmap(None, 8192, 3, 1, descriptor, 0)
+        if reader == "after":
+            readers.enter_context(open(lab.mnt / "mapped", "rb"))
+        os.close(descriptor)
+        lab.ask("drain")
+        ctypes.memmove(address, b"early", 5)
+        lab.ask("drain")
+        ctypes.memmove(address + 4096, b"late", 4)
+        c.munmap(address, 8192)
+        lab.ask("drain")
+    wait_until(lambda: lab.ask("evict", paths=["mapped"])["evicted"] == 1, "the file was evicted")
     assert (lab.mnt / "mapped").read_bytes() == b"early" + bytes(4091) + b"late" + bytes(4092)
 
 

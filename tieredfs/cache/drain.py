@@ -239,8 +239,7 @@ class Drainer:
         status = self._part.host.files.stat(descriptor)
         if file.state is FileState.STAGING:
             return self._snapshot(file, descriptor) if asked or self._ripe(file, status) else None
-        # Descriptors of ours, for readers, are open for writing too: then the kernel cannot tell.
-        if file.descriptor < 0 and is_open_for_writing(descriptor):
+        if is_open_for_writing(descriptor):
             return self._snapshot(file, descriptor) if self._is_kept_mapped(file) else None
         file.mapped_since_s = None
         if stamp_of(status) == file.fresh_stamp:

@@ -47,6 +47,8 @@ class LocalFile:
     version: int = 0
     path: str = ""
     descriptor: int = -1
+    writable: bool = False
+    """The descriptor is open for writing: only while there are writers, for else the kernel cannot tell whether others are."""
     handles: int = 0
     writers: int = 0
     uses: int = 0
@@ -92,20 +94,39 @@ class LocalFile:
         if turn is not None:
             turn.close()
 
-    def close_descriptor(self, files: Files) -> None:
-        """If the file has no handles: a fill for a writer has a descriptor before it has a handle."""
+    def ensure_descriptor(self, files: Files, *, writable: bool) -> bool:
+        """Have one, for writing if asked for; True: there was none. Raises OSError."""
+        if self.descriptor < 0:
+            self.descriptor = files.open(self.path, os.O_RDWR if writable else os.O_RDONLY)
+            self.writable = writable
+            return True
+        if writable and not self.writable:
+            self._open_again(files, os.O_RDWR)
+        return False
+
+    def give_up_descriptor(self, files: Files) -> None:
+        """Close it if the file has no handles (a fill for a writer has a descriptor before it has a handle); without
+        writers keep it for reading only."""
         if self.descriptor >= 0 and not self.handles:
-            descriptor, self.descriptor = self.descriptor, -1
+            descriptor, self.descriptor, self.writable = self.descriptor, -1, False
             files.close(descriptor)
+        elif self.writable and not self.writers:
+            self._open_again(files, os.O_RDONLY)
 
     def is_mapped(self, files: Files) -> bool:
-        """Whether a mapping outlives the writers' descriptors. With readers there are descriptors of ours, and none can tell."""
-        if self.handles:
-            return False
-        ours, self.descriptor = self.descriptor, -1
-        files.close(ours)
-        self.descriptor = files.open(self.path, os.O_RDONLY)
+        """Whether a mapping outlives the writers' descriptors."""
+        if self.writable:
+            self._open_again(files, os.O_RDONLY)
         return is_open_for_writing(self.descriptor)
+
+    def _open_again(self, files: Files, flags: int) -> None:
+        """The same file (which may have lost its name) at the same number, which requests may be using."""
+        descriptor = files.open(f"/proc/self/fd/{self.descriptor}", flags)
+        try:
+            os.dup2(descriptor, self.descriptor, inheritable=False)
+        finally:
+            files.close(descriptor)
+        self.writable = flags == os.O_RDWR
 
     @property
     def dirty(self) -> bool:

@@ -78,7 +78,7 @@ class Tier:
             file.users -= 1
             if file.users or file.dirty or file.state is FileState.FILLING:
                 return
-            file.close_descriptor(self.part.host.files)
+            file.give_up_descriptor(self.part.host.files)
             if self._files.get(file.inode) is not file:
                 return
             del self._files[file.inode]
@@ -240,7 +240,7 @@ class Tier:
                 if not self._prepare_write(file, truncate=truncate):
                     return False
                 self._begin_write(file, truncate=truncate, resumed=resumed)
-            self._ensure_descriptor(file)
+            self._ensure_descriptor(file, writable=True)
             file.handles += 1
             file.writers += 1
             file.uses += 1
@@ -318,7 +318,7 @@ class Tier:
         crash.here("write.moved")
         file.path, file.version = target, attributes.version
         file.name_durable = file.metadata_durable = False
-        self._ensure_descriptor(file)
+        self._ensure_descriptor(file, writable=True)
         if truncate:
             files.truncate(file.descriptor, 0)
         elif clean_before:
@@ -344,7 +344,7 @@ class Tier:
         """Make an empty local file for a staged version."""
         file.path = self.part.directory.content(file.inode, version)
         file.descriptor = self.part.host.files.open(file.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        file.version = version
+        file.writable, file.version = True, version
         file.fresh_stamp = file.published = file.snapshot_stamp = None
         file.name_durable = file.metadata_durable = False
         self._mark_staging(file)
@@ -404,7 +404,7 @@ class Tier:
                 self.part.host.files.unlink(file.path)
                 file.apply(FileEvent.FILL_FAILED)
             self._set_aside(file)
-            file.close_descriptor(self.part.host.files)
+            file.give_up_descriptor(self.part.host.files)
 
     def _share(self, file: LocalFile, attributes: Attributes) -> bool:
         """Read the copy of another process of this machine, once it is whole. False: this process is to fetch the content."""
@@ -428,15 +428,13 @@ class Tier:
         if not file.handles and not file.dirty and file.state in {FileState.RESIDENT, FileState.STORED}:
             self._delete_local(file)
 
-    def _ensure_descriptor(self, file: LocalFile) -> None:
-        if file.descriptor >= 0:
-            return
+    def _ensure_descriptor(self, file: LocalFile, *, writable: bool = False) -> None:
         try:
-            file.descriptor = self.part.host.files.open(file.path, os.O_RDWR)
+            opened = file.ensure_descriptor(self.part.host.files, writable=writable)
         except FileNotFoundError:
             self._set_aside(file)
             raise UnavailableError(f"{file.path} was removed behind our back; opening it again fetches it") from None
-        if not file.dirty and file.fill is None:
+        if opened and not file.dirty and file.fill is None:
             status = self.part.host.files.stat(file.descriptor)
             file.size_bytes, file.held_bytes = status.st_size, status.st_blocks * 512
 
@@ -464,7 +462,7 @@ class Tier:
                 file.writers -= 1
                 if file.writers == 0 and file.state is FileState.STAGING:
                     sealed = self._last_writer_gone(file)
-            file.close_descriptor(self.part.host.files)
+            file.give_up_descriptor(self.part.host.files)
             self.idle(file)
         if sealed:
             crash.here("seal.done")

@@ -253,12 +253,12 @@ def _safe(file: LocalFile, snapshots: int) -> bool:
         stamp = stamp_of(os.stat(file.path))
     except OSError:
         return False  # it was renamed just now
+    as_stored = stamp in {file.snapshot_stamp, file.fresh_stamp}
     if file.state is FileState.STAGING:
-        if stamp in {file.snapshot_stamp, file.fresh_stamp}:
-            return True
-        file.drain_not_before_s = 0.0
-        return False
-    return file.mapped_since_s is not None and stamp == file.snapshot_stamp
+        if not as_stored:
+            file.drain_not_before_s = 0.0
+        return as_stored
+    return file.mapped_since_s is not None and as_stored
 
 
 def _paths(arguments: Mapping[str, object]) -> list[bytes]:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -54,7 +55,20 @@ class BackingFiles:
         self._device = device
 
     def open(self, descriptor: int) -> int:
-        """Lend the file to the kernel; returns its backing id. Raises OSError."""
+        """Lend the file to the kernel; returns its backing id. Raises OSError.
+
+        It is lent for reading only: the kernel opens it again, with the program's own flags, for each open. One that is lent
+        for writing would count as a writer for as long as anybody reads (`host.files.is_open_for_writing`).
+        """
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            return self._lend(descriptor)
+        reading = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return self._lend(reading)
+        finally:
+            os.close(reading)
+
+    def _lend(self, descriptor: int) -> int:
         argument = bytearray(wire.BACKING_MAP.pack(descriptor, 0, 0))
         return int(fcntl.ioctl(self._device, wire.DEV_IOC_BACKING_OPEN, argument))
 
