@@ -5,6 +5,7 @@ import mmap
 import os
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,7 +14,8 @@ from tieredfs.cache.room import Room
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NoSpaceError, TieredError
 from tieredfs.limits import GIB, KIB, MIB, STORE_FREE_RESERVE_BYTES, TIB
-from tieredfs.model import NO_CACHE, Durability, InodeId
+from tieredfs.model import NO_CACHE, BlockId, DiskState, Durability, InodeId
+from tieredfs.volume import Volume
 
 BLOCK = 64 * KIB
 DRAIN_FAILED = r"the drain of \d+ file\(s\) failed and will be tried again"
@@ -206,6 +208,37 @@ def test_a_page_that_is_written_to_while_a_snapshot_cleans_it_is_stored_again(*,
         assert made.tier.evict(inode)
         found = made.get(inode)
         assert (found[:6], found[100:105]) == (b"during", b"later")
+
+
+# ---- disks that go --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.allows_warnings(DRAIN_FAILED)
+@pytest.mark.parametrize("asked", [False, True], ids=["drain", "fsync"])
+def test_no_chunk_is_left_on_a_disk_that_was_removed_while_blocks_were_written(*, asked: bool) -> None:
+    """A process hears of other processes' changes to the disks with its heartbeat; until then it may choose one that is gone."""
+    with rig(disks=4, durability=Durability.STORE, start=not asked) as made:
+        with Volume.open(made.url, purpose="administrator") as other:
+            made.blocks.hold(lambda kind, _number: kind == "write")
+            inode, file = made.create("file")
+            made.files.write(file.descriptor, [noise(16 * BLOCK)], 0)
+            stored = ThreadPoolExecutor(1).submit(made.ssd.drainer.store_now, file) if asked else None
+            if not asked:
+                made.tier.release(file, writer=True)
+                made.ssd.drainer.hurry(30)
+            wait_until(lambda: made.blocks.waiting, "blocks are about to be written")
+            gone = other.disks()[0].disk
+            assert other.drain_disk(gone, lambda *_: None).state is DiskState.REMOVED
+        made.blocks.open_all()
+        if stored is not None:
+            stored.result(30)
+            made.tier.release(file, writer=True)
+            made.ssd.start()
+        made.flush()
+        assert made.blocks.writes > 16, "some block was written to the disk that is gone, and refused"
+        assert made.meta.blocks_on_disk(gone, BlockId(0), 1) == []
+        assert made.tier.evict(inode)
+        assert made.get(inode) == noise(16 * BLOCK)
 
 
 # ---- fsync that waits for the store ----------------------------------------------------------------------------------

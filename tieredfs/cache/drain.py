@@ -27,7 +27,15 @@ from tieredfs.cache.local import LocalFile, Stamp, stamp_of
 from tieredfs.cache.tier import Tier
 from tieredfs.core.drain_plan import BlockPlan, extents_of, plan_blocks, widen_segments
 from tieredfs.core.file_life import FileEvent, FileState
-from tieredfs.errors import ConditionError, DeadlineError, IntegrityError, NotFoundError, TieredError, UnavailableError
+from tieredfs.errors import (
+    ConditionError,
+    ConflictError,
+    DeadlineError,
+    IntegrityError,
+    NotFoundError,
+    TieredError,
+    UnavailableError,
+)
 from tieredfs.host import crash
 from tieredfs.host.files import is_open_for_writing
 from tieredfs.limits import (
@@ -38,12 +46,15 @@ from tieredfs.limits import (
     DRAIN_QUIET_S,
     PACK_FILES_MAX,
     PACKED_FILE_BYTES_MAX,
+    SESSION_HEARTBEAT_S,
 )
 from tieredfs.model import Block, Extent, InodeId, StoredContent
 
 _log: Final = logging.getLogger("tieredfs.cache.drain")
 _TICK_S: Final = 0.25
 _RETRY_S: Final = 2.0
+_CONFLICT_RETRY_S: Final = 0.5
+"""A disk was removed while a block was being written to it; this process hears of it with its next heartbeat."""
 _MAPPED_RETRY_S: Final = 0.05
 _MAPPED_PATIENCE_S: Final = 1.0
 """A program that has just closed its file is in the midst of letting it go; one that has it mapped keeps it for longer."""
@@ -118,13 +129,19 @@ class Drainer:
         """
         clock = self._part.host.clock
         deadline_s = clock.monotonic_s() + timeout_s
+        conflicts_until_s = clock.monotonic_s() + min(timeout_s, 3 * SESSION_HEARTBEAT_S)
         while file.dirty and not file.deleted:
             with self._one_at_a_time:
                 if self._is_stored_as_it_is(file):
                     return
                 taken = self._take(file, asked=True)
-                if taken is not None and file.inode in self._store([taken]):
-                    return
+                try:
+                    if taken is not None and file.inode in self._store([taken]):
+                        return
+                except ConflictError:
+                    if clock.monotonic_s() > conflicts_until_s:
+                        raise
+                    clock.sleep(_CONFLICT_RETRY_S)
             if clock.monotonic_s() > deadline_s:
                 raise DeadlineError(f"the file was not stored within {timeout_s:.0f} s")
             clock.sleep(0.005)
@@ -304,7 +321,7 @@ class Drainer:
             blocks, extents = self._stored_already(batch) or self._write_blocks(batch)
             contents = self._contents(batch, extents)
             crash.here("drain.block-written")
-            taken_over = self._part.metadata.commit_stored(contents, blocks)
+            taken_over = self._commit(contents, blocks)
             crash.here("drain.committed")
             if any(content.complete for content in contents):
                 self._part.metadata.sync()
@@ -321,6 +338,14 @@ class Drainer:
         self.stored_files += len(taken_over)
         self.stored_bytes += sum(block.size_bytes for block in blocks)
         return taken_over
+
+    def _commit(self, contents: Sequence[StoredContent], blocks: Sequence[Block]) -> set[InodeId]:
+        try:
+            return self._part.metadata.commit_stored(contents, blocks)
+        except ConflictError:  # a disk was removed meanwhile: nothing will ever refer to these blocks
+            for block in blocks:
+                self._discard_block(block)
+            raise
 
     def _settle(self, taken: _Taken, *, committed: bool, duration_s: float) -> None:
         """What becomes of one content after the commit."""

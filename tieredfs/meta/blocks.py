@@ -17,7 +17,7 @@ from typing import Final
 from tieredfs.errors import ConflictError, NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.kv.engine import Reader, Writer
-from tieredfs.model import Block, BlockId, ChunkLocation, DiskId, InodeId, SessionId
+from tieredfs.model import Block, BlockId, ChunkLocation, DiskId, DiskState, InodeId, SessionId
 
 
 def read_block(reader: Reader, block: BlockId) -> Block:
@@ -43,8 +43,9 @@ def record_block(writer: Writer, block: Block) -> None:
     """Add a block that was reserved and written; its users are added by `change_users`.
 
     Raises ConflictError when the reservation is gone: its session was taken for dead, and garbage collection may have
-    deleted the chunks, so nothing may come to depend on them.
+    deleted the chunks, so nothing may come to depend on them. Likewise when a disk has been removed meanwhile.
     """
+    _check_disks(writer, block.chunks)
     intent = keys.intent(block.block)
     if writer.get(intent) is None:
         raise ConflictError(f"block {block.block} is not reserved (any more); its chunks may be gone")
@@ -53,6 +54,13 @@ def record_block(writer: Writer, block: Block) -> None:
     writer.put(keys.block_on_disk(keys.ALL_DISKS, block.block), records.EMPTY)
     for chunk in block.chunks:
         writer.put(keys.block_on_disk(chunk.disk, block.block), records.EMPTY)
+
+
+def _check_disks(writer: Writer, chunks: Sequence[ChunkLocation]) -> None:
+    """Who wrote the chunks may not have heard yet that a disk was emptied and removed; nobody would move them any more."""
+    for disk, value in zip(chunks, writer.get_many([keys.disk(chunk.disk) for chunk in chunks]), strict=True):
+        if value is not None and records.decode_disk(disk.disk, value).state is DiskState.REMOVED:
+            raise ConflictError(f"disk {disk.disk} was removed while chunks were being written to it")
 
 
 CONDEMNED: Final = 0
@@ -155,7 +163,10 @@ def listed(reader: Reader, after: BlockId, limit: int) -> list[Block]:
 
 
 def replace_chunk(writer: Writer, block: BlockId, old: ChunkLocation | None, new: ChunkLocation | None) -> bool:
-    """Move, add or drop one chunk's location; False, and nothing, when the record does not have `old` (any more)."""
+    """Move, add or drop one chunk's location; False, and nothing, when the record does not have `old` (any more).
+
+    Raises ConflictError when the disk of `new` has been removed.
+    """
     assert old is not None or new is not None
     assert old is None or new is None or old.index == new.index
     value = writer.get(keys.block(block))
@@ -166,6 +177,7 @@ def replace_chunk(writer: Writer, block: BlockId, old: ChunkLocation | None, new
     if next((chunk for chunk in record.chunks if chunk.index == index), None) != old:
         return False
     assert new is None or new.index < record.code.width
+    _check_disks(writer, [] if new is None else [new])
     kept = [chunk for chunk in record.chunks if chunk.index != index]
     chunks = tuple(sorted(kept + ([new] if new is not None else []), key=lambda chunk: chunk.index))
     changed = Block(block, record.code, record.size_bytes, record.chunk_bytes, chunks)
