@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.cache.power import Life, Machine, Machines
+from tests.cache.power import CALLER, Life, Machine, Machines
 from tieredfs.cache.recover import newest_of
 from tieredfs.errors import NotFoundError
-from tieredfs.model import BlockId, Durability
+from tieredfs.model import ROOT, BlockId, Durability
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -203,7 +203,23 @@ def synced_again_after_more(life: Life) -> Allowed:
     return {"file": exactly(LONGER)}
 
 
+def written_with_o_dsync(life: Life) -> Allowed:
+    handle = life.operations.create(ROOT, b"file", 0o644, os.O_RDWR | os.O_DSYNC, CALLER)[1].handle
+    life.write_synced(handle, OLD)
+    return {"file": exactly(OLD)}
+
+
+def stored_then_changed_with_o_dsync(life: Life) -> Allowed:
+    life.put("file", OLD)
+    life.drain()
+    handle = life.open("file", os.O_RDWR | os.O_DSYNC)
+    life.write_synced(handle, HEAD)
+    return {"file": exactly(CHANGED)}
+
+
 STORIES = [
+    written_with_o_dsync,
+    stored_then_changed_with_o_dsync,
     written_and_synced,
     opened_for_writing_again,
     drained_and_evicted,

@@ -28,6 +28,7 @@ from tieredfs.fuse.directories import DirectoryHandles
 from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
 from tieredfs.fuse.undertaker import Undertaker
 from tieredfs.host import crash
+from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import NAME_BYTES_MAX
 from tieredfs.meta.metadata import Creation, Receipt, Removed
 from tieredfs.model import AttributeChange, Attributes, Durability, FileKind, InodeId
@@ -102,7 +103,7 @@ class VolumeOperations:
         attributes = self._metadata.create(parent, name, creation, self._receipt(caller))
         crash.here("create.committed")
         file = self._tier.create(attributes.inode, attributes.version)
-        return attributes, self._opened(file, writer=True)
+        return attributes, self._opened_for_writing(file, flags)
 
     def make_node(self, parent: InodeId, name: bytes, mode: int, device: int, caller: Caller) -> Attributes:
         kind = _KIND_OF_FORMAT.get(stat.S_IFMT(mode) or stat.S_IFREG)
@@ -266,7 +267,8 @@ class VolumeOperations:
             return self._opened(file, writer=False)
         with _stale_when_deleted(inode):
             self._check_writable()
-            return self._opened(self._tier.open_write(inode, truncate=bool(flags & os.O_TRUNC)), writer=True)
+            file = self._tier.open_write(inode, truncate=bool(flags & os.O_TRUNC))
+            return self._opened_for_writing(file, flags)
 
     def reopen(self, handle: int, inode: InodeId, flags: int) -> Opened:
         writer = flags & os.O_ACCMODE != os.O_RDONLY
@@ -278,6 +280,18 @@ class VolumeOperations:
             self._handles[handle] = _Handle(file, writer)
             self._numbers = itertools.count(max(handle + 1, next(self._numbers)))
         return Opened(handle, file.descriptor, file.number, file.whole, keep_cache=False)
+
+    def _opened_for_writing(self, file: LocalFile, flags: int) -> Opened:
+        """Writes with O_DSYNC (hence O_SYNC) make bytes durable and ask nobody else: what makes these bytes the content must be
+        durable before."""
+        if flags & os.O_DSYNC:
+            about_to_wait()
+            try:
+                make_durable(self._tier.part, file)
+            except BaseException:
+                self._release(_Handle(file, writer=True))
+                raise
+        return self._opened(file, writer=True)
 
     def _opened(self, file: LocalFile, *, writer: bool) -> Opened:
         with self._lock:
