@@ -213,7 +213,7 @@ def _wait_in_foreground(mounted: MountedVolume) -> None:
 def unmount(mountpoint: str, *, flush: bool, progress: Progress) -> None:
     """Take a mount away, and return when its daemon has closed the volume. `flush`: first store what is staged.
 
-    Raises NotAMountError, MountPointError (in use), and with `flush` what the drain raises.
+    Raises NotAMountError, BusyError (in use), and with `flush` what the drain raises.
     """
     found = find_mount(mountpoint)
     if found is None or os.path.realpath(found.mount_point) != os.path.realpath(mountpoint):

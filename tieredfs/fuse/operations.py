@@ -74,6 +74,11 @@ class Space:
     name_bytes_max: int
 
 
+def visible_xattrs(names: Sequence[bytes], uid: int) -> Sequence[bytes]:
+    """Those of `names` that a listing shows to `uid`: the kernel lets only root read the trusted ones, as xattr(7) says."""
+    return [name for name in names if not name.startswith(b"trusted.")] if uid else names
+
+
 class Operations(Protocol):
     """One mounted volume."""
 

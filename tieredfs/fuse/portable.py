@@ -49,7 +49,7 @@ from tieredfs.errors import (
     TieredError,
 )
 from tieredfs.fuse.errnos import errno_of
-from tieredfs.fuse.operations import Caller, Opened, Operations
+from tieredfs.fuse.operations import Caller, Opened, Operations, visible_xattrs
 from tieredfs.host import Clock, SystemClock
 from tieredfs.model import ROOT, AttributeChange, Attributes, FileKind, InodeId
 
@@ -463,7 +463,7 @@ class _Callbacks:
         self._operations.set_xattr(self._inode(path), os.fsencode(name), value.encode(), flags)
 
     def listxattr(self, path: str, room: int) -> list[str] | int:
-        names = self._operations.list_xattrs(self._inode(path))
+        names = visible_xattrs(self._operations.list_xattrs(self._inode(path)), self._caller().uid)
         total = sum(len(name) + 1 for name in names)
         if room == 0:
             return total

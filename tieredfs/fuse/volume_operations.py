@@ -37,6 +37,8 @@ from tieredfs.volume import SsdTier, Volume
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
 _ACL_XATTR_PREFIX: Final = b"system.posix_acl_"
+_XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
+"""xattr(7). The kernel asks for rights by these; in `system.` are those that mean something to a file system, none to us."""
 
 _KIND_OF_FORMAT: Final = {
     stat.S_IFREG: FileKind.REGULAR,
@@ -246,7 +248,12 @@ class VolumeOperations:
         self._check_writable()
         if name.startswith(_ACL_XATTR_PREFIX):
             raise NotSupportedError("POSIX ACLs are not stored")
-        self._metadata.set_xattr(inode, name, value, create=flags == os.XATTR_CREATE, replace=flags == os.XATTR_REPLACE)
+        if not name.startswith(_XATTR_NAMESPACES):
+            raise NotSupportedError(f"{name!r} is in no namespace of extended attributes")
+        if name in _XATTR_NAMESPACES:
+            raise InvalidRequestError(f"{name!r} is a namespace without a name")
+        create, replace = bool(flags & os.XATTR_CREATE), bool(flags & os.XATTR_REPLACE)
+        self._metadata.set_xattr(inode, name, value, create=create, replace=replace)
 
     def list_xattrs(self, inode: InodeId) -> Sequence[bytes]:
         return self._metadata.list_xattrs(inode)
@@ -351,7 +358,7 @@ class VolumeOperations:
         file = self._file(handle)
         if file.whole:
             return os.lseek(file.descriptor, offset, whence)
-        if offset >= file.size_bytes:
+        if not 0 <= offset < file.size_bytes:
             raise NotFoundError("no data there")
         return offset if whence == os.SEEK_DATA else file.size_bytes
 

@@ -131,6 +131,14 @@ class AttributeSuite:
         write_file(path, b"x")
         assert path.stat().st_mtime_ns > mtime
 
+    def test_a_time_that_is_too_late_is_the_latest_that_can_be_kept(self, mounted: Path, features: Features) -> None:
+        needs(features.nanosecond_times, "times that are more than a file system can keep (refused as invalid)")
+        path = write_file(mounted / "f", b"")
+        latest = (1 << 63) // 10**9
+        _utimensat(path, (latest * 4, 0), (latest * 4, 0))
+        assert 1 << 33 < path.stat().st_mtime <= latest * 4
+        assert 1 << 33 < path.stat().st_atime <= latest * 4
+
     def test_single_times_are_omitted_or_now(self, mounted: Path, features: Features) -> None:
         path = write_file(mounted / "f", b"")
         os.utime(path, (1_000, 2_000))
@@ -163,6 +171,8 @@ class AttributeSuite:
             os.setxattr(path, "user.one", b"2", os.XATTR_CREATE)
         with fails(errno.ENODATA):
             os.setxattr(path, "user.three", b"3", os.XATTR_REPLACE)
+        with fails(errno.EEXIST):
+            os.setxattr(path, "user.one", b"2", os.XATTR_CREATE | os.XATTR_REPLACE)
         os.setxattr(path, "user.one", b"uno", os.XATTR_REPLACE)
         assert sorted(os.listxattr(path)) == ["user.one", "user.two"]
         assert (os.getxattr(path, "user.one"), os.getxattr(path, "user.two")) == (b"uno", b"")
@@ -176,6 +186,25 @@ class AttributeSuite:
         needs(features.binary_xattrs, "extended attribute values that are not UTF-8")
         os.setxattr(mounted / "g", "user.one", bytes(range(256)))
         assert os.getxattr(mounted / "g", "user.one") == bytes(range(256))
+
+    def test_xattrs_have_a_namespace(self, mounted: Path) -> None:
+        path = write_file(mounted / "f", b"")
+        for name in ("user", "plain", "other.name", "system.name"):
+            with fails(errno.ENOTSUP):
+                os.setxattr(path, name, b"v")
+        with fails(errno.EINVAL):
+            os.setxattr(path, "user.", b"v")
+        assert os.listxattr(path) == []
+
+    def test_trusted_xattrs_are_root_s_alone(self, mounted: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root, to become somebody else")
+        os.chmod(mounted, 0o755)
+        path = write_file(mounted / "f", b"")
+        os.setxattr(path, "trusted.one", b"1")
+        os.setxattr(path, "user.two", b"2")
+        assert sorted(os.listxattr(path)) == ["trusted.one", "user.two"]
+        run_child("import os\nassert os.listxattr('f') == ['user.two'], os.listxattr('f')", cwd=mounted, user=NOBODY)
 
     def test_xattr_limits(self, mounted: Path, features: Features) -> None:
         os.mkdir(mounted / "d")

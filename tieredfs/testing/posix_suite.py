@@ -120,8 +120,10 @@ class FileSuite:
             assert os.lseek(descriptor, 0, os.SEEK_DATA) in range(8 * MIB + 1)
             assert os.lseek(descriptor, 8 * MIB, os.SEEK_DATA) == 8 * MIB
             assert 8 * MIB + 4096 <= os.lseek(descriptor, 8 * MIB, os.SEEK_HOLE) <= 16 * MIB
-            with fails(errno.ENXIO):
-                os.lseek(descriptor, 16 * MIB, os.SEEK_DATA)
+            for offset in (16 * MIB, -1):
+                for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+                    with fails(errno.ENXIO, *([errno.EINVAL] if offset < 0 else [])):
+                        os.lseek(descriptor, offset, whence)
 
     def test_sparse_file_of_a_tebibyte(self, mounted: Path, features: Features) -> None:
         path = mounted / "f"

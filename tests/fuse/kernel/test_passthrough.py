@@ -125,10 +125,11 @@ def test_written_by_passthrough_is_seen_at_once(tier: Tier, tmp_path: Path) -> N
         assert session.snapshot().bytes_read == 0
 
 
-def test_a_write_drops_setuid(tier: Tier, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["os.write(f, b'x')", "os.posix_fallocate(f, 0, 9)"])
+def test_a_write_drops_setuid(tier: Tier, tmp_path: Path, change: str) -> None:
     point = tmp_path / "mount"
     (tmp_path / "below" / "file").chmod(0o6755)
-    program = "import os, sys; f = os.open(sys.argv[1], os.O_WRONLY); os.setuid(65534); os.write(f, b'x'); os.close(f)"
+    program = f"import os, sys; f = os.open(sys.argv[1], os.O_WRONLY); os.setuid(65534); {change}; os.close(f)"
     with served(tier, point, mount=MountOptions(allow_other=True)) as session:
         subprocess.run([sys.executable, "-c", program, str(point / "file")], check=True, timeout=30)
         assert (point / "file").stat().st_mode & 0o7777 == 0o755

@@ -157,6 +157,8 @@ class ContentHandlers:
 
     def allocate(self, request: Request) -> Reply:
         handle, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request.buffer, _BODY)
+        if request.uid:  # a change like any other, but there is no flag as WRITE has one
+            drop_privilege(self._operations, request.inode)
         self._operations.allocate(handle, mode, offset, length)
         return DONE
 

@@ -44,7 +44,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from tieredfs import errors
-from tieredfs.errors import DeadlineError, MountPointError, NotAMountError, TieredError, UnavailableError
+from tieredfs.errors import BusyError, DeadlineError, MountPointError, NotAMountError, TieredError, UnavailableError
 from tieredfs.fuse.kernel import mounting
 from tieredfs.fuse.kernel.ledger import make_memory
 from tieredfs.limits import DAEMON_HANG_S, DAEMON_RESTART_WINDOW_S, DAEMON_RESTARTS_MAX, MOUNT_READY_S, UNMOUNT_WAIT_S
@@ -331,7 +331,7 @@ class Keeper:
 
     def _abandon(self) -> None:
         """Nobody will serve any more. Closing the device makes waiting programs see ENOTCONN."""
-        with contextlib.suppress(MountPointError, NotAMountError):
+        with contextlib.suppress(BusyError, MountPointError, NotAMountError):
             mounting.unmount(self._mountpoint, lazy=True)
         os.close(self._device)
         self._device = -1
@@ -347,14 +347,14 @@ class Keeper:
         while time.monotonic() < deadline_s:
             try:
                 mounting.unmount(self._mountpoint)
-            except MountPointError:
+            except (BusyError, MountPointError):
                 time.sleep(_RETRY_S)
                 continue
             except NotAMountError:
                 pass
             return
         _log.warning("%s is still in use: it is taken away lazily", self._mountpoint)
-        with contextlib.suppress(MountPointError, NotAMountError):
+        with contextlib.suppress(BusyError, MountPointError, NotAMountError):
             mounting.unmount(self._mountpoint, lazy=True)
 
 

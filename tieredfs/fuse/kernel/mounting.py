@@ -14,7 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Final
 
-from tieredfs.errors import MountPointError, NotAMountError, NotSupportedError
+from tieredfs.errors import BusyError, MountPointError, NotAMountError, NotSupportedError
 from tieredfs.host import libc
 from tieredfs.limits import KIB, MIB, MOUNT_READY_S, UNMOUNT_WAIT_S
 
@@ -113,7 +113,7 @@ def mount_fuse(mountpoint: str, options: MountOptions) -> int:
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """Take the mount away; `lazy`: from the tree now, and wholly when its last file is closed.
 
-    Raises MountPointError when it is in use, NotAMountError when there is none.
+    Raises BusyError when it is in use, NotAMountError when there is none.
     """
     path = _normal(mountpoint)
     try:
@@ -123,7 +123,7 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
             _unmount_by_fusermount(path, lazy=lazy)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise MountPointError(f"{path} is in use: a program has a file or its working directory there") from error
+            raise BusyError(f"{path} is in use: a program has a file or its working directory there") from error
         if error.errno in (errno.EINVAL, errno.ENOENT):
             raise NotAMountError(f"{path} is not mounted") from error
         raise MountPointError(f"{path} cannot be unmounted: {error.strerror}") from error

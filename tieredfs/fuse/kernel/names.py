@@ -17,7 +17,7 @@ from tieredfs.fuse.kernel.request import (
     encode_entry,
 )
 from tieredfs.fuse.kernel.wire import Op
-from tieredfs.fuse.operations import Operations
+from tieredfs.fuse.operations import Operations, visible_xattrs
 from tieredfs.host import Clock
 from tieredfs.model import AttributeChange, Attributes, FileKind, InodeId
 
@@ -28,6 +28,8 @@ _SETUID: Final = 0o4000
 _SETGID: Final = 0o2000
 _GROUP_EXECUTE: Final = 0o010
 CAPABILITY: Final = b"security.capability"
+_TIME_NS_MAX: Final = (1 << 63) - 1
+"""In 2262: what a record holds. Linux has its file systems take the nearest time that they can keep."""
 
 
 def mode_without_privilege(mode: int) -> int:
@@ -210,7 +212,7 @@ class NameHandlers:
 
     def list_xattrs(self, request: Request) -> Reply:
         (size,) = wire.GETXATTR_IN.unpack_from(request.buffer, _BODY)
-        names = self._operations.list_xattrs(request.inode)
+        names = visible_xattrs(self._operations.list_xattrs(request.inode), request.uid)
         return _sized(b"".join(name + b"\0" for name in names), size)
 
     def remove_xattr(self, request: Request) -> Reply:
@@ -224,7 +226,7 @@ class NameHandlers:
 def _time(valid: int, given: int, now: int, given_ns: int, now_ns: int) -> int | None:
     if valid & now:
         return now_ns
-    return given_ns if valid & given else None
+    return max(-_TIME_NS_MAX, min(given_ns, _TIME_NS_MAX)) if valid & given else None
 
 
 def _sized(value: bytes, size: int) -> bytes:

@@ -180,7 +180,7 @@ SETXATTR_IN: Final = Struct("=II")  # size, flags (the longer form needs SETXATT
 GETXATTR_IN: Final = Struct("=I4x")  # size
 GETXATTR_OUT: Final = Struct("=I4x")
 FALLOCATE_IN: Final = Struct("=QQQI4x")  # fh, offset, length, mode
-LSEEK_IN: Final = Struct("=QQI4x")  # fh, offset, whence
+LSEEK_IN: Final = Struct("=QqI4x")  # fh, offset, whence
 LSEEK_OUT: Final = Struct("=Q")
 DIRENT: Final = Struct("=QQII")  # ino, off, namelen, type; the name follows, padded to 8 bytes
 INTERRUPT_IN: Final = Struct("=Q")
