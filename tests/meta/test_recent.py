@@ -11,12 +11,14 @@ from conftest import Volume, make_volume
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tieredfs.errors import AlreadyExistsError, NotDirectoryError, NotFoundError
+from tieredfs.errors import AlreadyExistsError, NameTooLongError, NotDirectoryError, NotFoundError
 from tieredfs.host import SystemClock
+from tieredfs.kv.engine import Reader
 from tieredfs.kv.sqlite import SqliteEngine
+from tieredfs.meta import names
 from tieredfs.meta.metadata import Creation, Metadata
 from tieredfs.meta.names import lookup
-from tieredfs.meta.recent import AHEAD_FIRST, AHEAD_MAX, DIRECTORIES_MAX, RECENT_MAX, Ahead, Recent
+from tieredfs.meta.recent import AHEAD_FIRST, AHEAD_MAX, DIRECTORIES_MAX, RECENT_MAX, SHOWN_BYTES_MAX, Ahead, Recent
 from tieredfs.model import NOBODY, ROOT, AttributeChange, Attributes, FileKind, InodeId
 
 FILE = Creation(FileKind.REGULAR, 0o644, 0, 0)
@@ -152,6 +154,51 @@ def test_a_checkpoint_of_the_log_changes_no_answer(made: Volume) -> None:
     assert made.metadata.lookup(ROOT, b"a").mode == 0o111
 
 
+def test_paths_that_were_looked_at_cost_no_transaction_until_somebody_commits(made: Volume) -> None:
+    directory = made.metadata.create(ROOT, b"d", DIRECTORY).inode
+    inode = made.metadata.create(directory, b"a", FILE).inode
+    made.metadata.set_xattr(inode, b"user.x", b"1")
+    paths, wanted = [b"d/a", b"d//./a", b"d/b", b"d/a/b", b"d", b""], [b"user.x", b"user.y"]
+    counted = Counted(made)
+    shown = made.metadata.look(paths, wanted)
+    assert [None if found is None else (found[0].inode, found[1]) for found in shown] == [
+        (inode, (b"1", None)),
+        (inode, (b"1", None)),
+        None,
+        None,
+        (directory, (None, None)),
+        (ROOT, (None, None)),
+    ]
+    assert [made.metadata.look(paths, wanted), counted.reads] == [shown, 1]
+    assert made.metadata.look([b"d/a"], []) == [(shown[0][0], ())] if shown[0] else False
+    made.metadata.set_xattr(inode, b"user.x", b"2")
+    changed = made.metadata.look(paths, wanted)[0]
+    assert changed is not None
+    assert changed[1] == (b"2", None)
+
+
+def test_shared_directories_are_walked_once(made: Volume) -> None:
+    directory = made.metadata.create(ROOT, b"d", DIRECTORY).inode
+    for name in (b"a", b"b"):
+        made.metadata.create(directory, name, FILE)
+    read: list[bytes] = []
+
+    class Watched:
+        """A reader whose reads are noted."""
+
+        def __init__(self, reader: Reader) -> None:
+            self.get = lambda key: read.append(key) or reader.get(key)  # type: ignore[func-returns-value]
+
+    made.engine.read(lambda reader: names.look(Watched(reader), [b"d/a", b"d/b", b"d/c", b"d"], []))  # type: ignore[arg-type]
+    assert len(read) == 4 + 3, "an entry for each name, an inode for each that is there"
+
+
+def test_a_deep_path_is_looked_at_without_recursion(made: Volume) -> None:
+    assert made.metadata.look([b"/".join([b"d"] * 2000)]) == [None]
+    with pytest.raises(NameTooLongError):
+        made.metadata.look([b"/".join([b"d"] * 2100)])
+
+
 def test_who_walks_a_directory_in_order_is_read_ahead_for(made: Volume) -> None:
     directory = made.metadata.create(ROOT, b"d", DIRECTORY).inode
     names = [b"n-%04d" % number for number in range(400)]
@@ -191,11 +238,17 @@ def test_memory_is_bounded() -> None:
     for number in range(3 * RECENT_MAX):
         recent.remember_named(b"s", ROOT, [(b"%d" % number, attributes_of(number))])
         ahead.note(InodeId(number), 1, b"x")
+        recent.remember_shown(b"s", ((b"%d" % number,), ()), [None])
     assert recent.named(b"s", ROOT, b"%d" % (3 * RECENT_MAX - 1)) is not None
     assert recent.of(b"s", InodeId(5 * RECENT_MAX // 2)) is not None, "the oldest went, not all"
     assert len(recent._snapshot.by_name) <= RECENT_MAX
+    assert len(recent._snapshot.shown) <= RECENT_MAX
     assert len(recent._snapshot.by_inode) <= RECENT_MAX
     assert len(ahead._expected) <= DIRECTORIES_MAX
+    recent, large = Recent(), (attributes_of(2), (bytes(SHOWN_BYTES_MAX // 8),))
+    for number in range(100):
+        recent.remember_shown(b"s", ((b"%d" % number,), (b"user.x",)), [large])
+        assert len(recent._snapshot.shown) <= 8
 
 
 def test_nothing_is_told_under_another_stamp() -> None:

@@ -1,4 +1,4 @@
-"""`Looks`: attributes by name and by inode, from memory where nobody changed them since they were read.
+"""`Looks`: attributes by name, by path and by inode, from memory where nobody changed them since they were read.
 
 What is remembered is exact (`recent`): an engine that tells by a stamp whether anybody committed is asked before and after
 each transaction. An engine without a stamp is asked each time. Safe from any thread.
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from tieredfs.errors import CorruptError
 from tieredfs.kv.engine import Engine, Stamped
 from tieredfs.meta import feed, inodes, names
+from tieredfs.meta.names import Shown
 from tieredfs.meta.recent import Ahead, Recent
 from tieredfs.model import Attributes, InodeId
 
@@ -53,6 +54,19 @@ class Looks:
         if self.stamp is not None and stamp == self.stamp():
             self._recent.remember(stamp, attributes)
         return attributes
+
+    def look(self, paths: Sequence[bytes], xattrs: Sequence[bytes]) -> list[Shown | None]:
+        """`names.look`, in one snapshot. Raises NameTooLongError."""
+        if self.stamp is None:
+            return self._engine.read(lambda reader: names.look(reader, paths, xattrs))
+        stamp, asked = self.stamp(), (tuple(paths), tuple(xattrs))
+        known = self._recent.shown(stamp, asked)
+        if known is not None:
+            return list(known)
+        found = self._engine.read(lambda reader: names.look(reader, paths, xattrs))
+        if stamp == self.stamp():
+            self._recent.remember_shown(stamp, asked, found)
+        return found
 
     def at(self) -> bytes:
         """The stamp, for `committed`; called by who has the right to write."""

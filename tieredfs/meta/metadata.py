@@ -101,11 +101,9 @@ class Metadata:
         """Walk `path` from the root, symlinks not followed. Raises NotFoundError, NotDirectoryError."""
         return self._engine.read(lambda reader: names.resolve(reader, path)).attributes()
 
-    def look(
-        self, paths: Sequence[bytes], xattrs: Sequence[bytes] = ()
-    ) -> list[tuple[Attributes, tuple[bytes | None, ...]] | None]:
+    def look(self, paths: Sequence[bytes], xattrs: Sequence[bytes] = ()) -> list[names.Shown | None]:
         """What each path shows, with its value of each of `xattrs`, in one snapshot. None: nothing."""
-        return self._engine.read(lambda reader: [names.look(reader, path, xattrs) for path in paths])
+        return self._looks.look(paths, xattrs)
 
     def list_directory(self, directory: InodeId, after: bytes, limit: int) -> list[Entry]:
         """Entries with a name greater than `after` in byte order, without `.` and `..`."""

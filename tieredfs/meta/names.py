@@ -110,15 +110,50 @@ def resolve(reader: Reader, path: bytes) -> InodeRecord:
     return record
 
 
-def look(reader: Reader, path: bytes, xattrs: Sequence[bytes]) -> tuple[Attributes, tuple[bytes | None, ...]] | None:
-    """What `path` shows, with the values of its `xattrs`; None: nothing."""
-    try:
-        record = resolve(reader, path)
-    except (NotFoundError, NotDirectoryError):
+Shown = tuple[Attributes, tuple[bytes | None, ...]]
+"""What a path shows, and the values of the extended attributes that were asked for."""
+
+
+def look(reader: Reader, paths: Sequence[bytes], xattrs: Sequence[bytes]) -> list[Shown | None]:
+    """What each path shows, symlinks not followed; None: nothing. Directories that they share are walked once, and of those on the
+    way only the entries are read: of three paths of an object 9 records, where resolving each reads 19."""
+    walked: dict[bytes, Entry | None] = {b"": Entry(b"", ROOT, FileKind.DIRECTORY)}
+    return [_shown(reader, _walk(reader, path, walked), xattrs) for path in paths]
+
+
+def _walk(reader: Reader, path: bytes, walked: dict[bytes, Entry | None]) -> Entry | None:
+    """The entry at `path`, whose empty parts count as `resolve` counts them; `walked`: what was found before, and the root."""
+    if len(path) > PATH_BYTES_MAX:
+        raise NameTooLongError(f"a path of {len(path)} bytes; {PATH_BYTES_MAX} are allowed")
+    left = []
+    while path not in walked:
+        left.append(path)
+        path = path.rpartition(b"/")[0]
+    found = walked[path]
+    for below in reversed(left):
+        name = below.rpartition(b"/")[2]
+        if name not in {b"", b"."}:
+            found = _entry_in(reader, found, name)
+        walked[below] = found
+    return found
+
+
+def _entry_in(reader: Reader, directory: Entry | None, name: bytes) -> Entry | None:
+    if directory is None or directory.kind is not FileKind.DIRECTORY:
         return None
+    check_name(name)
+    return find_entry(reader, directory.inode, name)
+
+
+def _shown(reader: Reader, entry: Entry | None, xattrs: Sequence[bytes]) -> Shown | None:
+    if entry is None:
+        return None
+    record = inodes.find(reader, entry.inode)
+    if record is None:
+        raise CorruptError(f"entry {entry.name!r} points to inode {entry.inode}: none such")
     if not record.hints & records.MAY_HAVE_XATTRS:
         return record.attributes(), (None,) * len(xattrs)
-    raw = [reader.get(keys.xattr(InodeId(record.inode), name)) for name in xattrs]
+    raw = [reader.get(keys.xattr(entry.inode, name)) for name in xattrs]
     return record.attributes(), tuple(None if value is None else records.decode_bytes(value) for value in raw)
 
 

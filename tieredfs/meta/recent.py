@@ -1,4 +1,4 @@
-"""What was read lately: attributes by inode and by name, good for as long as nobody else changes anything.
+"""What was read lately: attributes by inode, by name and by path, good for as long as nobody else changes anything.
 
 The engine has a stamp that changes with every commit of any process (`kv.engine.Stamped`), so what is remembered is exact and
 not merely young: an answer is given only under the stamp under which it was read. A commit of our own is known to have
@@ -13,17 +13,20 @@ Safe from any thread: what is remembered is changed under a lock, and looked at 
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, TypeVar
 
+from tieredfs.meta.names import Shown
 from tieredfs.model import Attributes, InodeId
 
 RECENT_MAX: Final = 32_768
 """Names, and inodes, that are remembered: 18 MiB. The 20,000 files of a directory that is walked again and again fit."""
 DROPPED_AT_ONCE: Final = RECENT_MAX // 8
 """When there is one too many, the oldest go together: each alone would have to be searched for behind those that went before."""
+SHOWN_BYTES_MAX: Final = 4 << 20
+"""Of paths and extended attributes that are remembered together: an object of an ordinary size has about 300."""
 AHEAD_FIRST: Final = 8
 AHEAD_MAX: Final = 128
 """Names that are read at once: 0.8 ms, during which nobody else is served."""
@@ -34,11 +37,17 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True)
+Asked = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+"""Paths, and names of extended attributes."""
+
+
+@dataclass(slots=True)
 class _Snapshot:
     stamp: bytes
     by_inode: dict[InodeId, Attributes] = field(default_factory=dict)
     by_name: dict[tuple[InodeId, bytes], InodeId] = field(default_factory=dict)
+    shown: dict[Asked, tuple[Shown | None, ...]] = field(default_factory=dict)
+    shown_bytes: int = 0
 
 
 class Recent:
@@ -58,6 +67,10 @@ class Recent:
     def of(self, stamp: bytes, inode: InodeId) -> Attributes | None:
         snapshot = self._snapshot
         return snapshot.by_inode.get(inode) if snapshot.stamp == stamp else None
+
+    def shown(self, stamp: bytes, asked: Asked) -> tuple[Shown | None, ...] | None:
+        snapshot = self._snapshot
+        return snapshot.shown.get(asked) if snapshot.stamp == stamp else None
 
     def remember(self, stamp: bytes, attributes: Attributes) -> None:
         """Read under `stamp`: that was the engine's before the transaction began and is so after its end."""
@@ -87,6 +100,16 @@ class Recent:
             for name in names:
                 snapshot.by_name.pop(name, None)
             self._snapshot = _Snapshot(after, snapshot.by_inode, snapshot.by_name)
+
+    def remember_shown(self, stamp: bytes, asked: Asked, found: Sequence[Shown | None]) -> None:
+        """As `remember`, of several paths that were looked at together. Any commit ends these, for they rest on much."""
+        values = [value for shown in found if shown is not None for value in shown[1] if value is not None]
+        with self._lock:
+            snapshot = self._under(stamp)
+            if len(snapshot.shown) >= RECENT_MAX or snapshot.shown_bytes >= SHOWN_BYTES_MAX:
+                snapshot.shown, snapshot.shown_bytes = {}, 0
+            snapshot.shown_bytes += sum(map(len, asked[0])) + sum(map(len, values))
+            snapshot.shown[asked] = tuple(found)
 
     def _under(self, stamp: bytes) -> _Snapshot:
         if self._snapshot.stamp != stamp:
