@@ -1,6 +1,8 @@
 """Answers that conformance suites of S3 look at, where an endpoint is easily a little different."""
 
+import base64
 import datetime
+import zlib
 from typing import Any
 
 import httpx
@@ -103,7 +105,7 @@ def test_a_date_that_was_not_signed_is_forbidden(served: Endpoint, bucket: str, 
     ("header", "value", "code"),
     [
         ("x-amz-acl", "public-ready", "InvalidArgument"),
-        ("x-amz-acl", "authenticated-read", "NotImplemented"),
+        ("x-amz-acl", "log-delivery-write", "NotImplemented"),
         ("x-amz-storage-class", "NONSENSE", "InvalidStorageClass"),
         ("content-md5", "", "InvalidDigest"),
         ("content-md5", "YWJyYWNhZGFicmE=", "InvalidDigest"),
@@ -157,8 +159,60 @@ def test_what_is_said_of_the_whole_is_checked(s3: Any, bucket: str) -> None:
     assert said(s3.complete_multipart_upload, **complete, ChecksumType="COMPOSITE") == (400, "InvalidRequest")
     assert said(s3.complete_multipart_upload, **complete, ChecksumCRC32="AAAAAA==") == (400, "BadDigest")
     assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
-    s3.complete_multipart_upload(**complete, MpuObjectSize=3, ChecksumType="FULL_OBJECT")
+    whole = part["ChecksumCRC32"]
+    s3.complete_multipart_upload(**complete, MpuObjectSize=3, ChecksumType="FULL_OBJECT", ChecksumCRC32=whole)
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"abc"
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("CRC32", "FULL_OBJECT"), ("SHA256", "COMPOSITE")])
+def test_checksums_of_parts_are_kept_shown_and_copied(s3: Any, bucket: str, algorithm: str, kind: str) -> None:
+    pieces, field = [bytes(5 * MIB), b"a" * 5 * MIB, b"end"], f"Checksum{algorithm}"
+    of_upload = {"Bucket": bucket, "Key": "k"}
+    begun = s3.create_multipart_upload(**of_upload, ChecksumAlgorithm=algorithm, ChecksumType=kind)
+    of_upload["UploadId"] = begun["UploadId"]
+    parts = []
+    for number, piece in enumerate(pieces, 1):
+        made = s3.upload_part(**of_upload, PartNumber=number, Body=piece, ChecksumAlgorithm=algorithm)
+        parts.append({"PartNumber": number, "ETag": made["ETag"], field: made[field]})
+    whole = s3.complete_multipart_upload(**of_upload, MultipartUpload={"Parts": parts})[field]
+    s3.copy_object(Bucket=bucket, Key="copy", CopySource=f"{bucket}/k")
+    for key in ("k", "copy"):
+        wanted = {"Bucket": bucket, "Key": key, "ObjectAttributes": ["Checksum", "ObjectParts"]}
+        shown = s3.get_object_attributes(**wanted)
+        assert shown["Checksum"] == {field: whole, "ChecksumType": kind}
+        assert [part[field] for part in shown["ObjectParts"]["Parts"]] == [part[field] for part in parts]
+        page = s3.get_object_attributes(**wanted, MaxParts=1, PartNumberMarker=1)["ObjectParts"]
+        assert [(part["PartNumber"], part[field]) for part in page["Parts"]] == [(2, parts[1][field])]
+        for number, piece in enumerate(pieces, 1):
+            got = s3.get_object(Bucket=bucket, Key=key, PartNumber=number, ChecksumMode="ENABLED")
+            assert (got[field], got["Body"].read()) == (parts[number - 1][field], piece)
+        assert field not in s3.get_object(Bucket=bucket, Key=key, Range="bytes=0-9", ChecksumMode="ENABLED")
+
+
+def test_checksums_that_cannot_be_checked_are_refused(s3: Any, bucket: str) -> None:
+    of_upload = {"Bucket": bucket, "Key": "k"}
+    assert said(s3.create_multipart_upload, **of_upload, ChecksumType="COMPOSITE") == (400, "InvalidRequest")
+    begun = s3.create_multipart_upload(**of_upload, ChecksumAlgorithm="SHA1")
+    of_upload["UploadId"] = begun["UploadId"]
+    part = s3.upload_part(**of_upload, PartNumber=1, Body=b"abc", ChecksumAlgorithm="SHA1")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA1": part["ChecksumSHA1"]}]}
+    complete = {**of_upload, "MultipartUpload": parts}
+    assert said(s3.complete_multipart_upload, **complete, ChecksumCRC32="NSRBwg==") == (400, "InvalidRequest")
+    s3.complete_multipart_upload(**complete)
+
+
+def test_a_whole_object_that_is_copied_as_a_part_keeps_its_checksum(s3: Any, bucket: str) -> None:
+    put = s3.put_object(Bucket=bucket, Key="source", Body=bytes(5 * MIB), ChecksumAlgorithm="CRC32")
+    of_upload = {"Bucket": bucket, "Key": "k"}
+    begun = s3.create_multipart_upload(**of_upload, ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT")
+    of_upload["UploadId"] = begun["UploadId"]
+    copied = s3.upload_part_copy(**of_upload, PartNumber=1, CopySource=f"{bucket}/source")["CopyPartResult"]
+    assert copied["ChecksumCRC32"] == put["ChecksumCRC32"]
+    last = s3.upload_part(**of_upload, PartNumber=2, Body=b"abc", ChecksumAlgorithm="CRC32")
+    parts = [{"PartNumber": number, "ETag": part["ETag"]} for number, part in enumerate((copied, last), 1)]
+    s3.complete_multipart_upload(**of_upload, MultipartUpload={"Parts": parts})
+    checksum = s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")["ChecksumCRC32"]
+    assert base64.b64decode(checksum) == zlib.crc32(bytes(5 * MIB) + b"abc").to_bytes(4, "big")
 
 
 def test_attributes_show_parts_in_pages(served: Endpoint, s3: Any, bucket: str) -> None:

@@ -68,7 +68,12 @@ def check_promised(said: Promised, size_bytes: int, checksum: tuple[str, str] | 
         raise S3Error("InvalidRequest", f"{message} {size_bytes}")
     if said.kind is not None and kind and said.kind != kind:
         raise S3Error("InvalidRequest", f"The upload was begun with the {kind} checksum type.")
-    if said.checksum is not None and checksum is not None and said.checksum != checksum:
+    if said.checksum is None:
+        return
+    if checksum is None or said.checksum[0] != checksum[0]:
+        message = f"The upload was not begun with {said.checksum[0]}, or a part has none: it cannot be checked."
+        raise S3Error("InvalidRequest", message)
+    if said.checksum != checksum:
         raise S3Error("BadDigest", f"The {said.checksum[0]} you specified did not match the calculated checksum.")
 
 
@@ -136,11 +141,16 @@ def checksum(algorithm: Algorithm, kind: str, parts: Sequence[StoredPart]) -> st
     """Of the whole object; None when a part has none of that kind."""
     if any(algorithm.name not in part.checksums for part in parts):
         return None
-    digests = [checksums.decode(part.checksums[algorithm.name], algorithm.digest_bytes) for part in parts]
+    digests = part_digests(algorithm, parts)
     if kind == COMPOSITE:
         return checksums.composite(algorithm, digests)
     sizes = (part.size_bytes for part in parts)
     return checksums.encode(checksums.joined(algorithm, zip(digests, sizes, strict=True)))
+
+
+def part_digests(algorithm: Algorithm, parts: Sequence[StoredPart]) -> list[bytes]:
+    """Of parts that all have one."""
+    return [checksums.decode(part.checksums[algorithm.name], algorithm.digest_bytes) for part in parts]
 
 
 def reference_etag(source_etag: str, offset: int, length: int) -> str:
@@ -148,9 +158,11 @@ def reference_etag(source_etag: str, offset: int, length: int) -> str:
     return hashlib.md5(f"{source_etag} {offset} {length}".encode(), usedforsecurity=False).hexdigest()
 
 
-def parts_page(runs: Sequence[tuple[int, int]], after: int, limit: int) -> dict[str, Tree]:
-    """Of an object in `runs` (size, count) of parts: the numbers and sizes that GetObjectAttributes shows. Of the checksums,
-    only that of the whole is kept."""
+def parts_page(
+    runs: Sequence[tuple[int, int]], element: str, digests: Sequence[bytes], after: int, limit: int
+) -> dict[str, Tree]:
+    """Of an object in `runs` (size, count) of parts: what GetObjectAttributes shows, with the parts' checksums as `element`,
+    if they are kept."""
     sizes = [size for size, count in runs for _ in range(count)]
     shown = list(enumerate(sizes, 1))[after : after + limit]
     return {
@@ -159,5 +171,8 @@ def parts_page(runs: Sequence[tuple[int, int]], after: int, limit: int) -> dict[
         "NextPartNumberMarker": shown[-1][0] if shown else 0,
         "MaxParts": limit,
         "IsTruncated": after + len(shown) < len(sizes),
-        "Part": [{"PartNumber": number, "Size": size} for number, size in shown],
+        "Part": [
+            {"PartNumber": number, "Size": size} | ({element: checksums.encode(digests[number - 1])} if digests else {})
+            for number, size in shown
+        ],
     }

@@ -17,7 +17,7 @@ from tieredfs_gateway.s3.bucket_calls import iso_date
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Described, Request, Response, described, xml_response
 from tieredfs_gateway.s3.ingest import Expected, Received
-from tieredfs_gateway.s3.public_access import PUBLIC_READ, canned_acl, check_acl
+from tieredfs_gateway.s3.public_access import canned_acl, check_acl, lets
 from tieredfs_gateway.s3.ranges import Span
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.sigv4 import STREAMING, UNSIGNED
@@ -123,8 +123,8 @@ class ObjectCalls:
         conditions.check_read(conditions.of_read(request.headers), now.etag, found.attributes.mtime_ns)
         span, extra = self._span(request, found)
         headers = [*object_headers(found), *self._version_headers(request.bucket, found), *extra]
-        if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and now.checksum and span is None:
-            headers += checksum_headers(now.checksum)
+        if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and now.checksum:
+            headers += self._checksum_of(request, found, now.checksum, span)
         tags = parse_tags((found.tags or b"").decode())
         if tags:
             headers.append(("x-amz-tagging-count", str(len(tags))))
@@ -134,6 +134,16 @@ class ObjectCalls:
             return Response(200, [*headers, ("content-length", str(size))], length=size)
         headers += [("content-length", str(span.length)), ("content-range", span.content_range(size))]
         return Response(206, headers, offset=span.offset, length=span.length)
+
+    def _checksum_of(self, request: Request, found: Object, whole: tuple[str, str, str], span: Span | None) -> Headers:
+        """Of what is sent, where that is known: all of it, or one part."""
+        if span is None or ("partNumber" in request.query and not found.record.parts):
+            return checksum_headers(whole)
+        digests = self._store.part_digests(found) if "partNumber" in request.query else []
+        if not digests:
+            return []
+        digest = digests[multipart.parse_part_number(request.query["partNumber"]) - 1]
+        return [(checksums.algorithm_of(whole[0]).header, checksums.encode(digest))]
 
     def _expiration(self, request: Request, size_bytes: int, tags: Mapping[str, str], made_ns: int) -> Headers:
         """When a rule will take the object away; of what is current only."""
@@ -180,7 +190,9 @@ class ObjectCalls:
         if "ObjectParts" in wanted and found.record.parts:
             limit = min(_number(request.headers.get("x-amz-max-parts"), 1000), 1000)
             after = _number(request.headers.get("x-amz-part-number-marker"), 0)
-            fields["ObjectParts"] = multipart.parts_page(found.record.parts, after, limit)
+            element = f"Checksum{checksum[0]}" if checksum else ""
+            digests = self._store.part_digests(found)
+            fields["ObjectParts"] = multipart.parts_page(found.record.parts, element, digests, after, limit)
         if "StorageClass" in wanted:
             fields["StorageClass"] = "STANDARD"
         if "ObjectSize" in wanted:
@@ -201,13 +213,13 @@ class ObjectCalls:
         self._store.sync()
         return Response(200)
 
-    def check_public(self, request: Request) -> None:
-        """Raises S3Error AccessDenied unless the object's own ACL lets anybody read it."""
+    def check_public(self, request: Request, caller: Caller) -> None:
+        """Raises S3Error AccessDenied unless the object's own ACL lets the caller read it."""
         try:
             found = self._store.head(request.bucket, request.key, version_of(request))
         except S3Error as error:
             raise S3Error("AccessDenied") from error
-        if self._store.get_acl(found) != PUBLIC_READ:
+        if not lets(self._store.get_acl(found), "READ", anonymous=caller.is_anonymous):
             raise S3Error("AccessDenied")
 
     # ---- writing ----------------------------------------------------------------------------------------------------
@@ -286,7 +298,10 @@ class ObjectCalls:
             tags = source.tags
         with self._store.splice([Part(source.attributes.inode, 0, source.attributes.size_bytes)]) as writing:
             asked, acl = conditions.of_write(request.headers), self._acl(request)
-            done = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags, acl=acl)
+            kept_parts = self._store.part_attributes(source)
+            done = self._store.commit(
+                request.bucket, request.key, writing, made, asked=asked, tags=tags, acl=acl, more=kept_parts
+            )
         fields = {"LastModified": iso_date(done.attributes.mtime_ns), "ETag": f'"{made.etag}"'}
         headers = [*version_headers(done.version_id), *self._source_headers(source_key[0], source)]
         return xml_response("CopyObjectResult", fields | _checksum_fields(made.checksum), headers)
@@ -337,6 +352,8 @@ class ObjectCalls:
         said, tags = described(request.headers), header_tags(request.headers.get("x-amz-tagging"))
         name = request.headers.get("x-amz-checksum-algorithm", "")
         algorithm = checksums.algorithm_of(name) if name else None
+        if algorithm is None and "x-amz-checksum-type" in request.headers:
+            raise S3Error("InvalidRequest", "x-amz-checksum-type comes with x-amz-checksum-algorithm only.")
         kind = multipart.parse_kind(request.headers.get("x-amz-checksum-type"), algorithm) if algorithm else ""
         upload = Upload(
             new_upload_id(),
@@ -379,7 +396,8 @@ class ObjectCalls:
         return Response(200, headers)
 
     def copy_part(self, request: Request, caller: Caller) -> Response:
-        """By reference. Its ETag is made from what it refers to: its bytes are not read."""
+        """By reference. Its ETag is made from what it refers to: its bytes are not read. It has a checksum if it is a whole object
+        that has the upload's."""
         upload = self._uploads.get(request.bucket, request.key, request.query["uploadId"])
         number = multipart.parse_part_number(request.query.get("partNumber"))
         source, (source_bucket, _), _ = self._source(request, caller)
@@ -388,10 +406,14 @@ class ObjectCalls:
         if span.length > multipart.PART_BYTES_MAX:
             raise S3Error("EntityTooLarge")
         etag = multipart.reference_etag(source.record.etag, span.offset, span.length)
+        whole = source.record.checksum
+        known = None
+        if whole is not None and whole[0] == upload.algorithm and whole[2] == checksums.FULL_OBJECT:
+            known = (whole[0], whole[1]) if span.length == size else None
         with self._store.splice([Part(source.attributes.inode, span.offset, span.length)]) as writing:
-            self._uploads.put_part(upload, number, writing, Received(span.length, etag, None), record.SPLICED_VERSION)
-        now = iso_date(self._clock.wall_ns())
-        fields = {"LastModified": now, "ETag": f'"{etag}"'}
+            self._uploads.put_part(upload, number, writing, Received(span.length, etag, known), record.SPLICED_VERSION)
+        fields = {"LastModified": iso_date(self._clock.wall_ns()), "ETag": f'"{etag}"'}
+        fields |= {f"Checksum{known[0]}": known[1]} if known else {}
         return xml_response("CopyPartResult", fields, self._source_headers(source_bucket, source))
 
     def list_parts(self, request: Request) -> Response:

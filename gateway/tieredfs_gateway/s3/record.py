@@ -1,4 +1,5 @@
-"""What S3 keeps of an object beside its bytes: one extended attribute with JSON, and one for tags. Pure.
+"""What S3 keeps of an object beside its bytes: one extended attribute with JSON, one for tags, one for an ACL, and as many as
+the checksums of its parts need. Pure.
 
 The record names the version of the content that it describes. A file that was changed through the mount since, or made
 there, has an ETag made from its inode and version: with a dash, so that no client takes it for an MD5.
@@ -16,7 +17,11 @@ from tieredfs.model import Attributes
 ATTRIBUTE: Final = b"user.s3"
 TAGS_ATTRIBUTE: Final = b"user.s3.tags"
 ACL_ATTRIBUTE: Final = b"user.s3.acl"
-"""`public-read`, or not there."""
+"""One of `public_access.GRANTS`, or not there."""
+PARTS_ATTRIBUTES: Final = tuple(b"user.s3.parts.%d" % number for number in range(5))
+"""The checksums of the parts, one after another as bytes, `PART_DIGESTS_MAX` in each attribute."""
+PART_DIGESTS_MAX: Final = 2048
+"""Of up to 32 bytes: as many as one attribute has room for, and of 10,000 parts in all."""
 RECORD_VERSION: Final = 1
 CREATED_VERSION: Final = 1
 """Of the content of a file that was written and committed once."""
@@ -58,6 +63,20 @@ class Record:
 def runs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
     found = tuple((size, len(list(group))) for size, group in groupby(sizes))
     return found if len(found) <= PART_RUNS_MAX else ()
+
+
+def encode_parts(digests: Sequence[bytes]) -> dict[bytes, bytes]:
+    """The attributes that keep the checksums of an object's parts, in order."""
+    batches = [digests[start : start + PART_DIGESTS_MAX] for start in range(0, len(digests), PART_DIGESTS_MAX)]
+    return {name: b"".join(batch) for name, batch in zip(PARTS_ATTRIBUTES, batches, strict=False)}
+
+
+def decode_parts(record: Record, raw: Sequence[bytes | None], digest_bytes: int) -> list[bytes]:
+    """What `encode_parts` kept beside the record; empty when it is not what the record says there should be."""
+    whole = b"".join(piece or b"" for piece in raw)
+    if not record.parts or len(whole) != record.part_count() * digest_bytes:
+        return []
+    return [whole[start : start + digest_bytes] for start in range(0, len(whole), digest_bytes)]
 
 
 def encode(record: Record) -> bytes:

@@ -33,7 +33,7 @@ from tieredfs.errors import (
 from tieredfs.host import Clock
 from tieredfs.model import Attributes, FileKind, InodeId
 from tieredfs.volume.contract import FileSystemContract, Part, Reading, Seen, Writing
-from tieredfs_gateway.s3 import archive, conditions, keys, listing, record
+from tieredfs_gateway.s3 import archive, checksums, conditions, keys, listing, record
 from tieredfs_gateway.s3.archive import LOOKED_AT, Archive
 from tieredfs_gateway.s3.bucket_rules import VERSIONING, parse_state
 from tieredfs_gateway.s3.conditions import Conditions
@@ -223,9 +223,12 @@ class Store:
         asked: Conditions = conditions.NONE,
         tags: bytes | None = None,
         acl: bytes | None = None,
+        more: Mapping[bytes, bytes] | None = None,
     ) -> Committed:
-        """Give the file its key, whole and durable, or raise and change nothing. Raises S3Error PreconditionFailed."""
-        extra = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl}
+        """Give the file its key, whole and durable, or raise and change nothing. `more`: attributes that it gets besides.
+
+        Raises S3Error PreconditionFailed."""
+        extra = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl, **(more or {})}
         xattrs = {name: value for name, value in extra.items() if value is not None}
         for _ in range(_RACES_MAX):
             try:
@@ -379,6 +382,24 @@ class Store:
         """By reference; nothing at all is an empty file."""
         return self.volume.splice([part for part in parts if part.length])
 
+    def part_attributes(self, found: Object) -> dict[bytes, bytes]:
+        """Those that keep the checksums of the object's parts, as they are."""
+        if not found.record.parts or found.record.checksum is None:
+            return {}
+        inode = found.attributes.inode
+        names = record.PARTS_ATTRIBUTES[: -(-found.record.part_count() // record.PART_DIGESTS_MAX)]
+        kept = {name: self.volume.xattrs_of([inode], name).get(inode) for name in names}
+        return {name: value for name, value in kept.items() if value is not None}
+
+    def part_digests(self, found: Object) -> list[bytes]:
+        """The checksum of each part, by the object's algorithm; empty: they are not kept."""
+        if found.record.checksum is None:
+            return []
+        algorithm = checksums.algorithm_of(found.record.checksum[0])
+        kept = self.part_attributes(found)
+        raw = [kept.get(name) for name in record.PARTS_ATTRIBUTES]
+        return record.decode_parts(found.record, raw, algorithm.digest_bytes)
+
     def get_tags(self, found: Object) -> bytes | None:
         """For what a listing found."""
         with contextlib.suppress(NoAttributeError, NotFoundError):
@@ -389,7 +410,7 @@ class Store:
         self.volume.set_xattr(found.path, record.TAGS_ATTRIBUTE, tags)
 
     def get_acl(self, found: Object) -> str:
-        """`public-read`, or empty for private."""
+        """One of `public_access.GRANTS`; empty: private."""
         with contextlib.suppress(NoAttributeError, NotFoundError):
             return self.volume.get_xattr(found.path, record.ACL_ATTRIBUTE).decode("ascii", "replace")
         return ""

@@ -171,11 +171,13 @@ class Uploads:
     ) -> Completed:
         stored = self.parts(upload)
         chosen = multipart.choose(listed, {number: part for number, (part, _) in stored.items()})
-        checksum = None
+        checksum, of_parts = None, {}
         if upload.algorithm:
             algorithm = checksums.algorithm_of(upload.algorithm)
             value = multipart.checksum(algorithm, upload.kind, chosen)
-            checksum = None if value is None else (algorithm.name, value, upload.kind)
+            if value is not None:
+                checksum = algorithm.name, value, upload.kind
+                of_parts = record.encode_parts(multipart.part_digests(algorithm, chosen))
         size = sum(part.size_bytes for part in chosen)
         multipart.check_promised(expected, size, None if checksum is None else checksum[:2], upload.kind)
         described = Record(
@@ -191,7 +193,7 @@ class Uploads:
         with self._store.splice([stored[part.number][1] for part in chosen]) as writing:
             bucket, key = upload.bucket.encode(), upload.key.encode()
             acl = upload.acl.encode() if upload.acl else None
-            done = self._store.commit(bucket, key, writing, described, asked=asked, tags=tags, acl=acl)
+            done = self._store.commit(bucket, key, writing, described, asked=asked, tags=tags, acl=acl, more=of_parts)
         return Completed(described.etag, checksum, done.version_id)
 
     def _done(self, bucket: bytes, key: bytes, upload_id: str) -> Completed | None:
