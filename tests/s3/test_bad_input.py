@@ -324,7 +324,7 @@ def test_no_call_is_upset_by_any_argument(served: Endpoint, s3: Any, bucket: str
 def test_what_would_be_ignored_is_refused(served: Endpoint, s3: Any, bucket: str) -> None:
     for name, value in (
         ("x-amz-server-side-encryption", "AES256"),
-        ("x-amz-acl", "public-read-write"),
+        ("x-amz-acl", "aws-exec-read"),
         ("x-amz-grant-read", "id=x"),
         ("x-amz-object-lock-mode", "GOVERNANCE"),
     ):

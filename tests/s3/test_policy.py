@@ -265,9 +265,62 @@ def test_canned_acls_are_what_they_say(nobody: Any, s3: Any, bucket: str) -> Non
     s3.put_bucket_acl(Bucket=bucket, ACL="public-read")
     assert nobody.list_objects_v2(Bucket=bucket)["KeyCount"] == 2
     assert len(s3.get_bucket_acl(Bucket=bucket)["Grants"]) == 2
-    assert code(s3.put_bucket_acl, Bucket=bucket, ACL="public-read-write") == "NotImplemented"
+    assert code(s3.put_bucket_acl, Bucket=bucket, ACL="aws-exec-read") == "NotImplemented"
     s3.put_object(Bucket=bucket, Key="closed", Body=b"3")
     assert code(nobody.get_object, Bucket=bucket, Key="closed") == "AccessDenied"
+
+
+def test_a_bucket_that_anybody_writes_to(nobody: Any, s3: Any, bucket: str) -> None:
+    assert code(nobody.put_object, Bucket=bucket, Key="k", Body=b"1") == "AccessDenied"
+    s3.put_bucket_acl(Bucket=bucket, ACL="public-read-write")
+    assert permissions(s3.get_bucket_acl(Bucket=bucket)) == {("AllUsers", "READ"), ("AllUsers", "WRITE")}
+    nobody.put_object(Bucket=bucket, Key="k", Body=b"1")
+    assert nobody.list_objects_v2(Bucket=bucket)["KeyCount"] == 1
+    assert code(nobody.get_object, Bucket=bucket, Key="k") == "AccessDenied", "the object has an ACL of its own"
+    refused = (
+        (nobody.put_object, {"Key": "k", "Body": b"2", "ACL": "public-read"}),
+        (nobody.put_object, {"Key": "k", "Body": b"2", "Tagging": "a=b"}),
+        (nobody.put_bucket_acl, {"ACL": "private"}),
+        (nobody.put_bucket_versioning, {"VersioningConfiguration": {"Status": "Enabled"}}),
+    )
+    for call, arguments in refused:
+        assert code(call, Bucket=bucket, **arguments) == "AccessDenied"
+    assert "Errors" not in nobody.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k"}]})
+    set_policy(s3, bucket, statement(Effect="Deny", Action="s3:PutObject"))
+    assert code(nobody.put_object, Bucket=bucket, Key="k", Body=b"3") == "AccessDenied"
+    s3.delete_bucket_policy(Bucket=bucket)
+    s3.put_bucket_acl(Bucket=bucket, ACL="private")
+    assert code(nobody.put_object, Bucket=bucket, Key="k", Body=b"4") == "AccessDenied"
+    assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+def test_what_everybody_with_a_key_may_read(served: Endpoint, nobody: Any, s3: Any, bucket: str) -> None:
+    stranger = served.client(served.add_key(Scope(("another-one",), read_only=True)))
+    s3.put_object(Bucket=bucket, Key="shared", Body=b"1", ACL="authenticated-read")
+    s3.put_object(Bucket=bucket, Key="open", Body=b"2", ACL="public-read-write")
+    s3.put_object(Bucket=bucket, Key="closed", Body=b"3")
+    assert permissions(s3.get_object_acl(Bucket=bucket, Key="shared")) == {("AuthenticatedUsers", "READ")}
+    assert stranger.get_object(Bucket=bucket, Key="shared")["Body"].read() == b"1"
+    assert [client.get_object(Bucket=bucket, Key="open")["Body"].read() for client in (stranger, nobody)] == [b"2"] * 2
+    assert code(nobody.get_object, Bucket=bucket, Key="shared") == "AccessDenied"
+    for key in ("closed", "not-there"):
+        assert code(stranger.get_object, Bucket=bucket, Key=key) == "AccessDenied"
+    for key in ("shared", "open"):
+        assert code(stranger.put_object, Bucket=bucket, Key=key, Body=b"4") == "AccessDenied"
+    assert code(stranger.list_objects_v2, Bucket=bucket) == "AccessDenied"
+    as_document = {name: s3.get_object_acl(Bucket=bucket, Key="shared")[name] for name in ("Owner", "Grants")}
+    s3.put_bucket_acl(Bucket=bucket, AccessControlPolicy=as_document)
+    assert stranger.list_objects_v2(Bucket=bucket)["KeyCount"] == 3
+    assert code(nobody.list_objects_v2, Bucket=bucket) == "AccessDenied"
+    s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration={"IgnorePublicAcls": True})
+    assert code(stranger.list_objects_v2, Bucket=bucket) == "AccessDenied"
+    assert code(stranger.get_object, Bucket=bucket, Key="shared") == "AccessDenied"
+
+
+def permissions(acl: dict[str, Any]) -> set[tuple[str, str]]:
+    """Of groups, by the last part of their names."""
+    grants = [grant for grant in acl["Grants"] if grant["Grantee"]["Type"] == "Group"]
+    return {(grant["Grantee"]["URI"].rpartition("/")[2], grant["Permission"]) for grant in grants}
 
 
 def s3_acl(s3: Any, bucket: str) -> dict[str, Any]:

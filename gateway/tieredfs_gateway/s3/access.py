@@ -1,8 +1,8 @@
 """Who may do what: the scope of the key, the bucket's policy, and public ACLs, in this order of strength. Pure.
 
 A Deny of the policy holds for everybody, but for a key without limits that reads, sets or removes the policy itself (so
-nobody locks everybody out). What is not denied is allowed by the scope of the key, or by an Allow of the policy; for anonymous
-requests by the policy, or by a `public-read` ACL.
+nobody locks everybody out). What is not denied is allowed by the scope of the key, by an Allow of the policy, or by an ACL of
+the bucket or the object (`public_access`), which lets those with a key do what it lets anybody do.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Request
 from tieredfs_gateway.s3.keystore import Scope
 from tieredfs_gateway.s3.policy import NO_POLICY, Policy, Question, Verdict
-from tieredfs_gateway.s3.public_access import PUBLIC_READ
+from tieredfs_gateway.s3.public_access import lets
 from tieredfs_gateway.s3.routes import LISTINGS, Level, Operation
 
 ACTIONS: Final = {
@@ -55,7 +55,14 @@ _OF_VERSIONS: Final = (
 )
 _WITH_OBJECT: Final = {"x-amz-acl": "s3:PutObjectAcl", "x-amz-tagging": "s3:PutObjectTagging"}
 _UNLOCKABLE: Final = ("GetBucketPolicy", "PutBucketPolicy", "DeleteBucketPolicy")
-_PUBLIC_BUCKET: Final = ("s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads")
+_BY_BUCKET_ACL: Final = {
+    "s3:ListBucket": "READ",
+    "s3:ListBucketVersions": "READ",
+    "s3:ListBucketMultipartUploads": "READ",
+    "s3:PutObject": "WRITE",
+    "s3:DeleteObject": "WRITE",
+}
+"""What the permissions of a bucket's ACL let one do."""
 
 
 def action_of(operation: Operation, request: Request) -> str:
@@ -68,7 +75,7 @@ def action_of(operation: Operation, request: Request) -> str:
 
 
 def check(operation: Operation, request: Request, caller: Caller, believed: Believed) -> bool:
-    """Raises S3Error AccessDenied, InvalidRequest. False: only if the object's own ACL says that anybody may read it."""
+    """Raises S3Error AccessDenied, InvalidRequest. False: only if the object's own ACL says that the caller may read it."""
     if caller.is_anonymous and action_of(operation, request).startswith("s3:GetObject") and _asks_for_headers(request):
         message = "Request specific response headers cannot be used for anonymous GET requests."
         raise S3Error("InvalidRequest", message)
@@ -85,13 +92,19 @@ def check(operation: Operation, request: Request, caller: Caller, believed: Beli
     by_scope = not caller.is_anonymous and scope_allows(operation, request, caller.key.scope)
     if by_scope or all(verdict is Verdict.ALLOWED for verdict in verdicts):
         return True
-    action = action_of(operation, request)
-    if caller.is_anonymous and not believed.blocks.ignore_acls:
-        if believed.acl == PUBLIC_READ and action in _PUBLIC_BUCKET:
-            return True
-        if action in ("s3:GetObject", "s3:GetObjectVersion"):
-            return False
+    actions = actions_of(operation, request)
+    if all(_by_bucket_acl(action, caller, believed) for action in actions):
+        return True
+    if actions[0] in ("s3:GetObject", "s3:GetObjectVersion") and not believed.blocks.ignore_acls:
+        return False
     raise S3Error("AccessDenied")
+
+
+def _by_bucket_acl(action: str, caller: Caller, believed: Believed) -> bool:
+    permission = _BY_BUCKET_ACL.get(action)
+    if permission is None or believed.blocks.ignore_acls:
+        return False
+    return lets(believed.acl, permission, anonymous=caller.is_anonymous)
 
 
 def _asks_for_headers(request: Request) -> bool:
@@ -126,6 +139,7 @@ def check_key(request: Request, caller: Caller, believed: Believed, bucket: str,
     allowed = not caller.is_anonymous and scope.allows_key(bucket, key)
     if scope.read_only and not action.startswith("s3:Get"):
         allowed = False
+    allowed = allowed or _by_bucket_acl(action, caller, believed)
     if verdict is Verdict.DENIED or (verdict is Verdict.SILENT and not allowed):
         raise S3Error("AccessDenied")
 

@@ -5,7 +5,7 @@ from typing import Final
 from tieredfs_gateway.s3 import xml
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import Request, Response, xml_response
-from tieredfs_gateway.s3.public_access import ALL_USERS, PUBLIC_READ, canned_acl, parse_acl
+from tieredfs_gateway.s3.public_access import GRANTS, canned_acl, parse_acl
 
 OWNER: Final = {"ID": "tieredfs", "DisplayName": "tieredfs"}
 _XSI: Final = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
@@ -25,11 +25,11 @@ def asked_acl(request: Request, body: bytes) -> str:
 def acl_response(acl: str) -> Response:
     owner = {"Grantee": {"ID": OWNER["ID"], "DisplayName": OWNER["DisplayName"]}, "Permission": "FULL_CONTROL"}
     grants: list[xml.Tree] = [owner]
-    if acl == PUBLIC_READ:
-        grants.append({"Grantee": {"URI": ALL_USERS}, "Permission": "READ"})
+    said = sorted(GRANTS.get(acl, ()))
+    grants += [{"Grantee": {"URI": group}, "Permission": permission} for group, permission in said]
     response = xml_response("AccessControlPolicy", {"Owner": OWNER, "AccessControlList": {"Grant": grants}})
     body = response.body
     for kind, first in (("CanonicalUser", "ID"), ("Group", "URI")):  # the kind is an attribute, as clients expect it
-        said = f'<Grantee {_XSI} xsi:type="{kind}"><{first}>'
-        body = body.replace(f"<Grantee><{first}>".encode(), said.encode())
+        typed = f'<Grantee {_XSI} xsi:type="{kind}"><{first}>'
+        body = body.replace(f"<Grantee><{first}>".encode(), typed.encode())
     return Response(200, response.headers, body)

@@ -1,8 +1,10 @@
 """Canned ACLs and the public access block: what may be public at all. Pure.
 
-There are two ACLs, `private` and `public-read` (a bucket's lets anybody list it, an object's lets anybody read it); those
-that add the bucket's owner are the same as `private`, for everything belongs to one owner. A bucket's public access
-block refuses public ACLs and policies, or makes them say nothing.
+`public-read` lets anybody list a bucket, or read an object; `authenticated-read` lets everybody who has a key of this
+endpoint, whatever its scope. A bucket's `public-read-write` lets anybody put and delete objects too; an object's says no
+more than `public-read`, as in S3. Those that add the bucket's owner are the same as `private`, for everything belongs to
+one owner. The two that are for services of AWS are refused: there are none here. A bucket's public access block refuses
+public ACLs and policies, or makes them say nothing.
 """
 
 from collections.abc import Mapping
@@ -12,16 +14,26 @@ from typing import Final
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.xml import Element
 
+ALL_USERS: Final = "http://acs.amazonaws.com/groups/global/AllUsers"
+AUTHENTICATED: Final = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
 PUBLIC_READ: Final = "public-read"
+PUBLIC_READ_WRITE: Final = "public-read-write"
+AUTHENTICATED_READ: Final = "authenticated-read"
+GRANTS: Final[Mapping[str, frozenset[tuple[str, str]]]] = {
+    "": frozenset(),
+    PUBLIC_READ: frozenset({(ALL_USERS, "READ")}),
+    PUBLIC_READ_WRITE: frozenset({(ALL_USERS, "READ"), (ALL_USERS, "WRITE")}),
+    AUTHENTICATED_READ: frozenset({(AUTHENTICATED, "READ")}),
+}
+"""What each says beside that its owner may do everything: group and permission."""
 CANNED: Final = {
     "private": "",
     "bucket-owner-full-control": "",
     "bucket-owner-read": "",
-    PUBLIC_READ: PUBLIC_READ,
+    **{name: name for name in GRANTS if name},
 }
-OTHERS: Final = ("public-read-write", "authenticated-read", "aws-exec-read", "log-delivery-write")
+OTHERS: Final = ("aws-exec-read", "log-delivery-write")
 """S3 has them, and they are not here."""
-ALL_USERS: Final = "http://acs.amazonaws.com/groups/global/AllUsers"
 BLOCK_NAMES: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
 
 
@@ -51,7 +63,7 @@ def parse_blocks(document: Element) -> Blocks:
 
 
 def canned_acl(headers: Mapping[str, str]) -> str:
-    """`public-read`, or empty for private. Raises S3Error NotImplemented, InvalidArgument."""
+    """A name of `GRANTS`. Raises S3Error NotImplemented, InvalidArgument."""
     name = headers.get("x-amz-acl", "private")
     if name not in CANNED and name not in OTHERS:
         raise S3Error("InvalidArgument", fields={"ArgumentName": "x-amz-acl", "ArgumentValue": name[:64]})
@@ -72,18 +84,28 @@ def check_acl(acl: str, blocks: Blocks, *, owner_enforced: bool) -> str:
 
 
 def parse_acl(document: Element, owner: str) -> str:
-    """Of an `AccessControlPolicy` that says what one of the two ACLs says. Raises S3Error MalformedXML, NotImplemented."""
+    """Of an `AccessControlPolicy` that says what one of the canned ACLs says. Raises S3Error MalformedXML, NotImplemented."""
     lists = document.all("AccessControlList")
     if len(lists) != 1:
         raise S3Error("MalformedXML")
-    acl = ""
+    granted = set()
     for grant in lists[0].all("Grant"):
         grantees = grant.all("Grantee")
         if len(grantees) != 1:
             raise S3Error("MalformedXML")
         uri, permission = grantees[0].get("URI"), grant.need("Permission")
-        if uri == ALL_USERS and permission == "READ":
-            acl = PUBLIC_READ
+        if uri in (ALL_USERS, AUTHENTICATED):
+            granted.add((uri, permission))
         elif uri is not None or grantees[0].get("ID") != owner or permission != "FULL_CONTROL":
-            raise S3Error("NotImplemented", "Only private and public-read ACLs are implemented.")
+            raise S3Error("NotImplemented", "Grants to single users are not implemented.")
+    known = {grants: acl for acl, grants in GRANTS.items()}
+    acl = known.get(frozenset(granted))
+    if acl is None:
+        raise S3Error("NotImplemented", f"The ACLs here are {', '.join(CANNED)}.")
     return acl
+
+
+def lets(acl: str, permission: str, *, anonymous: bool) -> bool:
+    """Whether it lets everybody who is anonymous, or has a key. What is no ACL lets nobody."""
+    groups = (ALL_USERS,) if anonymous else (ALL_USERS, AUTHENTICATED)
+    return any((group, permission) in GRANTS.get(acl, ()) for group in groups)
