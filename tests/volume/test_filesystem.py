@@ -4,22 +4,26 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tieredfs.config import parse_code
 from tieredfs.errors import (
     AlreadyExistsError,
+    ConflictError,
     InvalidRequestError,
     IsDirectoryError,
     NotDirectoryError,
     NotFoundError,
     TieredError,
+    UnavailableError,
 )
 from tieredfs.limits import KIB, MIB
+from tieredfs.meta import names
 from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind
 from tieredfs.volume import FileSystem, format_volume
-from tieredfs.volume.contract import Part
+from tieredfs.volume.contract import Naming, Part, Writing
 
 
 @pytest.fixture
@@ -136,6 +140,89 @@ def test_attributes_come_with_the_name(volume: FileSystem) -> None:
     assert volume.list_xattrs(b"f") == [b"user.etag"]
     volume.set_xattr(b"f", b"user.more", b"1")
     assert volume.list_xattrs(b"f") == [b"user.etag", b"user.more"]
+
+
+def grouped(volume: FileSystem, content: bytes) -> Writing:
+    writing = volume.create_grouped()
+    os.pwrite(writing.descriptor, content, 0)
+    writing.make_durable()
+    return writing
+
+
+def refuse(found: Attributes | None) -> None:
+    raise ConflictError(f"found {found}")
+
+
+def test_many_names_in_one_transaction_each_for_itself(volume: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(volume, b"d/replaced", b"old")
+    with volume.open(b"d/replaced") as reading:
+        wanted = [
+            (b"1", Naming(b"d/one", xattrs=((b"user.x", b"y"),))),
+            (b"2", Naming(b"d/refused", condition=refuse)),
+            (b"3", Naming(b"d/replaced")),
+            (b"4", Naming(b"d/one")),
+            (b"5", Naming(b"d/one", replace=False)),
+            (b"6", Naming(b"d/too-large", xattrs=((b"user.x", bytes(65 * KIB)),))),
+            (b"7", Naming(b"d", absent=b"")),
+            (b"8", Naming(b"d/beside", absent=b"d/one")),
+            (b"9", Naming(b"d/replaced/below")),
+        ]
+        group = [(grouped(volume, content), naming) for content, naming in wanted]
+        engine, transactions = volume.volume.metadata._engine, 0
+        write = engine.write
+
+        def counted(function: Any) -> Any:
+            nonlocal transactions
+            transactions += threading.current_thread() is threading.main_thread()
+            return write(function)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "write", counted)
+            outcomes = volume.commit_group(group)
+        assert transactions == 1
+        kinds = [type(outcome) for outcome in outcomes]
+        assert kinds[1] is ConflictError
+        assert kinds[4] is AlreadyExistsError
+        assert kinds[6] is IsDirectoryError
+        assert kinds[7] is ConflictError
+        assert all(issubclass(kind, TieredError) for kind in (kinds[5], kinds[8]))
+        assert [number for number, kind in enumerate(kinds) if kind is Attributes] == [0, 2, 3]
+        assert get(volume, b"d/one") == b"4"
+        target = bytearray(3)
+        assert (reading.read_into(0, memoryview(target)), bytes(target)) == (3, b"old")
+    assert get(volume, b"d/replaced") == b"3"
+    assert [entry.name for entry, _ in volume.entries(b"d")] == [b"one", b"replaced"]
+    again = group[1][0].commit(b"d/after-all")
+    assert (again.size_bytes, get(volume, b"d/after-all")) == (1, b"2")
+    for writing, _ in group:
+        writing.discard()
+    assert volume.commit_group([]) == []
+    volume.sync_names()
+    volume.flush(30)
+    assert {path: get(volume, path) for path, found in volume.walk(b"d") if found.kind is FileKind.REGULAR} == {
+        b"d/after-all": b"2",
+        b"d/one": b"4",
+        b"d/replaced": b"3",
+    }
+
+
+def test_a_transaction_that_fails_takes_all_of_its_names_along(
+    volume: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(volume, b"kept", b"old")
+    group = [(grouped(volume, b"new"), Naming(path)) for path in (b"kept", b"another")]
+
+    def fail(*_: object) -> None:
+        raise UnavailableError("the disk of the metadata is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(names, "put_entry", fail)
+        with pytest.raises(UnavailableError):
+            volume.commit_group(group)
+    for writing, _ in group:
+        writing.discard()
+    assert get(volume, b"kept") == b"old"
+    assert volume.look([b"another"]) == [None]
 
 
 def test_files_by_reference_move_no_bytes(volume: FileSystem) -> None:

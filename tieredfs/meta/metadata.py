@@ -171,22 +171,14 @@ class Metadata:
         return InodeId(self._inode_ids.take())
 
     def create_placed(
-        self,
-        placement: Placement,
-        creation: Creation,
-        content: Content,
-        holder: SessionId,
-        condition: placing.Condition | None = None,
-    ) -> tuple[Attributes, Removed | None]:
-        """`create_unnamed`, `publish` and `place` in one: for a content that is already whole in the cache `staged_in`, under
-        version 1 of an inode of `new_inode_id`. Raises what `place` raises."""
-        names.check_name(placement.name)
+        self, several: Sequence[placing.Wanted], creation: Creation, holder: SessionId
+    ) -> list[tuple[Attributes, Removed | None] | Exception]:
+        """`create_unnamed`, `publish` and `place` in one, of several files in one transaction: for contents that are whole in the
+        cache `staged_in`, under version 1 of inodes of `new_inode_id`. Of each, what came of it, or what `place` would raise."""
         self._check_cache(creation.staged_in)
         now_ns = self._clock.wall_ns()
-        record, removed = self._engine.write(
-            lambda writer: placing.create_placed(writer, placement, creation, content, holder, condition, now_ns)
-        )
-        return record.attributes(), removed
+        made = self._engine.write(lambda writer: placing.create_placed(writer, several, creation, holder, now_ns))
+        return [found if isinstance(found, Exception) else (found[0].attributes(), found[1]) for found in made]
 
     def link(self, inode: InodeId, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Attributes:
         """Raises NotPermittedError for a directory, TooManyLinksError, AlreadyExistsError."""

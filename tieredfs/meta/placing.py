@@ -8,6 +8,7 @@ its process dies before, the local file is one that no metadata names, and recov
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tieredfs.errors import AlreadyExistsError, ConflictError, IsDirectoryError, NotDirectoryError, NotFoundError
 from tieredfs.format import keys, records
@@ -15,7 +16,7 @@ from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeReco
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import files, inodes, names
 from tieredfs.meta.changes import Content, Creation, Placement, Removed
-from tieredfs.model import ROOT, Attributes, Extent, FileKind, InodeId, SessionId
+from tieredfs.model import ROOT, Attributes, CacheId, Extent, FileKind, InodeId, SessionId
 
 Condition = Callable[[Attributes | None], None]
 
@@ -53,8 +54,8 @@ def place(
     writer: Writer, placement: Placement, holder: SessionId, condition: Condition | None, now_ns: int
 ) -> tuple[InodeRecord, Removed | None]:
     """Give an unnamed inode of `holder` its name. `Metadata.place` explains the rest."""
-    directory = inodes.read_directory(writer, placement.parent)
-    removed = _clear(writer, placement, holder, condition, now_ns)
+    directory = _directory(writer, placement)
+    removed = _take_name(writer, _check(writer, placement, condition), holder, now_ns)
     orphan = keys.orphan(holder, placement.inode)
     if writer.get(orphan) is None:
         raise NotFoundError(f"inode {placement.inode} is not an unnamed file of session {holder}")
@@ -62,30 +63,76 @@ def place(
     return _name(writer, placement, directory, inodes.read(writer, placement.inode), now_ns), removed
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A file whose content is staged and whole, and the name that it is to have."""
+
+    placement: Placement
+    content: Content
+    condition: Condition | None = None
+
+
+Placed = tuple[InodeRecord, Removed | None]
+
+
 def create_placed(
+    writer: Writer, several: Sequence[Wanted], creation: Creation, holder: SessionId, now_ns: int
+) -> list[Placed | Exception]:
+    """Several in one transaction, one after another. What is refused was refused before it changed anything, so it is out of it
+    by itself. `Metadata.create_placed` explains the rest."""
+    outcomes: list[Placed | Exception] = []
+    for wanted in several:
+        try:
+            directory, root = _directory(writer, wanted.placement), inodes.read(writer, ROOT)
+            before = _check(writer, wanted.placement, wanted.condition)
+        except Exception as error:  # noqa: BLE001 - whatever its condition raises; told to whoever asked for it
+            outcomes.append(error)
+            continue
+        outcomes.append(
+            _create(
+                writer,
+                wanted,
+                directory,
+                names.new_inode(wanted.placement.inode, root, creation, now_ns),
+                before,
+                creation.staged_in,
+                holder,
+                now_ns,
+            )
+        )
+    return outcomes
+
+
+def _create(
     writer: Writer,
-    placement: Placement,
-    creation: Creation,
-    content: Content,
+    wanted: Wanted,
+    directory: InodeRecord,
+    record: InodeRecord,
+    before: InodeRecord | None,
+    staged_in: CacheId,
     holder: SessionId,
-    condition: Condition | None,
     now_ns: int,
-) -> tuple[InodeRecord, Removed | None]:
-    """A file whose content is staged and whole, with its name. `Metadata.create_placed` explains the rest."""
-    directory = inodes.read_directory(writer, placement.parent)
-    removed = _clear(writer, placement, holder, condition, now_ns)
-    record = names.new_inode(placement.inode, inodes.read(writer, ROOT), creation, now_ns)
+) -> Placed:
+    removed = _take_name(writer, before, holder, now_ns)
+    content, inode = wanted.content, wanted.placement.inode
     record = record._replace(
         size_bytes=content.size_bytes, mtime_ns=content.mtime_ns, allocated_bytes=content.allocated_bytes
     )
-    writer.put(keys.staged(creation.staged_in, placement.inode), records.encode_staged(record.version, now_ns))
-    return _name(writer, placement, directory, record, now_ns), removed
+    writer.put(keys.staged(staged_in, inode), records.encode_staged(record.version, now_ns))
+    return _name(writer, wanted.placement, directory, record, now_ns), removed
 
 
-def _clear(
-    writer: Writer, placement: Placement, holder: SessionId, condition: Condition | None, now_ns: int
-) -> Removed | None:
-    """Ask the condition, and take the name from what has it. Raises AlreadyExistsError, IsDirectoryError, ConflictError."""
+def _directory(writer: Writer, placement: Placement) -> InodeRecord:
+    """Where it goes, once the rest of it is found to be in order."""
+    names.check_name(placement.name)
+    for name, value in placement.xattrs:
+        files.check_xattr_name(name)
+        files.check_xattr_value(value)
+    return inodes.read_directory(writer, placement.parent)
+
+
+def _check(writer: Writer, placement: Placement, condition: Condition | None) -> InodeRecord | None:
+    """Ask the condition, and see what has the name. Raises AlreadyExistsError, IsDirectoryError, ConflictError. Changes nothing."""
     entry = names.find_entry(writer, placement.parent, placement.name)
     before = None if entry is None else names.target_of(writer, placement.parent, entry)
     if condition is not None:
@@ -96,9 +143,14 @@ def _clear(
         raise IsDirectoryError(f"{placement.name!r} is a directory")
     if placement.absent and _is_file(writer, placement.absent):
         raise ConflictError(f"{placement.absent!r} is there meanwhile")
-    if entry is None or before is None:
+    return before
+
+
+def _take_name(writer: Writer, before: InodeRecord | None, holder: SessionId, now_ns: int) -> Removed | None:
+    """From what has it."""
+    if before is None:
         return None
-    return Removed(entry.inode, entry.kind, inodes.drop_link(writer, before, holder, now_ns))
+    return Removed(InodeId(before.inode), before.kind, inodes.drop_link(writer, before, holder, now_ns))
 
 
 def _is_file(writer: Writer, path: bytes) -> bool:
@@ -113,8 +165,6 @@ def _name(
 ) -> InodeRecord:
     """The entry, and what comes with it."""
     for name, value in placement.xattrs:
-        files.check_xattr_name(name)
-        files.check_xattr_value(value)
         writer.put(keys.xattr(placement.inode, name), records.encode_bytes(value))
     record = record._replace(
         link_count=1,

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from tieredfs.model import Attributes, Durability, Entry, InodeId
-from tieredfs.volume.open_files import Condition
+from tieredfs.volume.open_files import Condition, Naming
+
+__all__ = ["FileSystemContract", "Naming", "Part", "Reading", "Seen", "Writing"]
 
 Seen = tuple[Attributes, tuple[bytes | None, ...]]
 """What a path shows, and the values of the attributes that were asked for."""
@@ -149,6 +151,12 @@ class FileSystemContract(Protocol):
     def create_grouped(self) -> Writing:
         """A small file that is written and committed in a moment, beside others: nothing is recorded of it before its commit,
         it is not written to after `make_durable`, and its name is durable when `sync_names` returns."""
+        ...
+
+    def commit_group(self, group: Sequence[tuple[Writing, Naming]]) -> list[Attributes | Exception]:
+        """`Writing.commit` of several files of `create_grouped`, their names in one transaction. Of each, what it shows now or what
+        `commit` would have raised; then it can still be committed or discarded. Raises when the transaction failed, and
+        with it all of them."""
         ...
 
     def sync_names(self) -> None:

@@ -30,12 +30,14 @@ from tieredfs.errors import (
     NotDirectoryError,
     NotFoundError,
     StaleError,
+    TieredError,
 )
 from tieredfs.host import Host, crash
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
 from tieredfs.meta.metadata import Content, Creation, Placement, Removed
+from tieredfs.meta.placing import Wanted
 from tieredfs.model import NO_CACHE, ROOT, Attributes, Durability, Entry, Extent, FileKind, InodeId
-from tieredfs.volume.contract import Part, Seen
+from tieredfs.volume.contract import Part, Seen, Writing
 from tieredfs.volume.open_files import (
     BorrowedReading,
     Condition,
@@ -245,12 +247,13 @@ class FileSystem(UnnamedOwner):
         if not parts:
             raise InvalidRequestError("the root of the volume has no name")
         parent = b"/".join(parts[:-1])
-        try:
-            directory = self.stat(parent)
-        except NotFoundError:
-            if not make:
-                raise
+        shown = self._metadata.look([parent])[0]  # from memory, when others looked before
+        if shown is not None:
+            directory = shown[0]
+        elif make:
             directory = self.make_directories(parent)
+        else:
+            directory = self.stat(parent)  # says what is wrong
         if make and directory.kind is not FileKind.DIRECTORY:
             raise NotDirectoryError(f"{parent!r} is not a directory")
         return directory.inode, parts[-1]
@@ -416,20 +419,55 @@ class FileSystem(UnnamedOwner):
 
     def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
         """See `Writing.commit`: bytes first, then the name, then the log that has it."""
-        parent, name = self._parent_of(naming.path, make=True)
-        placement = Placement(unnamed.inode, parent, name, naming.mode, naming.replace, naming.xattrs, naming.absent)
+        placement = self._placement(unnamed, naming)
         if unnamed.recorded:
             attributes, removed = self._place(unnamed, placement, naming.condition, durability)
         else:
-            attributes, removed = self._create_placed(unnamed, placement, naming.condition)
+            found = self._create_placed([(unnamed, self._wanted(unnamed, placement, naming.condition))])[0]
+            if isinstance(found, Exception):
+                raise found
+            attributes, removed = found
         crash.here("place.committed")
         if not unnamed.grouped:
             self._metadata.sync()
+        self._placed(unnamed, removed)
+        return attributes
+
+    def commit_group(self, group: Sequence[tuple[Writing, Naming]]) -> list[Attributes | Exception]:
+        """See `FileSystemContract`."""
+        outcomes: dict[int, Attributes | Exception] = {}
+        together: list[tuple[int, Unnamed, Wanted]] = []
+        for number, (writing, naming) in enumerate(group):
+            assert isinstance(writing, Unnamed), "of this file system's own"
+            try:
+                if writing.recorded:
+                    outcomes[number] = writing.commit_as(naming)
+                else:
+                    placement = self._placement(writing, naming)
+                    together.append((number, writing, self._wanted(writing, placement, naming.condition)))
+            except (TieredError, OSError) as error:
+                outcomes[number] = error
+        made = self._create_placed([(unnamed, wanted) for _, unnamed, wanted in together])
+        crash.here("place.committed")
+        for (number, unnamed, _), found in zip(together, made, strict=True):
+            if isinstance(found, Exception):
+                outcomes[number] = found
+                continue
+            outcomes[number] = found[0]
+            unnamed.end()
+            self._placed(unnamed, found[1])
+        return [outcomes[number] for number in range(len(group))]
+
+    def _placement(self, unnamed: Unnamed, naming: Naming) -> Placement:
+        parent, name = self._parent_of(naming.path, make=True)
+        return Placement(unnamed.inode, parent, name, naming.mode, naming.replace, naming.xattrs, naming.absent)
+
+    def _placed(self, unnamed: Unnamed, removed: Removed | None) -> None:
+        """The name is committed: what is open is closed, and what had the name before is buried."""
         if unnamed.file is not None:
             self._tier.release(unnamed.file, writer=True)
         if removed is not None:
             self._bury(removed)
-        return attributes
 
     def _place(
         self, unnamed: Unnamed, placement: Placement, condition: Condition | None, durability: Durability | None
@@ -439,20 +477,29 @@ class FileSystem(UnnamedOwner):
         self.make_durable(unnamed, durability)
         return self._metadata.place(placement, self.volume.session, condition)
 
-    def _create_placed(
-        self, unnamed: Unnamed, placement: Placement, condition: Condition | None
-    ) -> tuple[Attributes, Removed | None]:
+    def _wanted(self, unnamed: Unnamed, placement: Placement, condition: Condition | None) -> Wanted:
+        """Once its bytes are durable."""
         assert unnamed.file is not None
         if not unnamed.durable:
             self.make_durable(unnamed, Durability.SSD)
         live = self._tier.live(unnamed.inode)
         assert live is not None, "the file is open for writing"
-        content = Content(live.size_bytes, live.mtime_ns, live.allocated_bytes)
-        placed = self._metadata.create_placed(placement, self._creation(), content, self.volume.session, condition)
-        unnamed.recorded = True
-        with unnamed.file.lock:
-            unnamed.file.published = live.size_bytes, live.mtime_ns
-        return placed
+        return Wanted(placement, Content(live.size_bytes, live.mtime_ns, live.allocated_bytes), condition)
+
+    def _create_placed(
+        self, group: Sequence[tuple[Unnamed, Wanted]]
+    ) -> list[tuple[Attributes, Removed | None] | Exception]:
+        if not group:
+            return []
+        wanted = [each for _, each in group]
+        outcomes = self._metadata.create_placed(wanted, self._creation(), self.volume.session)
+        for (unnamed, each), outcome in zip(group, outcomes, strict=True):
+            assert unnamed.file is not None
+            if not isinstance(outcome, Exception):
+                unnamed.recorded = True
+                with unnamed.file.lock:
+                    unnamed.file.published = each.content.size_bytes, each.content.mtime_ns
+        return outcomes
 
     def discard(self, unnamed: Unnamed) -> None:
         if unnamed.file is not None:

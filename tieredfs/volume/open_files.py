@@ -21,11 +21,11 @@ class Naming:
     """What `commit` asks for."""
 
     path: bytes
-    replace: bool
-    condition: Condition | None
-    xattrs: tuple[tuple[bytes, bytes], ...]
-    mode: int
-    absent: bytes
+    replace: bool = True
+    condition: Condition | None = None
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    mode: int = 0o644
+    absent: bytes = b""
 
 
 class TierReading:
@@ -143,11 +143,17 @@ class Unnamed:
         absent: bytes = b"",
     ) -> Attributes:
         """See `tieredfs.volume.filesystem.Writing`."""
+        return self.commit_as(Naming(path, replace, condition, tuple((xattrs or {}).items()), mode, absent), durability)
+
+    def commit_as(self, naming: Naming, durability: Durability | None = None) -> Attributes:
         self._check_open()
-        naming = Naming(path, replace, condition, tuple((xattrs or {}).items()), mode, absent)
         attributes = self._owner.commit(self, naming, durability)
         self._open = False
         return attributes
+
+    def end(self) -> None:
+        """It was committed, among others."""
+        self._open = False
 
     def discard(self) -> None:
         if self._open:

@@ -294,6 +294,8 @@ class Endpoint:
                 functools.partial(check, request, caller),
                 functools.partial(decoder_of, request, caller),
                 functools.partial(store, request),
+                None if is_part else functools.partial(self._objects.plan_put, request),
+                functools.partial(self._objects.was_put, request),
             )
             return await self._small_puts.store(put)
         expected = await self._run(expect, request, caller)

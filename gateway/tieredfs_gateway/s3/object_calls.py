@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from tieredfs.host import Clock
-from tieredfs.volume.contract import Part, Reading, Writing
+from tieredfs.volume.contract import Naming, Part, Reading, Writing
 from tieredfs_gateway.s3 import access, checksums, conditions, keys, lifecycle, multipart, ranges, record, versions, xml
 from tieredfs_gateway.s3.acl_documents import OWNER, acl_response, asked_acl
 from tieredfs_gateway.s3.bucket_calls import iso_date
@@ -21,7 +21,7 @@ from tieredfs_gateway.s3.public_access import canned_acl, check_acl, lets
 from tieredfs_gateway.s3.ranges import Span
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.sigv4 import STREAMING, UNSIGNED
-from tieredfs_gateway.s3.store import Store
+from tieredfs_gateway.s3.store import Committed, Store
 from tieredfs_gateway.s3.tagging import TAGS_MAX, header_tags, parse_tagging, parse_tags, tags_tree
 from tieredfs_gateway.s3.uploads import Upload, Uploads, new_upload_id
 from tieredfs_gateway.s3.versions import NULL, Object, Versioning
@@ -247,19 +247,28 @@ class ObjectCalls:
         header_tags(request.headers.get("x-amz-tagging"))
 
     def put(self, request: Request, writing: Writing, received: Received) -> Response:
-        said = described(request.headers)
-        checksum = None if received.checksum is None else (*received.checksum, checksums.FULL_OBJECT)
-        made = Record(received.md5, record.CREATED_VERSION, said.headers, said.metadata, checksum)
-        asked, tags, acl = (
-            conditions.of_write(request.headers),
-            header_tags(request.headers.get("x-amz-tagging")),
-            self._acl(request),
-        )
+        asked, tags, acl = self._asked(request)
+        made = _made(request, received)
         done = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags, acl=acl)
+        return self.was_put(request, received, done)
+
+    def plan_put(self, request: Request, received: Received) -> Naming | None:
+        """See `Store.plan`."""
+        asked, tags, acl = self._asked(request)
+        made = _made(request, received)
+        return self._store.plan(request.bucket, request.key, made, asked=asked, tags=tags, acl=acl)
+
+    def was_put(self, request: Request, received: Received, done: Committed) -> Response:
+        checksum = _checksum_of(received)
         headers = [("etag", f'"{received.md5}"'), *(checksum_headers(checksum) if checksum else [])]
-        labels, made_ns = parse_tags((tags or b"").decode()), done.attributes.mtime_ns
-        headers += self._expiration(request, received.size_bytes, labels, made_ns)
+        labels = parse_tags((header_tags(request.headers.get("x-amz-tagging")) or b"").decode())
+        headers += self._expiration(request, received.size_bytes, labels, done.attributes.mtime_ns)
         return Response(200, [*headers, *version_headers(done.version_id)])
+
+    def _asked(self, request: Request) -> tuple[conditions.Conditions, bytes | None, bytes | None]:
+        """On what condition, with which tags, with which ACL."""
+        tags = header_tags(request.headers.get("x-amz-tagging"))
+        return conditions.of_write(request.headers), tags, self._acl(request)
 
     def _acl(self, request: Request) -> bytes | None:
         """Raises S3Error NotImplemented, AccessDenied."""
@@ -502,6 +511,16 @@ def parse_copy_source(header: str) -> tuple[bytes, bytes, str | None]:
         raise S3Error("InvalidArgument", "Copy Source must mention the source bucket and key: sourcebucket/sourcekey")
     keys.check_key(key)
     return bucket, key, version_id
+
+
+def _checksum_of(received: Received) -> tuple[str, str, str] | None:
+    return None if received.checksum is None else (*received.checksum, checksums.FULL_OBJECT)
+
+
+def _made(request: Request, received: Received) -> Record:
+    """Of an object that is put."""
+    said = described(request.headers)
+    return Record(received.md5, record.CREATED_VERSION, said.headers, said.metadata, _checksum_of(received))
 
 
 def _directive(request: Request, name: str) -> bool:

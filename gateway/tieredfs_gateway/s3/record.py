@@ -7,7 +7,7 @@ there, has an ETag made from its inode and version: with a dash, so that no clie
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import Final
 
@@ -60,6 +60,9 @@ class Record:
         return sum(count for _, count in self.parts)
 
 
+_AT_REST: Final = tuple(each.name for each in fields(Record) if each.name != "kept")
+
+
 def runs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
     found = tuple((size, len(list(group))) for size, group in groupby(sizes))
     return found if len(found) <= PART_RUNS_MAX else ()
@@ -80,28 +83,28 @@ def decode_parts(record: Record, raw: Sequence[bytes | None], digest_bytes: int)
 
 
 def encode(record: Record) -> bytes:
-    fields = {name: value for name, value in asdict(record).items() if value and name != "kept"}
-    return json.dumps({"v": RECORD_VERSION, **fields}, separators=(",", ":")).encode()
+    kept = {name: value for name in _AT_REST if (value := getattr(record, name))}
+    return json.dumps({"v": RECORD_VERSION, **kept}, separators=(",", ":")).encode()
 
 
 def decode(raw: bytes) -> Record:
     """Raises CorruptError; records are checked at rest, so this is what somebody wrote over them."""
     try:
-        fields = json.loads(raw)
-        if fields.pop("v") != RECORD_VERSION:
+        found = json.loads(raw)
+        if found.pop("v") != RECORD_VERSION:
             raise CorruptError("the user.s3 attribute is of another version")
-        checksum = fields.get("checksum")
+        checksum = found.get("checksum")
         return Record(
-            str(fields["etag"]),
-            int(fields.get("version", 0)),
-            {str(name): str(value) for name, value in fields.get("headers", {}).items()},
-            {str(name): str(value) for name, value in fields.get("metadata", {}).items()},
+            str(found["etag"]),
+            int(found.get("version", 0)),
+            {str(name): str(value) for name, value in found.get("headers", {}).items()},
+            {str(name): str(value) for name, value in found.get("metadata", {}).items()},
             None if checksum is None else (str(checksum[0]), str(checksum[1]), str(checksum[2])),
-            tuple((int(size), int(count)) for size, count in fields.get("parts", ())),
-            str(fields.get("upload", "")),
-            str(fields.get("version_id", "")),
-            bool(fields.get("marker", False)),
-            over=int(fields.get("over", 0)),
+            tuple((int(size), int(count)) for size, count in found.get("parts", ())),
+            str(found.get("upload", "")),
+            str(found.get("version_id", "")),
+            bool(found.get("marker", False)),
+            over=int(found.get("over", 0)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CorruptError("the user.s3 attribute of an object cannot be read") from error

@@ -1,8 +1,9 @@
 """Small uploads, carried out together: what waits for the disk waits once for all of them.
 
 While one group is on its way to the disk, the next one gathers. A group is worked on by one thread, file by file, so that
-nobody fights for the interpreter; only the syncs of the files run beside each other. Then every object gets its name in a
-transaction of its own, and one sync of the log makes all the names durable. Each upload succeeds or fails by itself.
+nobody fights for the interpreter; only the syncs of the files run beside each other. Then the objects get their names in one
+transaction, and one sync of the log makes them durable. Each upload succeeds or fails by itself: one that the transaction
+refused (somebody was faster, or a directory is missing), or that takes more than one step, is stored alone.
 """
 
 import asyncio
@@ -11,10 +12,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from tieredfs.volume.contract import FileSystemContract, Writing
+from tieredfs.model import Attributes
+from tieredfs.volume.contract import FileSystemContract, Naming, Writing
 from tieredfs_gateway.s3.chunked import Decoder
 from tieredfs_gateway.s3.http import Response
 from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
+from tieredfs_gateway.s3.store import Committed
 
 T = TypeVar("T")
 
@@ -23,12 +26,15 @@ GROUP_MAX: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class SmallPut:
-    """An upload whose body is here. `expect` says what the body must be, `store` gives the file its name."""
+    """An upload whose body is here. `expect` says what the body must be, `store` gives the file its name. `plan`, if there is one,
+    says what name that would be (None: it is not that simple), and `answer` what to answer when it has it."""
 
     pieces: Sequence[bytes]
     expect: Callable[[], Expected]
     decoder: Callable[[], Decoder | None]
     store: Callable[[Writing, Received], Response]
+    plan: Callable[[Received], Naming | None] | None
+    answer: Callable[[Received, Committed], Response]
 
 
 Outcome = Response | BaseException
@@ -72,15 +78,28 @@ class SmallPuts:
     def _carry_out(self, group: Sequence[SmallPut]) -> list[Outcome]:
         written = [_outcome(self._write, put) for put in group]
         syncs = [None if isinstance(found, BaseException) else self._sync(found[0]) for found in written]
-        outcomes: list[Outcome] = []
+        ready: list[_Written | BaseException] = []
         for put, found, sync in zip(group, written, syncs, strict=True):
             if isinstance(found, BaseException) or sync is None:
                 assert isinstance(found, BaseException)
-                outcomes.append(found)
+                ready.append(found)
             else:
-                outcomes.append(_outcome(_name, put, *found, sync))
+                ready.append(_outcome(_synced, put, *found, sync))
+        named = self._name_together([each for each in ready if not isinstance(each, BaseException)])
+        outcomes = [each if isinstance(each, BaseException) else named[id(each)] for each in ready]
         synced = _outcome(self._volume.sync_names)
         return outcomes if synced is None else [_worse(outcome, synced) for outcome in outcomes]
+
+    def _name_together(self, ready: "Sequence[_Written]") -> dict[int, Outcome]:
+        """By identity of the written."""
+        group = [(each, each.naming) for each in ready if each.naming is not None]
+        committed = _outcome(self._volume.commit_group, [(each.writing, naming) for each, naming in group])
+        if isinstance(committed, BaseException):
+            for each in ready:
+                _outcome(each.writing.discard)
+            return {id(each): committed for each in ready}
+        shown = {id(each): found for (each, _), found in zip(group, committed, strict=True)}
+        return {id(each): _outcome(_finish, each, shown.get(id(each))) for each in ready}
 
     def _write(self, put: SmallPut) -> tuple[Writing, Received]:
         ingest = Ingest(put.expect(), put.decoder())
@@ -109,10 +128,30 @@ def _outcome(function: Callable[..., T], *arguments: object) -> T | BaseExceptio
         return error
 
 
-def _name(put: SmallPut, writing: Writing, received: Received, sync: Callable[[], None]) -> Response:
-    with writing:
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """An upload whose bytes are durable. `naming` None: it is stored alone."""
+
+    put: SmallPut
+    writing: Writing
+    received: Received
+    naming: Naming | None
+
+
+def _synced(put: SmallPut, writing: Writing, received: Received, sync: Callable[[], None]) -> _Written:
+    try:
         sync()
-        return put.store(writing, received)
+        return _Written(put, writing, received, put.plan(received) if put.plan else None)
+    except BaseException:
+        writing.discard()
+        raise
+
+
+def _finish(written: _Written, shown: Attributes | Exception | None) -> Response:
+    with written.writing:
+        if isinstance(shown, Attributes):
+            return written.put.answer(written.received, Committed(shown, None))
+        return written.put.store(written.writing, written.received)
 
 
 def _worse(outcome: Outcome, failure: BaseException) -> Outcome:

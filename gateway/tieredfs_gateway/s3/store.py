@@ -32,7 +32,7 @@ from tieredfs.errors import (
 )
 from tieredfs.host import Clock
 from tieredfs.model import Attributes, FileKind, InodeId
-from tieredfs.volume.contract import FileSystemContract, Part, Reading, Seen, Writing
+from tieredfs.volume.contract import FileSystemContract, Naming, Part, Reading, Seen, Writing
 from tieredfs_gateway.s3 import archive, checksums, conditions, keys, listing, record
 from tieredfs_gateway.s3.archive import LOOKED_AT, Archive
 from tieredfs_gateway.s3.bucket_rules import VERSIONING, parse_state
@@ -240,6 +240,28 @@ class Store:
                 continue
         raise S3Error("ConditionalRequestConflict")
 
+    def plan(
+        self,
+        bucket: bytes,
+        key: bytes,
+        described: Record,
+        *,
+        asked: Conditions = conditions.NONE,
+        tags: bytes | None = None,
+        acl: bytes | None = None,
+    ) -> Naming | None:
+        """What `commit` would ask of the volume, for a commit among others; None: it takes more steps than one.
+
+        Raises S3Error PreconditionFailed. The volume refuses it when something else is there by then; `commit` looks again."""
+        seen, shown, found_bucket = self._look(bucket, key, (*LOOKED_AT, VERSIONING))
+        conditions.check_write(asked, seen.record.etag if seen else None)
+        if parse_state(found_bucket[1][-1]) is not Versioning.NEVER:
+            return None
+        extra = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl}
+        xattrs = {name: value for name, value in extra.items() if value is not None}
+        xattrs = {record.ATTRIBUTE: record.encode(described), **xattrs}
+        return _naming(bucket, key, seen, shown, xattrs, strict=asked.any())
+
     def _commit_here(
         self,
         bucket: bytes,
@@ -255,13 +277,9 @@ class Store:
         if state is Versioning.ENABLED:
             described = replace(described, version_id=self.archive.new_id(bucket, key, seen))
         self._shelve(bucket, key, seen, state)
-        guard = _Unchanged(seen.attributes if seen else None, strict=asked.any() or state is not Versioning.NEVER)
-        own, beside = _places(bucket, key)
-        is_free = shown[0] is None or shown[0][0].kind is not FileKind.DIRECTORY
-        path = seen.path if seen else own if is_free else beside
-        xattrs = {record.ATTRIBUTE: record.encode(described), **xattrs}
-        absent = beside if path == own else own
-        attributes = writing.commit(path, condition=guard, xattrs=xattrs, absent=absent)
+        strict = asked.any() or state is not Versioning.NEVER
+        to = _naming(bucket, key, seen, shown, {record.ATTRIBUTE: record.encode(described), **xattrs}, strict=strict)
+        attributes = writing.commit(to.path, condition=to.condition, xattrs=dict(to.xattrs), absent=to.absent)
         if state is Versioning.SUSPENDED:
             with contextlib.suppress(*_RACED):  # it is not in force any more, whether it goes or not
                 self.archive.drop(bucket, key, NULL)
@@ -461,6 +479,24 @@ class Store:
             self.volume.remove(path, is_directory)
         except DirectoryNotEmptyError as error:
             raise S3Error("BucketNotEmpty") from error
+
+
+def _naming(
+    bucket: bytes,
+    key: bytes,
+    seen: Object | None,
+    shown: Sequence[Seen | None],
+    xattrs: Mapping[bytes, bytes],
+    *,
+    strict: bool,
+) -> Naming:
+    """Where the object goes: where it is, or its own place unless that is a directory."""
+    guard = _Unchanged(seen.attributes if seen else None, strict=strict)
+    own, beside = _places(bucket, key)
+    is_free = shown[0] is None or shown[0][0].kind is not FileKind.DIRECTORY
+    path = seen.path if seen else own if is_free else beside
+    absent = beside if path == own else own
+    return Naming(path, condition=guard, xattrs=tuple(xattrs.items()), absent=absent)
 
 
 class _Unchanged:
