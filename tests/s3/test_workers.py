@@ -26,6 +26,7 @@ PART = os.urandom(5 * MIB)
 def pool() -> Iterator[Endpoint]:
     with endpoint("--workers", str(WORKERS)) as made:
         wait_for(lambda: (made.root / "log").read_text().count("serving sqlite") == WORKERS)
+        wait_for(lambda: listeners(made) == WORKERS)  # a worker says so just before it does
         yield made
 
 

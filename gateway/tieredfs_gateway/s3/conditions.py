@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
+from functools import lru_cache
 
 from tieredfs_gateway.s3.errors import S3Error
 
@@ -58,7 +59,12 @@ def _taken(headers: Mapping[str, str], prefix: str) -> Conditions:
 
 
 def http_date(time_ns: int) -> str:
-    return format_datetime(datetime.fromtimestamp(time_ns // 1_000_000_000, UTC), usegmt=True)
+    return _date(time_ns // 1_000_000_000)
+
+
+@lru_cache(maxsize=256)
+def _date(time_s: int) -> str:
+    return format_datetime(datetime.fromtimestamp(time_s, UTC), usegmt=True)
 
 
 def _seconds(header: str | None) -> int | None:

@@ -401,8 +401,7 @@ class Endpoint:
 
     def _note(self, exchange: "_Exchange", duration_s: float) -> None:
         metrics, operation = self._metrics, exchange.operation
-        metrics.requests.labels(operation, str(exchange.status)).inc()
-        metrics.duration.labels(operation).observe(duration_s)
+        metrics.answered(operation, exchange.status, duration_s)
         metrics.received.inc(exchange.body.received_bytes)
         metrics.sent.inc(exchange.sent_bytes)
         _access.info(

@@ -294,7 +294,9 @@ def _canonical_query(raw_query: bytes) -> str:
     return "&".join([f"{name}={value}" for name, value in pairs])
 
 
+@lru_cache(maxsize=256)
 def _encoded(text: bytes) -> str:
+    """Of a client's requests most names and values are the same, its credential above all."""
     return text.decode() if _UNRESERVED.fullmatch(text) else quote(text, safe="~")
 
 
