@@ -6,7 +6,8 @@ counts. Deleting is a rename, too, into the trash, so nobody sees half a checkpo
 **Leases.** Who reads a checkpoint first puts a lease there, then looks whether the checkpoint still is. Who deletes
 moves it to the trash, then looks for leases, and moves it back if there is a live one. In whichever order the four happen,
 either the deleter sees the lease or the reader sees that the checkpoint is gone (and looks again for a moment, for it may
-come back). A lease whose heartbeat is older than `LEASE_TIMEOUT_S` is a dead reader's.
+come back). Who tags a checkpoint reads it meanwhile, and who prunes looks for tags after he looked for leases: so no tag is
+set on what is being deleted. A lease whose heartbeat is older than `LEASE_TIMEOUT_S` is a dead reader's.
 
 Safe from any thread and from several processes.
 """
@@ -31,7 +32,7 @@ from tieredfs.volume.contract import FileSystemContract
 from tieredfs.volume.open_files import Condition
 from tieredfs_client.checkpoint.documents import open_steady, read_document, shown, write_document
 from tieredfs_client.checkpoint.layout import MANIFEST_NAME, Manifest, decode_manifest
-from tieredfs_client.checkpoint.names import CheckpointName, RunPaths, check_tag, parse_checkpoint
+from tieredfs_client.checkpoint.names import CheckpointName, RunPaths, check_new_tag, check_tag, parse_checkpoint
 
 LEASE_HEARTBEAT_S: Final = 15.0
 LEASE_TIMEOUT_S: Final = 60.0
@@ -173,10 +174,11 @@ class Catalog:
         except (NotFoundError, NotDirectoryError):
             raise NotFoundError(f"no tag {tag!r} in {shown(self.paths.root)}") from None
 
-    def set_tag(self, tag: str, name: CheckpointName) -> None:
-        """Point a tag to a checkpoint; it moves if it is there already."""
-        path = self.paths.tags + b"/" + check_tag(tag).encode()
-        write_document(self.host.files, self.volume, path, name.encode() + b"\n")
+    def set_tag(self, tag: str, which: int | str) -> None:
+        """Point a tag to a checkpoint; it moves if it is there already. Raises NotFoundError, InvalidRequestError."""
+        path = self.paths.tags + b"/" + check_new_tag(tag).encode()
+        with self.leased(which) as name:
+            write_document(self.host.files, self.volume, path, name.encode() + b"\n")
 
     def remove_tag(self, tag: str) -> None:
         """Raises NotFoundError."""
@@ -212,19 +214,25 @@ class Catalog:
 
     # ---- deleting ---------------------------------------------------------------------------------------------------
 
-    def delete(self, name: CheckpointName) -> bool:
-        """Delete one generation of a step unless somebody reads it (False). Raises NotFoundError."""
+    def delete(self, name: CheckpointName, *, spare_tagged: bool = False) -> bool:
+        """Delete one generation of a step unless somebody reads it, or has just tagged it (False). Raises NotFoundError."""
         if self.is_leased(name):
             return False
         hidden = self.paths.trash + f"/{name}-{self.host.random.getrandbits(32):08x}".encode()
         self.volume.rename(self.paths.checkpoint(name), hidden, replace=False)
         crash.here("checkpoint.trashed")
-        if self.is_leased(name):
+        if self.is_leased(name) or (
+            spare_tagged and self._is_tagged(name)
+        ):  # in this order: a tag is set under a lease
             with contextlib.suppress(AlreadyExistsError):
                 self.volume.rename(hidden, self.paths.checkpoint(name), replace=False)
             return False
-        self._remove_tree(hidden)
+        with contextlib.suppress(NotFoundError):  # somebody sweeps
+            self._remove_tree(hidden)
         return True
+
+    def _is_tagged(self, name: CheckpointName) -> bool:
+        return any(target.step == name.step for target in self.tags().values())
 
     def discard(self, path: bytes) -> None:
         """Take a directory that is no checkpoint away, in one step, and remove it. Whoever still works in it finds out at
@@ -246,11 +254,14 @@ class Catalog:
                     self.volume.remove(self.paths.leases + b"/" + name)
 
     def _sweep_one(self, name: bytes) -> None:
-        checkpoint = parse_checkpoint(name.rpartition(b"-")[0])
-        path = self.paths.trash + b"/" + name
+        """Under another name first: whoever put it there may just find a lease and put it back, and that must be all of it."""
+        stem = name.rpartition(b"-")[0]
+        checkpoint = parse_checkpoint(stem)
         if checkpoint is not None and self.is_leased(checkpoint):
             return
-        self.volume.remove_tree(path)
+        hidden = self.paths.trash + b"/" + stem + f"-{self.host.random.getrandbits(32):08x}".encode()
+        self.volume.rename(self.paths.trash + b"/" + name, hidden, replace=False)
+        self.volume.remove_tree(hidden)
 
 
 def only_if(inode: InodeId | None) -> Condition:

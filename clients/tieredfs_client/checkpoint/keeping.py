@@ -67,7 +67,7 @@ class Keeper:
         deleted = []
         for step in to_delete(retention, list(found), tagged, metrics):
             try:
-                if self._catalog.delete(found[step]):
+                if self._catalog.delete(found[step], spare_tagged=True):
                     deleted.append(found[step])
             except NotFoundError:
                 continue  # somebody else was faster
@@ -94,8 +94,8 @@ class Keeper:
             )
         generations = [found.name for found in self._catalog.generations() if found.name.step == name.step]
         for generation in generations:  # the oldest first: until the last one is gone, the step is what it was
-            if not self._catalog.delete(generation):
-                raise BusyError(f"step {name.step} is being read")
+            if not self._catalog.delete(generation, spare_tagged=not force):
+                raise BusyError(f"step {name.step} is being read, or was just tagged")
         for tag in tags:
             self._catalog.remove_tag(tag)
         self._catalog.point_latest()
@@ -106,6 +106,11 @@ class Keeper:
     def summaries(self) -> list[Summary]:
         tags = self._catalog.tags()
         return [self._summary(found.name, found.attributes.ctime_ns, tags) for found in self._catalog.checkpoints()]
+
+    def summary(self, name: CheckpointName) -> Summary:
+        """Of one. Raises NotFoundError."""
+        changed_ns = self._catalog.volume.stat(self._catalog.paths.checkpoint(name)).ctime_ns
+        return self._summary(name, changed_ns, self._catalog.tags())
 
     def _summary(self, name: CheckpointName, changed_ns: int, tags: dict[str, CheckpointName]) -> Summary:
         own_tags = tuple(tag for tag, target in tags.items() if target.step == name.step)
@@ -180,9 +185,9 @@ class Details:
 
 def described(catalog: Catalog, which: int | str) -> Details:
     """Raises NotFoundError, CorruptError, NewerFormatError."""
-    name = catalog.resolve(which)
-    manifest = catalog.manifest(name)
-    (summary,) = [one for one in Keeper(catalog).summaries() if one.name == str(name)]
+    with catalog.leased(which) as name:
+        manifest = catalog.manifest(name)
+        summary = Keeper(catalog).summary(name)
     tensors = tuple(
         TensorLine(
             one.key, one.dtype, str(list(one.shape)), one.size_bytes, _stored_ratio(manifest, one), len(one.shards)
