@@ -118,6 +118,8 @@ class CheckpointManager:
             raise InvalidRequestError(
                 f"when the staging buffer is full, a save can `wait` or `raise`, not {when_full!r}"
             )
+        if deadline_s <= 0 or staging_bytes < 0:
+            raise InvalidRequestError("deadline_s is above 0, staging_bytes at least 0")
         paths = RunPaths.of(run)
         self._retention = Retention(keep_last, keep_every, keep_best)
         self._durability = parse_durability(durability) if isinstance(durability, str) else durability
@@ -250,7 +252,7 @@ class CheckpointManager:
             self._volume, self._host, self.catalog.paths, self.group, check_step(step), self._sequence, self._deadline_s
         )
         packing = self._compression if compression is None else _compression(compression)
-        extra = Extra(dict(metadata or {}), {name: float(value) for name, value in (metrics or {}).items()})
+        extra, problem = _extra(metadata or {}, metrics or {})
         save = Save(
             self.catalog,
             attempt,
@@ -260,11 +262,9 @@ class CheckpointManager:
             compression=packing,
             guard=self._ownership.hold,
         )
-        try:
-            json.dumps(extra.metadata)
-        except (TypeError, ValueError) as error:
-            save.tell(error)
-            raise UnstorableError(f"metadata must be what JSON can say: {error}") from error
+        if problem is not None:
+            save.tell(problem)
+            raise problem
         return save
 
     def _carry_out(self, save: Save, flats: Mapping[int, Flat]) -> Saved:
@@ -343,7 +343,7 @@ class CheckpointManager:
 
     def tag(self, tag: str, which: int | str = "latest") -> None:
         """Give a checkpoint a name; it is kept until the tag is taken away."""
-        self.catalog.set_tag(tag, self.catalog.resolve(which))
+        self.catalog.set_tag(tag, which)
 
     def untag(self, tag: str) -> None:
         self.catalog.remove_tag(tag)
@@ -389,6 +389,18 @@ class CheckpointManager:
             return
         with contextlib.suppress(TieredError, OSError):  # the first failure is the one to tell
             self.close()
+
+
+def _extra(metadata: Mapping[str, object], metrics: Mapping[str, float]) -> tuple[Extra, UnstorableError | None]:
+    """As they are now, whatever becomes of the caller's; or what is wrong with them, for the other ranks to hear, too."""
+    try:
+        kept = json.loads(json.dumps(dict(metadata)))
+    except (TypeError, ValueError) as error:
+        return Extra({}, {}), UnstorableError(f"metadata must be what JSON can say: {error}")
+    try:
+        return Extra(kept, {str(name): float(value) for name, value in dict(metrics).items()}), None
+    except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor of several elements
+        return Extra({}, {}), UnstorableError(f"metrics must be numbers by their names: {error}")
 
 
 def _compression(text: str) -> Compression | None:

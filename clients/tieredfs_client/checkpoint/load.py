@@ -128,20 +128,42 @@ class Loader:
         """Fill `target` in place; it, and what did not fit. Raises StateMismatchError before anything is changed."""
         node = self._manifest.tree_of(rank)
         fitting = fit(node, target, lambda number: (self._tensor(number).dtype, self._tensor(number).shape))
+        wants, torn = self._wants(fitting.targets, only)
         problems = [text for text in fitting.problems if only is None or _is_wanted(text.partition(": ")[0], only)]
+        problems += torn
         if strict and problems:
             more = f"\n... and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
             raise StateMismatchError("the checkpoint does not fit:\n" + "\n".join(problems[:PROBLEMS_SHOWN]) + more)
-        wants = [
-            _Want(self._tensor(number), (leaf.offsets, leaf.shape), leaf.value)
-            for number, leaves in fitting.targets.items()
-            for leaf in _distinct(leaves)
-            if _is_wanted(self._tensor(number).key, only)
-        ]
         values = self._make(
             [number for number in sorted(fitting.fresh) if _is_wanted(self._tensor(number).key, only)], wants
         )
         return merge(node, target, values.get), tuple(problems)
+
+    def _wants(
+        self, targets: Mapping[int, Sequence[Leaf]], only: Sequence[str] | None
+    ) -> tuple[list[_Want], list[str]]:
+        """What is to be filled, tied targets once; and which targets are one in memory where different values were saved."""
+        wants: list[_Want] = []
+        torn: list[str] = []
+        places: dict[tuple[object, ...], tuple[int, Leaf]] = {}
+        for number, leaves in targets.items():
+            tensor = self._tensor(number)
+            for leaf in leaves if _is_wanted(tensor.key, only) else ():
+                place = memory.place_of(leaf.value)
+                first, tied = places.setdefault(place, (number, leaf)) if place is not None else (number, leaf)
+                if tied is leaf:
+                    wants.append(_Want(tensor, (leaf.offsets, leaf.shape), leaf.value))
+                elif (first, tied.offsets) != (number, leaf.offsets) and not self._same_content(first, number):
+                    torn.append(f"{leaf.key}: is the same memory as {tied.key}, of which another value was saved")
+        return wants, torn
+
+    def _same_content(self, one: int, other: int) -> bool:
+        """By hash, and cut into the same pieces."""
+        first, second = (
+            sorted((shard.offsets, shard.shape, self._manifest.blobs[shard.blob].content) for shard in tensor.shards)
+            for tensor in (self._tensor(one), self._tensor(other))
+        )
+        return first == second
 
     def fill_memory(self, targets: Mapping[int, memoryview]) -> None:
         """Whole tensors, by their numbers, into memory of their size."""
@@ -314,19 +336,6 @@ def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
 
 def _is_wanted(key: str, only: Sequence[str] | None) -> bool:
     return only is None or any(fnmatchcase(key, pattern) for pattern in only)
-
-
-def _distinct(leaves: Sequence[Leaf]) -> list[Leaf]:
-    """Tied targets are filled once."""
-    seen: set[tuple[object, ...]] = set()
-    found = []
-    for leaf in leaves:
-        place = memory.place_of(leaf.value)
-        if place is None or place not in seen:
-            found.append(leaf)
-        if place is not None:
-            seen.add(place)
-    return found
 
 
 def _pruned(node: Node, kept: set[int]) -> Node:

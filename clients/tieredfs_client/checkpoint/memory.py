@@ -69,10 +69,13 @@ def kind_of(value: Any, where: str) -> Kind:
     if numpy is not None and isinstance(value, numpy.ndarray):
         return _numpy_kind(value, where)
     torch = _loaded("torch")
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+    if torch is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
         raise UnstorableError(f"{where}: a {type(value).__name__} is a tensor of a kind that cannot be stored")
-    if value.layout is not torch.strided or value.is_quantized or value.device.type == "meta":
-        raise UnstorableError(f"{where}: a {value.layout} {value.dtype} tensor on {value.device} cannot be stored")
+    if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
+        nested = "nested " if value.is_nested else ""
+        raise UnstorableError(
+            f"{where}: a {nested}{value.layout} {value.dtype} tensor on {value.device} cannot be stored"
+        )
     return Kind("torch", code_of_torch(str(value.dtype).removeprefix("torch.")), value.element_size())
 
 
@@ -84,6 +87,15 @@ def _numpy_kind(value: Any, where: str) -> Kind:
     ):
         raise UnstorableError(f"{where}: a {type(value).__name__} of {value.dtype} cannot be stored without pickle")
     return Kind("numpy", code_of_numpy(value.dtype.str), value.dtype.itemsize)
+
+
+def why_not_fillable(value: Any) -> str | None:
+    """What keeps a value from being loaded into; None: nothing."""
+    torch = _loaded("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return None if value.flags.writeable else "it is read-only"
+    repeats = any(length > 1 and stride == 0 for length, stride in zip(value.shape, value.stride(), strict=True))
+    return "several of its elements are one in memory; clone it first" if repeats else None
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

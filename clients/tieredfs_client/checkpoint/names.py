@@ -12,9 +12,10 @@ A step that is saved again gets the next generation, beside the old one: whoever
 """
 
 import hashlib
+import operator
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, SupportsIndex
 
 from tieredfs.errors import InvalidRequestError
 from tieredfs.limits import NAME_BYTES_MAX
@@ -47,10 +48,22 @@ def parse_checkpoint(name: bytes) -> CheckpointName | None:
     return CheckpointName(int(match[1]), int(match[2] or 1)) if match else None
 
 
-def check_step(step: int) -> int:
-    if not 0 <= step <= STEP_MAX:
-        raise InvalidRequestError(f"step {step} is not between 0 and {STEP_MAX}")
-    return step
+def check_step(step: SupportsIndex) -> int:
+    """Any whole number, numpy's and torch's, too."""
+    try:
+        number = operator.index(step)
+    except TypeError:
+        raise InvalidRequestError(f"a step is a whole number, not {step!r}") from None
+    if not 0 <= number <= STEP_MAX:
+        raise InvalidRequestError(f"step {number} is not between 0 and {STEP_MAX}")
+    return number
+
+
+def check_new_tag(tag: str) -> str:
+    """One that can be told from a step wherever a checkpoint is named, on the command line, too."""
+    if tag.isdigit():
+        raise InvalidRequestError(f"{tag!r} is no tag: it would be taken for a step")
+    return check_tag(tag)
 
 
 def check_tag(tag: str) -> str:

@@ -133,15 +133,17 @@ class _Flattening:
 
 def _leaf_of(value: Any, where: str) -> Leaf:
     """`where`: its key, unless the tree has another one of that name."""
-    sharded = True
+    local: Any = value
+    piece: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     if type(value) is Shard:
-        local, whole, offsets = value.tensor, tuple(value.global_shape), tuple(value.offsets)
+        local, piece = value.tensor, (tuple(value.global_shape), tuple(value.offsets))
     elif memory.is_dtensor(value):
-        local, whole, offsets = memory.dtensor_piece(value, where)
-    else:
-        local, whole, offsets, sharded = value, memory.shape_of(value), (0,) * len(value.shape), False
-    kind = memory.kind_of(local, where)
+        local, *place = memory.dtensor_piece(value, where)
+        piece = (place[0], place[1])
+    kind = memory.kind_of(local, where)  # before its shape: not every kind of tensor has one
     shape = memory.shape_of(local)
+    sharded = piece is not None
+    whole, offsets = piece or (shape, (0,) * len(shape))
     if sharded:
         _check_piece(shape, whole, offsets, where)
     size = kind.item_bytes * math.prod(shape)
@@ -331,9 +333,16 @@ def _fit_tensor(
     if not (isinstance(node, list) and node[0] == "x"):
         fitting.problems.append(f"{where}: was saved as {_said(node)}, not a tensor")
         return
-    leaf = _leaf_of(into, where)
+    try:
+        leaf = _leaf_of(into, where)
+    except UnstorableError as error:
+        fitting.problems.append(str(error))
+        return
     dtype, shape = describe(node[1])
-    if leaf.dtype != dtype:
+    reason = memory.why_not_fillable(leaf.value)
+    if reason is not None:
+        fitting.problems.append(f"{where}: cannot be filled in place: {reason}")
+    elif leaf.dtype != dtype:
         fitting.problems.append(f"{where}: was saved as {dtype}, not {leaf.dtype}")
     elif leaf.global_shape != shape:
         fitting.problems.append(f"{where}: was saved with shape {list(shape)}, not {list(leaf.global_shape)}")
