@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import subprocess
 import sys
 import tomllib
@@ -111,6 +112,75 @@ def test_diff_tag_rm_prune(ckpt: Callable[..., Ran]) -> None:
     assert ckpt("verify").code == OK, "what the deleted ones had written is still there"
     assert ckpt("prune").code == REQUEST
     assert ckpt("show", 99).code == REQUEST
+
+
+@pytest.mark.usefixtures("saved")
+def test_rm_deletes_all_that_it_was_given_or_nothing(ckpt: Callable[..., Ran]) -> None:
+    assert ckpt("rm", 1, 77).code == REQUEST
+    assert ckpt("rm", 1, 2, 1).code == OK
+    listed = ckpt("list", "--json").data
+    assert isinstance(listed, list)
+    assert [one["step"] for one in listed] == [3]
+
+
+def test_json_is_json_for_a_run_that_diverged(ckpt: Callable[..., Ran], url: str) -> None:
+    with CheckpointManager(url, RUN) as manager:
+        manager.save(1, {"x": torch.ones(1)}, metrics={"loss": math.nan, "norm": math.inf}, metadata={"at": math.nan})
+    ran = ckpt("show", "--json")
+    shown = json.loads(ran.out, parse_constant=pytest.fail)
+    assert shown["summary"]["metrics"] == {"loss": None, "norm": None}
+    assert shown["metadata"] == {"at": None}
+    assert shown["ranks"][0]["written_bytes"] == 4, "named, not a row of numbers"
+    assert "nan" in ckpt("show").out
+    assert "rank  tree  written" in ckpt("show").out
+
+
+class Custom:
+    """What only its own code could restore."""
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "dcp/.metadata"])
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage" * 50, b"PK\x03\x04" + b"\0" * 500], ids=["empty", "garbage", "torn"]
+)
+def test_a_damaged_foreign_file_is_a_line_that_names_it(
+    ckpt: Callable[..., Ran], tmp_path: Path, name: str, content: bytes
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    ran = ckpt("import", 1, path if path.parent == tmp_path else path.parent)
+    assert ran.code == REQUEST, "a foreign file is no stored byte of ours"
+    assert path.name in ran.err
+    assert ran.err.count("\n") == 1
+    assert "fsck" not in ran.err
+
+
+def test_import_of_what_is_not_there_or_would_run_code(ckpt: Callable[..., Ran], tmp_path: Path) -> None:
+    for name in ("gone", "gone.pt", "gone.safetensors"):
+        ran = ckpt("import", 1, tmp_path / name)
+        assert (ran.code, ran.err) == (REQUEST, f"tieredfs: {tmp_path}/{name}: No such file or directory\n")
+    torch.save({"x": Custom()}, tmp_path / "code.pt")
+    ran = ckpt("import", 1, tmp_path / "code.pt")
+    assert ran.code == REQUEST
+    assert "Custom" in ran.err
+    assert "weights_only" not in ran.err, "advice of torch to run it all the same"
+
+
+def test_import_of_torch_files_of_before_the_archives(ckpt: Callable[..., Ran], tmp_path: Path, url: str) -> None:
+    state = {"x": torch.rand(50), "step": 7}
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert ckpt("import", 7, tmp_path / "old.pt").code == OK
+    with CheckpointManager(url, RUN) as manager:
+        loaded = manager.load(7)
+    assert loaded["step"] == 7
+    assert torch.equal(loaded["x"], state["x"])
+
+
+@pytest.mark.usefixtures("saved")
+def test_an_export_of_nothing_leaves_nothing(ckpt: Callable[..., Ran], tmp_path: Path) -> None:
+    assert ckpt("export", "nope", tmp_path / "out").code == REQUEST
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_and_import(ckpt: Callable[..., Ran], saved: dict[int, dict[str, torch.Tensor]], tmp_path: Path) -> None:

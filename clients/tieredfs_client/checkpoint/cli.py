@@ -173,7 +173,7 @@ def tag(
         if remove:
             catalog.remove_tag(name)
         else:
-            catalog.set_tag(name, catalog.resolve(_which(which)))
+            catalog.set_tag(name, _which(which))
 
 
 @verbs.command()
@@ -190,8 +190,11 @@ def rm(
     from tieredfs_client.checkpoint.keeping import Keeper
 
     with _catalog(meta_url, run, "ckpt rm") as catalog:
-        for each in which:
-            Keeper(catalog).delete(_which(each), force=force)
+        keeper = Keeper(catalog)
+        for name in dict.fromkeys(
+            catalog.resolve(_which(each)) for each in which
+        ):  # all of them, before the first is gone
+            keeper.delete(name.step, force=force)
 
 
 @verbs.command()

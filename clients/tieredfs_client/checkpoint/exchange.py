@@ -10,10 +10,12 @@ import importlib
 import json
 import mmap
 import os
+import pickle
+import zipfile
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tieredfs.errors import ConfigurationError
+from tieredfs.errors import ConfigurationError, CorruptError, UnstorableError
 from tieredfs.host import Host
 from tieredfs_client.checkpoint.catalog import Catalog
 from tieredfs_client.checkpoint.layout import FILE_BYTES_MAX, Item, StoredTensor, lay_out, split_into_files
@@ -30,10 +32,10 @@ def export_checkpoint(
     """Write whole tensors as safetensors into a new or empty directory, `checkpoint.json` (step, metadata, metrics) last;
     the paths. Raises ConfigurationError where the directory has anything in it."""
     files = catalog.host.files
-    files.make_directory(directory)
-    if files.list_directory(directory):
-        raise ConfigurationError(f"{directory} is not empty: name a new directory")
     with catalog.leased(which) as name:
+        files.make_directory(directory)
+        if files.list_directory(directory):
+            raise ConfigurationError(f"{directory} is not empty: name a new directory")
         manifest = catalog.manifest(name)
         tensors = _one_of_each_key(manifest.tensors)
         groups = split_into_files([tensor.size_bytes for _, tensor in tensors], file_bytes)
@@ -83,8 +85,10 @@ def _write_file(host: Host, path: str, loader: Loader, tensors: Sequence[tuple[i
 def read_foreign(path: str) -> Any:
     """The tree in a safetensors or torch.save file, in all safetensors files of a directory, or in a DCP directory.
 
-    Raises ConfigurationError for anything else, and where the library that it takes is not installed.
+    Raises ConfigurationError for anything else, for what is damaged (it is not of our store), and where the library that it takes
+    is not installed; UnstorableError for what only foreign code could restore; OSError.
     """
+    os.stat(path)  # what is not there is told as that
     try:
         if os.path.isfile(os.path.join(path, _DCP_METADATA)):
             return importlib.import_module("tieredfs_client.dcp.foreign").read_dcp_directory(path)
@@ -96,12 +100,33 @@ def read_foreign(path: str) -> Any:
         if path.endswith(SAFETENSORS):
             return _read_safetensors(path)
         if path.endswith(TORCH_SUFFIXES):
-            return importlib.import_module("torch").load(path, map_location="cpu", weights_only=True, mmap=True)
+            return _read_torch(path)
+    except CorruptError as error:
+        raise ConfigurationError(f"{path} cannot be imported: {error}") from error
     except ImportError as error:
         raise ConfigurationError(f"reading {path} needs {error.name}: pip install 'tieredfs[torch]'") from error
     raise ConfigurationError(f"{path} is neither safetensors nor torch.save ({', '.join(TORCH_SUFFIXES)})")
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = importlib.import_module("safetensors.torch").load_file(path)
+    torch = importlib.import_module("safetensors.torch")
+    try:
+        loaded: dict[str, Any] = torch.load_file(path)
+    except importlib.import_module("safetensors").SafetensorError as error:
+        raise CorruptError(f"{os.path.basename(path)} is no safetensors file, or damaged: {error}") from error
     return loaded
+
+
+def _read_torch(path: str) -> Any:
+    """Also of before torch 1.6, whose files are no archives and cannot be mapped."""
+    torch = importlib.import_module("torch")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        _, _, reason = text.partition("WeightsUnpickler error: ")
+        why = (reason or text).strip().partition("\n")[0].partition(". Please use")[0]
+        raise UnstorableError(f"{path} is damaged, or holds what only code of its own could restore: {why}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        why = str(error).partition("\n")[0]
+        raise CorruptError(f"no torch.save file, or damaged: {why or type(error).__name__}") from error
