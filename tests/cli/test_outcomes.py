@@ -1,14 +1,20 @@
 """The table of exit codes is total, agrees with the kinds of errors, and every error is one line."""
 
+import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Ran
 from tests.cli.fakes import META_URL, FakeBackend
 from tieredfs import errors
-from tieredfs.cli.outcomes import CONDITION, INTEGRITY, INTERRUPTED, OUTCOME_OF, REQUEST, error_line, exit_code_of
+from tieredfs.cli.outcomes import CONDITION, INTEGRITY, INTERRUPTED, OK, OUTCOME_OF, REQUEST, error_line, exit_code_of
 
+TIEREDFS = [sys.executable, "-c", "import sys; from tieredfs.cli import main; sys.exit(main())"]
 CODE_OF_KIND = {errors.RequestError: REQUEST, errors.ConditionError: CONDITION, errors.IntegrityError: INTEGRITY}
 
 
@@ -37,7 +43,43 @@ def test_a_message_that_says_what_to_do_is_left_alone() -> None:
 def test_errors_of_the_system_name_their_file() -> None:
     error = PermissionError(13, "Permission denied", "/data/volume.db")
     assert error_line(error) == "tieredfs: /data/volume.db: Permission denied"
-    assert exit_code_of(error) == CONDITION
+    assert exit_code_of(error) == REQUEST
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOENT, REQUEST),
+        (errno.EEXIST, REQUEST),
+        (errno.ENOTDIR, REQUEST),
+        (errno.EISDIR, REQUEST),
+        (errno.ENOSPC, CONDITION),
+        (errno.EIO, CONDITION),
+        (errno.EBUSY, CONDITION),
+    ],
+)
+def test_only_what_may_pass_is_said_to_pass(number: int, code: int) -> None:
+    assert exit_code_of(OSError(number, os.strerror(number), "/data/x")) == code
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["gc", "--help"], ["format"]])
+def test_a_reader_that_leaves_is_no_problem_found(arguments: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        ran = subprocess.run([*TIEREDFS, *arguments], stdout=write_end, stderr=subprocess.PIPE, timeout=60, check=False)
+    finally:
+        os.close(write_end)
+    assert ran.returncode == (OK if "--help" in arguments else REQUEST)
+    assert b"Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_traceback(closed: str, tmp_path: Path) -> None:
+    line = f'exec "$0" -c "$1" status sqlite://{tmp_path}/none.db {closed}'
+    ran = subprocess.run(["sh", "-c", line, *TIEREDFS[::2]], capture_output=True, timeout=60, check=False)
+    assert ran.returncode == REQUEST
+    assert b"Traceback" not in ran.stderr
 
 
 def test_an_interrupt_is_no_traceback(backend: FakeBackend, run: Callable[..., Ran]) -> None:

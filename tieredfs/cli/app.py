@@ -54,13 +54,24 @@ def _add_front_ends() -> None:
         front_end.load()(app)
 
 
+def _open_closed_streams() -> None:
+    """A program that was started with a closed standard output or error (`>&-`, some daemons) has None there."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the run
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
 def main(arguments: Sequence[str] | None = None, backend: Backend | None = None) -> int:
     """Run one command and return its exit code. `backend`: another than the real one, for tests."""
     _add_front_ends()
     command = typer.main.get_command(app)
+    _open_closed_streams()
     try:
         command.main(args=arguments, prog_name="tieredfs", obj=backend or LocalBackend())
     except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # of help and usage, which are printed for us
+            return OK
         return stop.code if isinstance(stop.code, int) else OK
     except KeyboardInterrupt:
         sys.stderr.write("tieredfs: interrupted\n")

@@ -67,6 +67,10 @@ OUTCOME_OF: Final[dict[type[errors.TieredError], Outcome]] = {
 }
 
 
+_WRONG_PATHS: Final = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""The operating system's errors by which the same command fails again. The others (full, busy, input or output) are conditions."""
+
+
 def error_line(error: Exception) -> str:
     """One line: what is wrong, then what to do next."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -79,5 +83,7 @@ def error_line(error: Exception) -> str:
 
 
 def exit_code_of(error: Exception) -> int:
-    """Of a domain error; the operating system's own errors (no permission, no such directory) are conditions."""
-    return OUTCOME_OF[type(error)].exit_code if isinstance(error, errors.TieredError) else CONDITION
+    """Of a domain error, or of one of the operating system's own."""
+    if isinstance(error, errors.TieredError):
+        return OUTCOME_OF[type(error)].exit_code
+    return REQUEST if isinstance(error, _WRONG_PATHS) else CONDITION

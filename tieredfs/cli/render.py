@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import enum
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,11 +33,13 @@ class ReaderLeftError(Exception):
 
 
 def plain(value: object) -> object:
-    """A tree of dataclasses, enums and codes as what JSON can say. Bytes are names: decoded as paths are."""
+    """A tree of dataclasses, named tuples, enums and codes as what JSON can say. Bytes are names: decoded as paths are."""
     if isinstance(value, Code):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
     if isinstance(value, enum.Enum):
         return value.name.lower()
     if isinstance(value, bytes):
@@ -54,7 +57,7 @@ def emit(value: object, *, as_json: bool, empty: str = "nothing to show") -> Non
     """Print a report: JSON, or tables, or the word for an empty one."""
     tree = plain(value)
     if as_json:
-        _write(json.dumps(tree, indent=2) + "\n")
+        _write(json.dumps(_sayable(tree), indent=2, allow_nan=False) + "\n")
         return
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False)
     with console.capture() as captured:
@@ -65,6 +68,15 @@ def emit(value: object, *, as_json: bool, empty: str = "nothing to show") -> Non
     _write(captured.get())
     if tree in ({}, [], None) or not isinstance(tree, dict | list):
         say(str(tree) if tree not in ({}, [], None) else empty)
+
+
+def _sayable(tree: object) -> object:
+    """JSON has no NaN and no infinity (the loss of a run that diverged): null, as in JavaScript and pandas."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    if isinstance(tree, dict):
+        return {key: _sayable(item) for key, item in tree.items()}
+    return [_sayable(item) for item in tree] if isinstance(tree, list) else tree
 
 
 def say(line: str) -> None:
