@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.cache.rigs import WIDE, Rig, in_threads, noise, opened, rig, volume_folder, wait_until
+from tests.cache.rigs import WIDE, LyingFiles, Rig, in_threads, noise, opened, rig, volume_folder, wait_until
 from tieredfs.cache.room import Room
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NoSpaceError, TieredError
@@ -449,3 +449,17 @@ def test_a_database_in_the_tier_is_a_database_afterwards() -> None:
         copy = sqlite3.connect(made.root / "out.db")
         assert copy.execute("SELECT count(*), sum(number) FROM rows").fetchone() == (50, 1225)
         copy.close()
+
+
+def test_a_disk_that_others_have_filled_is_told_from_one_full_of_ours() -> None:
+    files = LyingFiles()
+    files.free["/"] = 10 * MIB
+    room = Room("/tmp", GIB, files)
+    assert room.settle(0)
+    with pytest.raises(NoSpaceError, match=r"/tmp has 10\.0 MiB free, of which 256 MiB must stay free"):
+        room.wait_for_room(0.0)
+    assert room.waits == 1
+    files.free["/"] = GIB
+    assert room.settle(GIB)
+    with pytest.raises(NoSpaceError, match="full of data that the store did not take"):
+        room.wait_for_room(0.0)

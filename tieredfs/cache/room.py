@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from tieredfs.cache.local import LocalFile
+from tieredfs.config import format_size
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NoSpaceError
 from tieredfs.host import Files
@@ -101,6 +102,14 @@ class Room:
         with self._lock:
             self.waits += 1
             if not self._lock.wait_for(lambda: not self._full, timeout_s):
-                raise NoSpaceError(
-                    f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s"
-                )
+                raise NoSpaceError(self._why_full(timeout_s))
+
+    def _why_full(self, timeout_s: float) -> str:
+        """Ours, or what others have put there: then no drain ever makes room."""
+        free = self._files.free_bytes(self.path)
+        if not self._dirty and free < CACHE_FREE_RESERVE_BYTES:
+            return (
+                f"the file system of {self.path} has {format_size(free)} free, of which {format_size(CACHE_FREE_RESERVE_BYTES)} "
+                "must stay free, and nothing there waits for the store; make room there"
+            )
+        return f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s"
