@@ -190,6 +190,14 @@ def test_moving_keeps_the_inode_and_replaces_at_once(fs: TieredFileSystem) -> No
     assert fs.cat_file("kept/c") == b"c"
 
 
+def test_moving_onto_itself_needs_something_there(fs: TieredFileSystem) -> None:
+    fs.pipe("here", b"1")
+    fs.mv("here", "here")
+    assert fs.cat("here") == b"1"
+    with pytest.raises(FileNotFoundError):
+        fs.mv("gone", "gone")
+
+
 def test_a_copy_of_a_stored_file_writes_nothing(fs: TieredFileSystem) -> None:
     fs.pipe_file("big", os.urandom(6 * MIB))
     fs.volume.flush(60)

@@ -381,7 +381,9 @@ class TieredFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _rename(self, source: str, target: str) -> None:
         with as_python(source):
-            if source != target:
+            if source == target:
+                self.volume.stat(_encoded(source))  # onto itself: nothing to do, if it is there
+            else:
                 self.volume.rename(_encoded(source), _encoded(target))
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
