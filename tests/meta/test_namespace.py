@@ -63,6 +63,14 @@ def test_resolve(metadata: Metadata) -> None:
             metadata.resolve(path)
 
 
+def test_who_names_a_path_is_told_of_that_path(metadata: Metadata) -> None:
+    metadata.create(ROOT, b"dir", DIRECTORY)
+    for missing in (b"dir/no\xff/where", b"dir/nowhere", b"nowhere"):
+        with pytest.raises(errors.NotFoundError) as caught:
+            metadata.resolve(missing)
+        assert str(caught.value) == "there is no " + missing.decode("utf-8", "backslashreplace")
+
+
 def test_symlink_targets(metadata: Metadata) -> None:
     longest = b"t" * SYMLINK_BYTES_MAX
     shown = metadata.create(ROOT, b"l", symlink(longest))

@@ -98,7 +98,7 @@ def ahead(reader: Reader, parent: InodeId, name: bytes, count: int) -> tuple[lis
 
 
 def resolve(reader: Reader, path: bytes) -> InodeRecord:
-    """Empty parts and `.` are passed over, so that `/a//b/` is `/a/b`."""
+    """Empty parts and `.` are passed over, so that `/a//b/` is `/a/b`. Raises NotFoundError with the whole path."""
     if len(path) > PATH_BYTES_MAX:
         raise NameTooLongError(f"a path of {len(path)} bytes; {PATH_BYTES_MAX} are allowed")
     record = inodes.read(reader, ROOT)
@@ -106,7 +106,10 @@ def resolve(reader: Reader, path: bytes) -> InodeRecord:
         if part in {b"", b"."}:
             continue
         check_name(part)
-        record = lookup(reader, InodeId(record.inode), part)
+        try:
+            record = lookup(reader, InodeId(record.inode), part)
+        except NotFoundError as error:  # for people: they named a path
+            raise NotFoundError(f"there is no {path.decode('utf-8', 'backslashreplace')}") from error
     return record
 
 
