@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tieredfs import errors
+from tieredfs.limits import DEAD_BLOCK_GRACE_S
 
 OK: Final = 0
 PROBLEMS_FOUND: Final = 1
@@ -51,7 +52,9 @@ OUTCOME_OF: Final[dict[type[errors.TieredError], Outcome]] = {
     errors.MountPointError: Outcome(REQUEST, "name an empty directory; `tieredfs umount` takes a stale mount away"),
     errors.UnstorableError: Outcome(REQUEST, "leave it out, or turn it into tensors, numbers, strings and bytes"),
     errors.StateMismatchError: Outcome(REQUEST, "load with strict=False to take what fits"),
-    errors.NoSpaceError: Outcome(CONDITION, "delete files and `tieredfs gc`, or `tieredfs disk add`"),
+    errors.NoSpaceError: Outcome(
+        CONDITION, f"delete files and {DEAD_BLOCK_GRACE_S / 60:.0f} minutes later `tieredfs gc`, or `tieredfs disk add`"
+    ),
     errors.BusyError: Outcome(CONDITION, "close what uses it and try again"),
     errors.ConflictError: Outcome(CONDITION, "nothing was changed; try again"),
     errors.UnavailableError: Outcome(CONDITION, "`tieredfs status` shows what is away"),
