@@ -12,6 +12,7 @@ from tests.serving.rig import numbers
 from tieredfs.errors import ConfigurationError, StateMismatchError, TieredError, domain_errors
 from tieredfs_client.dataset import failures, ranks, state, turns
 from tieredfs_gateway.datasets import errors, frames, tokens, transforms, wire
+from tieredfs_gateway.datasets.contract import NumberedBatch
 from tieredfs_gateway.datasets.frames import Codec
 
 SECRET = b"0123456789abcdef0123"
@@ -210,13 +211,16 @@ def test_frames_of_any_codec_make_one_stream_with_a_dictionary_per_batch() -> No
     assert [rows.to_pydict() for rows in found] == [rows.to_pydict() for rows, _ in sent]
 
 
-def test_a_stream_of_one_batch_fits_exactly_into_its_length() -> None:
-    for rows in (numbers(1000).combine_chunks().to_batches()[0], numbers(0).schema.empty_table().to_batches() or []):
-        if isinstance(rows, list):
-            continue
-        target = bytearray(frames.stream_bytes(rows))
-        frames.write_stream(rows, memoryview(target))
-        assert frames.read_stream(target).equals(rows)
+def test_a_stream_fits_exactly_into_its_length_and_is_cut_into_what_it_was_made_of() -> None:
+    whole = numbers(1000).combine_chunks().to_batches()[0]
+    batches = [NumberedBatch(at // 300, whole.slice(at, 300), whole, at) for at in (0, 300, 600)]
+    batches.append(NumberedBatch(3, whole.slice(0, 0)))
+    rows = frames.joined(batches)
+    assert len(rows) == 1, "neighbours are written as one"
+    target = bytearray(frames.stream_bytes(rows))
+    frames.write_stream(rows, memoryview(target))
+    found = frames.cut(target, [batch.rows.num_rows for batch in batches])
+    assert [each.to_pydict() for each in found] == [batch.rows.to_pydict() for batch in batches]
 
 
 def test_the_slower_the_link_the_harder_it_is_worth_to_compress() -> None:
