@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from tests.dcp.test_one_process import assert_same, state
 from tieredfs.cli import main
-from tieredfs.errors import CorruptError, UnstorableError
+from tieredfs.errors import ConfigurationError, UnstorableError
 from tieredfs_client.checkpoint import CheckpointManager
 from tieredfs_client.checkpoint.exchange import read_foreign
 from tieredfs_client.dcp.foreign import read_metadata
@@ -84,10 +84,10 @@ def test_damage_is_named(directory: Path) -> None:
     (data,) = directory.glob("*.distcp")
     whole = data.read_bytes()
     data.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CorruptError, match="shorter"):
+    with pytest.raises(ConfigurationError, match="shorter"):
         read_foreign(str(directory))
     data.unlink()
-    with pytest.raises(CorruptError, match=r"__0_0\.distcp is missing"):
+    with pytest.raises(ConfigurationError, match=r"__0_0\.distcp is missing"):
         read_foreign(str(directory))
 
 
@@ -96,7 +96,7 @@ def test_broken_metadata_is_corrupt(directory: Path) -> None:
     good = path.read_bytes()
     for broken in (b"", b"\x80\x04.", good[:-30], pickle.dumps({"a": 1})):
         path.write_bytes(broken)
-        with pytest.raises(CorruptError):
+        with pytest.raises(ConfigurationError):
             read_foreign(str(directory))
 
 
@@ -106,7 +106,7 @@ def test_names_above_the_directory_and_missing_chunks(directory: Path) -> None:
     for place in metadata.storage_data.values():
         place.relative_path = "../" + place.relative_path
     Path(path).write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CorruptError, match="no name of a data file"):
+    with pytest.raises(ConfigurationError, match="no name of a data file"):
         read_foreign(str(directory))
     metadata = read_metadata(path)
     for place in metadata.storage_data.values():
@@ -114,9 +114,9 @@ def test_names_above_the_directory_and_missing_chunks(directory: Path) -> None:
     big = metadata.state_dict_metadata["model.big"]
     big.size = torch.Size([big.size[0] + 1, *big.size[1:]])
     Path(path).write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CorruptError, match=r"model\.big: 8 elements"):
+    with pytest.raises(ConfigurationError, match=r"model\.big: 8 elements"):
         read_foreign(str(directory))
     big.chunks = [ChunkStorageMetadata(torch.Size([1, 0]), torch.Size([1, 8]))]
     Path(path).write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CorruptError, match=r"model\.big"):
+    with pytest.raises(ConfigurationError, match=r"model\.big"):
         read_foreign(str(directory))

@@ -28,6 +28,7 @@ from tieredfs_gateway.datasets.reader import open_reader
 FILES = 32
 ROWS = 256 * KIB // 8
 EPOCHS = 3
+MEMORY_BYTES = 1 << 20
 
 
 class CountingBlocks:
@@ -92,7 +93,7 @@ def read_epochs(url: str, path: Path, folder: str, *, announce: bool) -> int:
     with tier_of(url, path, sum(sizes) // 4) as (volume, counting):
         order = OrderSpec(4096, Shuffle.SHARDS, seed=5)
         spec = DatasetSpec(folder)
-        with open_reader(volume, spec, order, memory_bytes=1 << 20, threads=2, announce=announce) as reader:
+        with open_reader(volume, spec, order, memory_bytes=MEMORY_BYTES, threads=2, announce=announce) as reader:
             counting.read_bytes = 0  # looking into the files has read the end of each
             for epoch in range(EPOCHS):
                 counts = np.zeros(FILES, np.int64)
@@ -147,7 +148,8 @@ def test_files_of_one_split_leave_the_store_as_often_as_they_must(url: str, tmp_
     with FileSystem.at(url, purpose="test") as plain:
         sizes = sizes_of(plain, "whole")
     read = read_epochs(url, tmp_path / "ssd", "whole", announce=True)
-    assert least_bytes(sizes) <= 1.001 * read
+    kept_decoded = (EPOCHS - 1) * MEMORY_BYTES  # by the reader, if what it read last comes first in the next epoch
+    assert least_bytes(sizes) - kept_decoded <= 1.001 * read
     assert read <= 1.1 * least_bytes(sizes)
     assert read < 0.95 * lru_bytes(visits(1), sizes)
 

@@ -18,7 +18,8 @@ from tieredfs_client.checkpoint.layout import PIECE_BYTES
 
 READ_BYTES_MAX: Final = 4 << 20
 """Longest single read straight into a target. Threads that take reads of one piece in the order of the file are one stream to
-the disk: from cold 2.06 GB/s by two of them, 1.70 by four with 32 MiB each (one `readinto`: 2.22)."""
+the disk: from cold 1.76 and 2.06 GB/s in two runs by two of them, 1.60 and 1.70 by four with 32 MiB each (one `readinto`: 2.14
+and 2.22)."""
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------

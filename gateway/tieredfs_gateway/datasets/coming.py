@@ -19,6 +19,10 @@ from tieredfs_gateway.datasets.versions import PinnedFile
 
 GLANCE_BYTES: Final = 64 << 10
 """What looking into a file reads, where that is less than the file."""
+FIRST_USES: Final = 64
+"""Visits that a reader announces before its first batch, which would wait 25 ms for 2,000 of them..."""
+FIRST_DONE: Final = 8
+"""...and how many of them are over when it announces as many as there is room for."""
 
 
 class Schedule:
@@ -32,6 +36,9 @@ class Schedule:
         """Visits since they were announced last..."""
         self._before = 0
         """...and before that."""
+        self._enough = USES_MAX // 2
+        """Visits until more are announced."""
+        self._has_begun = False
 
     def glance(self, files: Sequence[PinnedFile]) -> None:
         """Those files will be looked into, at their ends: nothing that is worth fetching a file for."""
@@ -39,20 +46,22 @@ class Schedule:
 
     def begin(self, dataset: Dataset, splits: Callable[[], Iterable[int]]) -> None:
         """Those splits will be read, in that order."""
-        self._announce(lambda: _uses(dataset, splits()))
+        self._announce(lambda: _uses(dataset, splits()), is_first=not self._has_begun)
+        self._has_begun = True
 
-    def _announce(self, visits: Callable[[], Iterable[Use]]) -> None:
+    def _announce(self, visits: Callable[[], Iterable[Use]], *, is_first: bool = False) -> None:
         with self._lock:
             self._visits, self._done, self._before = visits, 0, 0
-            self._expectation.replace(visits())
+            self._enough = FIRST_DONE if is_first else USES_MAX // 2
+            self._expectation.replace(islice(visits(), FIRST_USES) if is_first else visits())
 
     def visited(self, file: PinnedFile) -> None:
         """A visit is over."""
         self._expectation.used(file.attributes.inode)
         with self._lock:
             self._done += 1
-            if self._done >= USES_MAX // 2:
-                self._before, self._done = self._before + self._done, 0
+            if self._done >= self._enough:
+                self._before, self._done, self._enough = self._before + self._done, 0, USES_MAX // 2
                 self._expectation.replace(islice(self._visits(), self._before, None))
 
     def close(self) -> None:
