@@ -168,13 +168,13 @@ def test_import_of_what_is_not_there_or_would_run_code(ckpt: Callable[..., Ran],
 
 
 def test_import_of_torch_files_of_before_the_archives(ckpt: Callable[..., Ran], tmp_path: Path, url: str) -> None:
-    state = {"x": torch.rand(50), "step": 7}
-    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    x = torch.rand(50)
+    torch.save({"x": x, "step": 7}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert ckpt("import", 7, tmp_path / "old.pt").code == OK
     with CheckpointManager(url, RUN) as manager:
         loaded = manager.load(7)
     assert loaded["step"] == 7
-    assert torch.equal(loaded["x"], state["x"])
+    assert torch.equal(loaded["x"], x)
 
 
 @pytest.mark.usefixtures("saved")

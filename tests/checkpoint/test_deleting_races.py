@@ -107,6 +107,15 @@ def test_a_deletion_that_somebody_swept_is_done(volume: FileSystem) -> None:
 
 
 @pytest.mark.usefixtures("steps")
+def test_a_tag_that_is_taken_away_while_tags_are_read_is_none(volume: FileSystem) -> None:
+    catalog_of(volume).set_tag("good", 1)
+    between = Interleaved(volume)
+    between.before["open"] = lambda *_: catalog_of(volume).remove_tag("good")
+    assert catalog_of(between).tags() == {}
+    assert between.before == {}
+
+
+@pytest.mark.usefixtures("steps")
 def test_a_new_tag_is_no_number(volume: FileSystem) -> None:
     with pytest.raises(InvalidRequestError, match="taken for a step"):
         catalog_of(volume).set_tag("5", 1)

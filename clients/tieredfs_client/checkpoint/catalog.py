@@ -162,9 +162,10 @@ class Catalog:
         """Also tags of checkpoints that are gone."""
         found = {}
         for name, _ in self.listed(self.paths.tags):
-            target = parse_checkpoint(self._tag_target(name.decode("ascii", "replace")).encode())
-            if target is not None:
-                found[name.decode("ascii", "replace")] = target
+            with contextlib.suppress(NotFoundError):  # taken away since it was listed
+                target = parse_checkpoint(self._tag_target(name.decode("ascii", "replace")).encode())
+                if target is not None:
+                    found[name.decode("ascii", "replace")] = target
         return found
 
     def _tag_target(self, tag: str) -> str:
