@@ -31,7 +31,7 @@ from tieredfs.host import Host, LocalFiles, SystemClock
 from tieredfs.host.files import Buffer
 from tieredfs.volume import FileSystem
 from tieredfs.volume.contract import Writing
-from tieredfs_client.checkpoint import CheckpointManager, KeepBest, Shard, hostfiles
+from tieredfs_client.checkpoint import CheckpointManager, KeepBest, PerRank, Shard, assemble, hostfiles
 from tieredfs_client.checkpoint.hostfiles import HostFiles
 from tieredfs_client.checkpoint.layout import PIECE_BYTES
 from tieredfs_client.checkpoint.write import PartWriter
@@ -237,6 +237,30 @@ def test_a_missing_file_and_a_short_one(manager: CheckpointManager, volume: File
     assert manager.checkpoints()[0].durability == "incomplete"
 
 
+@pytest.fixture
+def incomplete_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves as they were before what ranks leave out was an error."""
+    monkeypatch.setattr(assemble, "_complete", lambda _, shards: tuple(shards))
+
+
+def test_a_tensor_of_which_ranks_leave_something_out_is_not_saved(volume: FileSystem) -> None:
+    with CheckpointManager(volume, RUN, keep_last=1) as manager:
+        manager.save(1, {"t": torch.zeros(6, 3)})
+    for pieces in ([(0, 4), (5, 6)], [(2, 6)], [(0, 4), (2, 5)]):
+        shards = {rank: Shard(torch.ones(end - at, 3), (6, 3), (at, 0)) for rank, (at, end) in enumerate(pieces)}
+        with CheckpointManager(
+            volume, RUN, ranks=list(shards), world_size=len(shards), job="x", keep_last=1
+        ) as manager:
+            with pytest.raises(UnstorableError, match=r"t: the shards of all ranks have 1[25] of the 18 elements"):
+                manager.save(2, PerRank({rank: {"t": shard} for rank, shard in shards.items()}))
+            assert [found.step for found in manager.checkpoints()] == [1]
+    with CheckpointManager(volume, RUN) as manager:
+        whole, none = Shard(torch.ones(6, 3), (6, 3), (0, 0)), Shard(torch.ones(0, 3), (0, 3), (0, 0))
+        manager.save(2, {"t": whole, "none": none})
+        assert manager.load()["t"].sum() == 18
+
+
+@pytest.mark.usefixtures("incomplete_saves")
 def test_a_missing_shard_is_not_zeros(manager: CheckpointManager) -> None:
     manager.save(1, {"t": Shard(torch.ones(4, 3), (6, 3), (2, 0))})
     with pytest.raises(CorruptError, match="t: 6 elements of it are in no shard"):

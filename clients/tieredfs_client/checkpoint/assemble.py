@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tieredfs.errors import CorruptError
+from tieredfs.errors import CorruptError, UnstorableError
 from tieredfs_client.checkpoint.layout import Blob, Manifest, RankRecord, StoredFile, StoredShard, StoredTensor
+from tieredfs_client.checkpoint.plan import covered, volume
 from tieredfs_client.checkpoint.shares import Described, Share, StoredPart, Whole
 from tieredfs_client.checkpoint.tree import renumbered
 
@@ -29,7 +30,8 @@ class About:
 
 
 def assemble(about: About, extra: Extra, shares: Sequence[Share], parts: Sequence[StoredPart]) -> Manifest:
-    """`shares[rank]`. Raises CorruptError where a tensor that a rank has was stored by nobody."""
+    """`shares[rank]`. Raises CorruptError where a tensor that a rank has was stored by nobody, UnstorableError where the shards
+    of a tensor do not make it up."""
     files: list[StoredFile] = []
     blobs: list[Blob] = []
     tensors = _Tensors()
@@ -93,6 +95,17 @@ class _Tensors:
         return number
 
     def finished(self) -> tuple[StoredTensor, ...]:
-        return tuple(
-            StoredTensor(*one.whole, tuple(shards)) for one, shards in zip(self._first, self._shards, strict=True)
-        )
+        found = zip(self._first, self._shards, strict=True)
+        return tuple(StoredTensor(*one.whole, _complete(one.whole, shards)) for one, shards in found)
+
+
+def _complete(whole: Whole, shards: Sequence[StoredShard]) -> tuple[StoredShard, ...]:
+    """A checkpoint with a tensor that no load can fill must not take the place of one that is whole."""
+    if whole.sharded:
+        expected, there = volume(whole.global_shape), covered([(shard.offsets, shard.shape) for shard in shards])
+        if there != expected:
+            raise UnstorableError(
+                f"{whole.key}: the shards of all ranks have {there} of the {expected} elements of shape {whole.global_shape}, "
+                f"{whole.dtype}; do ranks disagree about its shape or type, or hold no part of it?"
+            )
+    return tuple(shards)
