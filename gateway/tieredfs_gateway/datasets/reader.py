@@ -193,6 +193,9 @@ class DatasetReader:
         self._counts = Counts(dataset, threads.map)
         self._shares = shares(room.memory_bytes, order.shuffle, dataset)
         self._segments: Shelf[Segment] = Shelf(self._shares.segments, lambda segment: segment.size_bytes)
+        by_splits = order.shuffle in (Shuffle.NONE, Shuffle.SHARDS)
+        self._fits = by_splits and dataset.about_total_bytes() <= self._shares.segments
+        """Segments are the same in every epoch, and there is room for all."""
         self._splits = SplitShelf(dataset, self._shares.splits)
         self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
@@ -289,6 +292,7 @@ class DatasetReader:
             epoch = self._epochs.get(number)
             if epoch is not None and not epoch.plan.failed:
                 epoch.users += 1
+                self._keep_what_is_read_again()
                 return epoch
         made = _Epoch(self._planned(number))
         with self._lock:
@@ -296,7 +300,14 @@ class DatasetReader:
             if epoch is None or epoch.plan.failed:
                 epoch = self._epochs[number] = made
             epoch.users += 1
+            self._keep_what_is_read_again()
             return epoch
+
+    def _keep_what_is_read_again(self) -> None:
+        """Under the lock. What one iterator alone has read is of use to nobody, unless the next epoch finds all of it there; and
+        what is decoded next goes into its memory, which is warm: in memory that was never touched a scan takes a quarter longer."""
+        several = sum(epoch.users for epoch in self._epochs.values()) > 1
+        self._segments.keep_idle(self._shares.segments if several or self._fits else 0)
 
     def _announce(self, number: int, epoch: _Epoch, row: int) -> None:
         """What will be read from that row on, and in the epoch after. The first iterator of an epoch speaks for the others."""
@@ -314,6 +325,7 @@ class DatasetReader:
     def _leave(self, number: int, epoch: _Epoch) -> None:
         with self._lock:
             epoch.users -= 1
+            self._keep_what_is_read_again()
             if epoch.users:
                 return
             if self._epochs.get(number) is epoch:

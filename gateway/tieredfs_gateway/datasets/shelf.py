@@ -2,7 +2,8 @@
 
 `borrow` puts a thing on the shelf, unmade, and returns a loan. Whoever first calls `fill` or `value` of a loan makes it: a thread
 of the pool that reads ahead, or the consumer itself when it comes first; so nobody waits for a queue, and threads that wait are
-waiting for one that works. Things on loan stay; others stay as long as there is room, the least recently used goes first.
+waiting for one that works. Things on loan stay; others stay as long as there is room for idle things, the least recently used goes
+first.
 Reading ahead takes room or is refused; what a consumer needs now is never refused, so a thing larger than the shelf passes alone.
 """
 
@@ -63,7 +64,7 @@ class Shelf(Generic[V]):
     """Safe from any thread."""
 
     def __init__(self, limit_bytes: int, size: Callable[[V], int]) -> None:
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = self._idle_limit_bytes = limit_bytes
         self._size = size
         self._lock = threading.Lock()
         self._things: dict[Hashable, _Thing[V]] = {}
@@ -73,6 +74,12 @@ class Shelf(Generic[V]):
         self._estimated = self._actual = 1
         self.made = 0
         self.shared = 0
+
+    def keep_idle(self, limit_bytes: int) -> None:
+        """From now on at most so much of what is made and not on loan, even where there is room for more."""
+        with self._lock:
+            self._idle_limit_bytes = limit_bytes
+            self._make_room()
 
     def borrow(self, key: Hashable, make: Callable[[], V], estimate: int) -> Loan[V]:
         """What a consumer needs now."""
@@ -149,7 +156,7 @@ class Shelf(Generic[V]):
             self._forget(thing)
 
     def _make_room(self) -> None:
-        while self._idle and self._bytes > self._limit_bytes:
+        while self._idle and (self._bytes > self._limit_bytes or self._idle_bytes > self._idle_limit_bytes):
             _, thing = self._idle.popitem(last=False)
             self._idle_bytes -= thing.size_bytes
             self._forget(thing)
