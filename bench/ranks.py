@@ -266,7 +266,9 @@ def save_rows(fleet: Fleet, counts: Sequence[int], repeats: int, say: Callable[[
 
         def measure(ranks: int, size: int, kept: list[Outcome]) -> Callable[[], float]:
             def run() -> float:
-                machine.warm_memory(ranks * size * 5 // 4)  # or the page cache is filled with pages that the host must find first
+                machine.warm_memory(
+                    ranks * size * 5 // 4
+                )  # or the page cache is filled with pages that the host must find first
                 kept.append(fleet.save(ranks, size))
                 return ranks * size / kept[-1].seconds / GB
 
