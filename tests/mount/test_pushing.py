@@ -9,7 +9,9 @@ import pytest
 from tests.mount import volumes
 from tieredfs.fuse.control import ControlClient
 from tieredfs.limits import ATTRIBUTE_TIMEOUT_S, ENTRY_TIMEOUT_S
+from tieredfs.model import Attributes
 from tieredfs.volume import FileSystem
+from tieredfs.volume.contract import Naming
 
 PUSHED_WITHIN_S = 10.0
 """Far less than what the kernel keeps by itself, and far more than a push takes on a busy machine."""
@@ -126,6 +128,26 @@ def test_what_a_process_without_a_mount_changes_is_seen(pair: Pair) -> None:
     with FileSystem.at(pair.lab.url, purpose="test") as system:
         system.remove(b"by-path")
         eventually(lambda: not (pair.here / "by-path").exists())
+
+
+def test_what_is_uploaded_among_others_is_seen(pair: Pair) -> None:
+    """Small files that get inode and name in one transaction, as those of S3: new names, and one in place of another."""
+    stored(pair, "uploaded", b"old")
+    assert not (pair.here / "never-there").exists()
+    os.link(pair.there / "uploaded", pair.there / "other-name")  # so the inode stays, and nothing but the name changes
+    eventually(lambda: os.stat(pair.here / "uploaded").st_nlink == 2)
+    with FileSystem.at(pair.lab.url, purpose="test") as system:
+        group = []
+        for name in (b"uploaded", b"never-there"):
+            writing = system.create_grouped()
+            os.write(writing.descriptor, b"newer")
+            group.append((writing, Naming(name)))
+        outcomes = system.commit_group(group)
+        assert isinstance(outcomes[0], Attributes)
+        inode = outcomes[0].inode
+        eventually(lambda: os.stat(pair.here / "uploaded").st_ino == inode)
+        eventually(lambda: os.stat(pair.here / "other-name").st_nlink == 1)
+        eventually((pair.here / "never-there").exists)
 
 
 def test_a_mapping_that_is_written_to_shows_its_time_within_a_moment(pair: Pair) -> None:

@@ -172,13 +172,13 @@ class Metadata:
 
     def create_placed(
         self, several: Sequence[placing.Wanted], creation: Creation, holder: SessionId
-    ) -> list[tuple[Attributes, Removed | None] | Exception]:
+    ) -> list[tuple[Attributes, Removed | None] | TieredError]:
         """`create_unnamed`, `publish` and `place` in one, of several files in one transaction: for contents that are whole in the
         cache `staged_in`, under version 1 of inodes of `new_inode_id`. Of each, what came of it, or what `place` would raise."""
         self._check_cache(creation.staged_in)
         now_ns = self._clock.wall_ns()
-        made = self._engine.write(lambda writer: placing.create_placed(writer, several, creation, holder, now_ns))
-        return [found if isinstance(found, Exception) else (found[0].attributes(), found[1]) for found in made]
+        made = self._write(lambda writer: placing.create_placed(writer, several, creation, holder, now_ns))
+        return [found if isinstance(found, TieredError) else (found[0].attributes(), found[1]) for found in made]
 
     def link(self, inode: InodeId, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Attributes:
         """Raises NotPermittedError for a directory, TooManyLinksError, AlreadyExistsError."""

@@ -10,7 +10,14 @@ its process dies before, the local file is one that no metadata names, and recov
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tieredfs.errors import AlreadyExistsError, ConflictError, IsDirectoryError, NotDirectoryError, NotFoundError
+from tieredfs.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    IsDirectoryError,
+    NotDirectoryError,
+    NotFoundError,
+    TieredError,
+)
 from tieredfs.format import keys, records
 from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Writer
@@ -77,15 +84,15 @@ Placed = tuple[InodeRecord, Removed | None]
 
 def create_placed(
     writer: Writer, several: Sequence[Wanted], creation: Creation, holder: SessionId, now_ns: int
-) -> list[Placed | Exception]:
+) -> list[Placed | TieredError]:
     """Several in one transaction, one after another. What is refused was refused before it changed anything, so it is out of it
-    by itself. `Metadata.create_placed` explains the rest."""
-    outcomes: list[Placed | Exception] = []
+    by itself; any other error ends the transaction. `Metadata.create_placed` explains the rest."""
+    outcomes: list[Placed | TieredError] = []
     for wanted in several:
         try:
             directory, root = _directory(writer, wanted.placement), inodes.read(writer, ROOT)
             before = _check(writer, wanted.placement, wanted.condition)
-        except Exception as error:  # noqa: BLE001 - whatever its condition raises; told to whoever asked for it
+        except TieredError as error:
             outcomes.append(error)
             continue
         outcomes.append(

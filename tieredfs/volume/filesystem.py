@@ -488,7 +488,7 @@ class FileSystem(UnnamedOwner):
 
     def _create_placed(
         self, group: Sequence[tuple[Unnamed, Wanted]]
-    ) -> list[tuple[Attributes, Removed | None] | Exception]:
+    ) -> list[tuple[Attributes, Removed | None] | TieredError]:
         if not group:
             return []
         wanted = [each for _, each in group]
