@@ -53,6 +53,7 @@ from tieredfs.model import Block, Extent, InodeId, StoredContent
 _log: Final = logging.getLogger("tieredfs.cache.drain")
 _TICK_S: Final = 0.25
 _RETRY_S: Final = 2.0
+_SHORT_PAUSE_S: Final = 0.005
 _CONFLICT_RETRY_S: Final = 0.5
 """A disk was removed while a block was being written to it; this process hears of it with its next heartbeat."""
 _MAPPED_RETRY_S: Final = 0.05
@@ -131,6 +132,7 @@ class Drainer:
         deadline_s = clock.monotonic_s() + timeout_s
         conflicts_until_s = clock.monotonic_s() + min(timeout_s, 3 * SESSION_HEARTBEAT_S)
         while file.dirty and not file.deleted:
+            pause_s = _SHORT_PAUSE_S
             with self._one_at_a_time:
                 if self._is_stored_as_it_is(file):
                     return
@@ -141,10 +143,10 @@ class Drainer:
                 except ConflictError:
                     if clock.monotonic_s() > conflicts_until_s:
                         raise
-                    clock.sleep(_CONFLICT_RETRY_S)
+                    pause_s = _CONFLICT_RETRY_S
             if clock.monotonic_s() > deadline_s:
                 raise DeadlineError(f"the file was not stored within {timeout_s:.0f} s")
-            clock.sleep(0.005)
+            clock.sleep(pause_s)
 
     # ---- the planner ------------------------------------------------------------------------------------------------
 

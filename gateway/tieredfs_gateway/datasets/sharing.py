@@ -115,8 +115,6 @@ class Lane:
                 raise self._failure
             return None
 
-    # ---- the thread that makes batches ---------------------------------------------------------------------------------
-
     def advance(self, follower: "Follower", next_index: int) -> None:
         """It has more than it took one by one."""
         with self._changed:

@@ -228,8 +228,7 @@ class Store:
         """Give the file its key, whole and durable, or raise and change nothing. `more`: attributes that it gets besides.
 
         Raises S3Error PreconditionFailed."""
-        extra = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl, **(more or {})}
-        xattrs = {name: value for name, value in extra.items() if value is not None}
+        xattrs = _attributes(tags, acl, more or {})
         for _ in range(_RACES_MAX):
             try:
                 with self._locked(bucket, key):
@@ -257,9 +256,7 @@ class Store:
         conditions.check_write(asked, seen.record.etag if seen else None)
         if parse_state(found_bucket[1][-1]) is not Versioning.NEVER:
             return None
-        extra = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl}
-        xattrs = {name: value for name, value in extra.items() if value is not None}
-        xattrs = {record.ATTRIBUTE: record.encode(described), **xattrs}
+        xattrs = _attributes(tags, acl, {record.ATTRIBUTE: record.encode(described)})
         return _naming(bucket, key, seen, shown, xattrs, strict=asked.any())
 
     def _commit_here(
@@ -479,6 +476,12 @@ class Store:
             self.volume.remove(path, is_directory)
         except DirectoryNotEmptyError as error:
             raise S3Error("BucketNotEmpty") from error
+
+
+def _attributes(tags: bytes | None, acl: bytes | None, more: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Of the file of an object."""
+    given = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl}
+    return {name: value for name, value in given.items() if value is not None} | dict(more)
 
 
 def _naming(
