@@ -1,8 +1,11 @@
 """What broken and hostile clients send to the dataset gateway: each is told, and it serves on."""
 
 import asyncio
+import contextlib
 import json
+import os
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -11,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from tests.serving.rig import SOURCE, WAIT_S, Gateway
 from tieredfs_gateway.datasets.app import BODY_BYTES_MAX, bounded
+from tieredfs_gateway.datasets.local_socket import LOANS_MAX, socket_address
 
 
 def code_of(answer: httpx.Response) -> str:
@@ -90,3 +94,28 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     with pytest.raises(HTTPException) as caught:
         asyncio.run(asyncio.wait_for(read(), WAIT_S))
     assert caught.value.status_code == 408
+
+
+def test_a_trainer_that_always_says_that_it_waits_has_no_more_than_so_many_slabs(served: Gateway) -> None:
+    """It takes everything and gives nothing back: that ends somewhere, and with it."""
+    asked = {"source": SOURCE, "batch_size": 1}
+    opened = httpx.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S).json()
+    name, taken = opened["local"]["socket"], 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as trainer:
+        trainer.connect(socket_address(name))
+        trainer.settimeout(2)
+        read = {"session": opened["session"], "token": None, "epoch": 0, "batch": 0, "stride": 1}
+        trainer.send(json.dumps({"read": read, "loans": 2}).encode())
+        with contextlib.suppress(TimeoutError):
+            while True:
+                trainer.send(b'{"done": [], "waits": true}')
+                packet, descriptors, _, _ = socket.recv_fds(trainer, 64 * 1024, 1)
+                assert "slab" in json.loads(packet)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                taken += 1
+        assert taken == LOANS_MAX
+    deadline_s = time.monotonic() + WAIT_S
+    while served.metric("slabs_held") and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert served.metric("slabs_held") == 0

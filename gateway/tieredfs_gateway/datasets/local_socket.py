@@ -49,6 +49,7 @@ from tieredfs_gateway.datasets.slabs import Slab, SlabPool
 CONNECTIONS_MAX: Final = 256
 PACKET_BYTES_MAX: Final = 64 * 1024
 LOANS_MAX: Final = 64
+"""Of a trainer that always says that it waits."""
 LOAN_SHARE: Final = 4
 """A trainer has a quarter of the shared memory on loan at most, and two slabs at least."""
 ROOM_POLL_S: Final = 0.02
@@ -335,9 +336,9 @@ class _Peer:
             self._obey(message)
 
     def _is_full(self) -> bool:
-        if self._waits:
-            return False
         count = sum(loans for _, loans in self._loans.values())
+        if self._waits:  # it has copied all it keeps beyond its loans, unless it lies
+            return count >= LOANS_MAX
         held_bytes = sum(slab.capacity_bytes for slab, _ in self._loans.values())
         return count >= self._loans_max or (count >= 2 and held_bytes * LOAN_SHARE >= self._slabs.limit_bytes)
 
