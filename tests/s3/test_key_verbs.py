@@ -1,13 +1,18 @@
 """`tieredfs s3-key`: keys are made, listed without their secrets, and refused once they are removed."""
 
 import json
+import shutil
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from tests.s3.endpoint import WAIT_S, Endpoint, command
+from tieredfs.config import parse_code
+from tieredfs.model import Durability
+from tieredfs.volume import format_volume
 from tieredfs_gateway.s3.keystore import AccessKey, Scope
 
 
@@ -53,3 +58,19 @@ def test_scopes_that_make_no_sense_are_refused(served: Endpoint) -> None:
     refused = run(served, "add", served.meta_url, "--bucket", "Not A Bucket")
     assert refused.returncode == 2
     assert "no bucket name" in refused.stderr
+
+
+def test_a_key_is_shown_when_too_few_disks_are_left_to_store_it(tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/volume.db"
+    disks = [f"disk://{tmp_path}/d{number}" for number in range(3)]
+    format_volume(url, disks, code=parse_code("rs:2+1"), durability=Durability.SSD, name="test")
+    for number in (0, 1):
+        shutil.rmtree(tmp_path / f"d{number}")
+    line, environment = command(tmp_path / "entry-points", "s3-key", "add", url, "--json")
+    added = subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
+    assert added.returncode == 0, added.stderr
+    assert "on the SSD only" in added.stderr
+    made = json.loads(added.stdout)
+    line, environment = command(tmp_path / "entry-points", "s3-key", "list", url, "--json")
+    listed = subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
+    assert [key["access_key_id"] for key in json.loads(listed.stdout)] == [made["access_key_id"]], listed.stderr

@@ -10,9 +10,9 @@ from tieredfs.cli.render import emit, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, new_verbs
 from tieredfs.config import parse_meta_url
 from tieredfs.config.sizes import parse_positive_size
-from tieredfs.errors import ConfigurationError
+from tieredfs.errors import ConfigurationError, DeadlineError
 
-FLUSH_WAIT_S = 60.0
+FLUSH_WAIT_S = 10.0
 PURPOSE = "s3-key"
 WORKERS_DEFAULT_MAX = 8
 
@@ -86,8 +86,11 @@ def add_key(
         clock = volume.volume.host.clock
         made = make_key(scope, clock.wall_ns())
         Keystore(volume, clock).add(made)
-        volume.flush(FLUSH_WAIT_S)
-    emit(made, as_json=as_json)
+        emit(made, as_json=as_json)  # at once: it is in force, and nobody will see its secret again
+        try:
+            volume.flush(FLUSH_WAIT_S)
+        except DeadlineError as error:
+            typer.echo(f"tieredfs: the key works; it is on the SSD only, until the store takes it: {error}", err=True)
 
 
 @key_verbs.command("list")
