@@ -78,6 +78,12 @@ class FakeCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class FakeLoaded:
+    dump: str
+    away: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
 class FakeMounted:
     driver: str
     reason: str
@@ -136,6 +142,15 @@ class FakeVolume:
         self.backend.record("set_config", name, code, durability, block_bytes)
         return self.config
 
+    def dump_to_file(self, path: str, progress: Progress) -> object:
+        progress(1, 0, "records")
+        self.backend.record("dump_to_file", path)
+        return FakeReport(1, 0)
+
+    def dump_to_disks(self, progress: Progress) -> object:
+        self.backend.record("dump_to_disks")
+        return FakeReport(3, 0)
+
     def staged(self) -> FakeStaged:
         return self.backend.staged
 
@@ -151,6 +166,7 @@ class FakeBackend:
     staged: FakeStaged = FakeStaged(0, 0)
     findings: tuple[FakeFinding, ...] = ()
     open_files: int = 0
+    away: dict[int, str] = field(default_factory=dict)
 
     def record(self, name: str, *details: object) -> None:
         self.calls.append((name, *details))
@@ -182,6 +198,11 @@ class FakeBackend:
     def drain_volume(self, meta_url: str, progress: Progress) -> None:
         self.record("drain_volume", meta_url)
         self.staged = FakeStaged(0, 0)
+
+    def load_volume(self, meta_url: str, sources: Sequence[str], progress: Progress) -> FakeLoaded:
+        self.record("load", meta_url, list(sources))
+        progress(1, 0, "records")
+        return FakeLoaded("/data/d0/metadata/1.dump", self.away)
 
     def mount_volume(self, request: MountRequest) -> FakeMounted:
         self.record("mount", request)

@@ -110,6 +110,26 @@ def test_status_of_a_mount(backend: FakeBackend, run: Run) -> None:
     assert run("status", "/mnt/a", "--json").data == {"staged_bytes": 7}
 
 
+def test_dump(backend: FakeBackend, run: Run) -> None:
+    assert run("dump", META_URL, "/backup/v.dump", "--json").code == 0
+    assert run("dump", META_URL).code == 0
+    assert [call for call in backend.calls if call[0].startswith("dump")] == [  # type: ignore[attr-defined]
+        ("dump_to_file", "/backup/v.dump"),
+        ("dump_to_disks",),
+    ]
+
+
+def test_load(backend: FakeBackend, run: Run) -> None:
+    ran = run("load", META_URL, "disk:///data/d0", "/backup/v.dump", "--json")
+    assert ran.code == 0
+    assert ran.data == {"dump": "/data/d0/metadata/1.dump", "away": {}}
+    assert backend.calls == [("load", META_URL, ["disk:///data/d0", "/backup/v.dump"])]
+    assert f"`tieredfs fsck {META_URL}`" in ran.err
+    backend.away = {2: "not there"}
+    assert f"`tieredfs disk rebuild {META_URL} 2`" in run("load", META_URL, "/backup/v.dump").err
+    assert run("load", META_URL).code == 2
+
+
 def test_gc(run: Run) -> None:
     assert run("gc", META_URL, "--json").data == {"block_count": 2, "freed_bytes": 3 * MIB}
     assert "3.00 MiB" in run("gc", META_URL).out
@@ -361,7 +381,7 @@ def test_every_verb_has_help_with_an_example(run: Run) -> None:
     own = [command for command in app.registered_commands if command.callback.__module__.startswith("tieredfs.cli")]
     verbs = [[command.name or getattr(command.callback, "__name__", "")] for command in own]
     verbs += [["disk", verb] for verb in ("list", "add", "drain", "rebuild")]
-    assert len(verbs) == 17
+    assert len(verbs) == 19
     for verb in verbs:
         ran = run(*verb, "--help")
         assert ran.code == 0

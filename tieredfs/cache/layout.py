@@ -15,11 +15,13 @@ There is no journal beside these names, because the metadata is the journal: a s
 `INODE` exists only here, and it is committed before the first byte is accepted. Every other file in `content` is a copy.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -51,6 +53,39 @@ def is_of_this_boot(root: str, files: Files) -> bool:
 def bell_path(root: str) -> str:
     """Of the cache directory `root`."""
     return f"{root}/bell"
+
+
+@contextmanager
+def claimed(root: str, files: Files) -> Iterator[None]:
+    """Nobody has the cache directory `root` in use meanwhile, if there is one. Raises BusyError."""
+    try:
+        lock = files.open(f"{root}/lock", os.O_RDWR)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        files.close(lock)
+        raise BusyError(f"cache directory {root} is in use: unmount, or end the process that uses it") from None
+    try:
+        yield
+    finally:
+        files.close(lock)
+
+
+def give_to_volume(files: Files, root: str, cache_uuid: str, volume_uuid: str) -> None:
+    """From now on the cache directory is that volume's, and no copy in it is trusted. Nothing when another cache is there.
+
+    Raises OSError."""
+    path = f"{root}/{IDENTITY}"
+    identity = json.loads(files.load(path))
+    if identity.get("cache") != cache_uuid:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        files.unlink(f"{root}/boot")
+    files.sync_directory(root)
+    files.save(path, json.dumps({**identity, "volume": volume_uuid}).encode())
 
 
 @dataclass(frozen=True, slots=True)

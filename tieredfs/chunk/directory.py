@@ -4,6 +4,7 @@
                             identity only when it is complete
     chunks/00 .. chunks/ff  chunks, by the last byte of the block's id, as <block, 16 hex digits>.<index, 2 hex digits>
     incoming/               chunks being written; renamed into place when durable
+    metadata/               on some disks: dumps of the volume's metadata, as <nanoseconds since 1970, 16 hex digits>.dump
 
 A directory that holds anything else is never taken over: data that is not ours is not ours to risk.
 """
@@ -21,6 +22,7 @@ from tieredfs.model import BlockId
 IDENTITY_NAME: Final = "tieredfs-disk.json"
 CHUNKS_NAME: Final = "chunks"
 INCOMING_NAME: Final = "incoming"
+METADATA_NAME: Final = "metadata"
 FAN_OUT: Final = 256
 FORMAT_VERSION: Final = 1
 URL_PREFIX: Final = "disk://"
@@ -28,6 +30,8 @@ URL_PREFIX: Final = "disk://"
 _LEFTOVER_AGE_NS: Final = 24 * 3600 * 10**9
 _CHUNK_NAME = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{2})")
 _INCOMING_NAME = re.compile(r"[0-9a-f]{16}\.[0-9a-f]{2}\.(\d+)-[0-9a-f]+")
+_DUMP_NAME = re.compile(r"([0-9a-f]{16})\.dump")
+_DUMP_LEFTOVER_NAME = re.compile(r"[0-9a-f]{16}\.dump\.(\d+)-[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,19 @@ def parse_chunk_name(fan_out: str, text: str) -> ChunkName | None:
     if match is None or text[14:16] != fan_out:
         return None
     return ChunkName(BlockId(int(match[1], 16)), int(match[2], 16))
+
+
+def dump_path(root: str, taken_ns: int) -> str:
+    return f"{root}/{METADATA_NAME}/{taken_ns:016x}.dump"
+
+
+def dumps_of(files: Files, root: str) -> list[int]:
+    """When the dumps of a disk were taken (nanoseconds since 1970), newest first. Raises OSError."""
+    try:
+        names = files.list_directory(f"{root}/{METADATA_NAME}")
+    except FileNotFoundError:
+        return []
+    return sorted((int(match[1], 16) for name in names if (match := _DUMP_NAME.fullmatch(name))), reverse=True)
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------
@@ -122,10 +139,10 @@ def format_disk(host: Host, root: str, identity: DiskIdentity) -> None:
 
 
 def _refuse_foreign(files: Files, root: str, names: set[str]) -> None:
-    foreign = sorted(names - {CHUNKS_NAME, INCOMING_NAME, "lost+found"})
+    foreign = sorted(names - {CHUNKS_NAME, INCOMING_NAME, METADATA_NAME, "lost+found"})
     if foreign:
         raise ForeignDataError(f"{root} is not empty: it holds {', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}")
-    for name in {CHUNKS_NAME, INCOMING_NAME} & names:
+    for name in {CHUNKS_NAME, INCOMING_NAME, METADATA_NAME} & names:
         _refuse_files_below(files, root, name)
 
 
@@ -141,6 +158,19 @@ def _refuse_files_below(files: Files, root: str, name: str) -> None:
 def _encode_identity(identity: DiskIdentity) -> bytes:
     fields = {"version": FORMAT_VERSION, "volume_uuid": identity.volume_uuid, "disk_uuid": identity.disk_uuid}
     return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def give_to_volume(files: Files, root: str, identity: DiskIdentity) -> None:
+    """From now on the disk, with what it holds, is that one's: metadata that knew it under another name cannot open it any more.
+
+    Raises UnavailableError, and ForeignDataError when another disk is there."""
+    found = read_identity(files, root)
+    if found.disk_uuid != identity.disk_uuid:
+        raise ForeignDataError(f"{root} is disk {found.disk_uuid}, not {identity.disk_uuid}")
+    try:
+        files.save(f"{root}/{IDENTITY_NAME}", _encode_identity(identity))
+    except OSError as error:
+        raise UnavailableError(f"{root} cannot be given to the volume: {error}") from error
 
 
 def erase_disk(host: Host, root: str) -> None:
@@ -159,6 +189,9 @@ def erase_disk(host: Host, root: str) -> None:
         for name in files.list_directory(f"{root}/{INCOMING_NAME}") if INCOMING_NAME in names else ():
             if _INCOMING_NAME.fullmatch(name):
                 files.unlink(f"{root}/{INCOMING_NAME}/{name}")
+        for name in files.list_directory(f"{root}/{METADATA_NAME}") if METADATA_NAME in names else ():
+            if _DUMP_NAME.fullmatch(name) or _DUMP_LEFTOVER_NAME.fullmatch(name):
+                files.unlink(f"{root}/{METADATA_NAME}/{name}")
         if IDENTITY_NAME in names:
             files.unlink(f"{root}/{IDENTITY_NAME}")
         files.sync_directory(root)
@@ -168,11 +201,17 @@ def erase_disk(host: Host, root: str) -> None:
 
 def remove_leftovers(host: Host, root: str) -> int:
     """Delete what dead processes were writing; the number of files. A disk that can't be written keeps them."""
+    return _remove_dead(host, f"{root}/{INCOMING_NAME}", _INCOMING_NAME) + _remove_dead(
+        host, f"{root}/{METADATA_NAME}", _DUMP_LEFTOVER_NAME
+    )
+
+
+def _remove_dead(host: Host, directory: str, names: re.Pattern[str]) -> int:
     removed = 0
     try:
-        for name in host.files.list_directory(f"{root}/{INCOMING_NAME}"):
-            match = _INCOMING_NAME.fullmatch(name)
-            path = f"{root}/{INCOMING_NAME}/{name}"
+        for name in host.files.list_directory(directory):
+            match = names.fullmatch(name)
+            path = f"{directory}/{name}"
             if match and (not _is_alive(host.files, match[1]) or _is_old(host, path)):
                 host.files.unlink(path)
                 removed += 1

@@ -104,6 +104,17 @@ class OpenVolume(Protocol):
         block_bytes: int | None = None,
     ) -> VolumeConfig: ...
     def staged(self) -> Staged: ...
+    def dump_to_file(self, path: str, progress: Progress) -> object: ...
+    def dump_to_disks(self, progress: Progress) -> object: ...
+
+
+class Loaded(Protocol):
+    """What became of a dump."""
+
+    @property
+    def away(self) -> Mapping[int, str]:
+        """Disks that could not be given to the volume, and why."""
+        ...
 
 
 class Backend(Protocol):
@@ -124,6 +135,10 @@ class Backend(Protocol):
     def open_volume(self, meta_url: str, *, purpose: str) -> AbstractContextManager[OpenVolume]: ...
     def drain_volume(self, meta_url: str, progress: Progress) -> None:
         """Drain what lies in caches without a live daemon."""
+        ...
+
+    def load_volume(self, meta_url: str, sources: Sequence[str], progress: Progress) -> Loaded:
+        """Make the metadata anew from the newest whole dump (`tieredfs.volume.loading`)."""
         ...
 
     def mount_volume(self, request: MountRequest) -> Mounted: ...
@@ -172,6 +187,11 @@ class LocalBackend:
         from tieredfs import volume
 
         volume.drain_volume(meta_url, progress)
+
+    def load_volume(self, meta_url: str, sources: Sequence[str], progress: Progress) -> Loaded:
+        from tieredfs import volume
+
+        return volume.load_volume(meta_url, sources, progress)
 
     def mount_volume(self, request: MountRequest) -> Mounted:
         from tieredfs.fuse import mounting

@@ -5,6 +5,7 @@ from tieredfs.curator.curator import Curator
 from tieredfs.curator.holdings import Holdings
 from tieredfs.curator.repairer import Repairer
 from tieredfs.curator.report import CheckReport, DataLoss, Finding, FindingKind, GarbageReport, RebuildReport
+from tieredfs.curator.reunion import Reunion, reunite
 
 __all__ = [
     "CheckReport",
@@ -17,4 +18,6 @@ __all__ = [
     "RebuildReport",
     "RepairCounts",
     "Repairer",
+    "Reunion",
+    "reunite",
 ]

@@ -7,9 +7,8 @@ and where all is well by now it changes nothing. Repeating one is harmless. Reco
 
 from collections.abc import Collection
 
-from tieredfs.curator.paths import END_OF_KEYS
 from tieredfs.format import keys, records
-from tieredfs.format.keys import Counter, Tag
+from tieredfs.format.keys import END_OF_KEYS, Counter, Tag
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta import inodes, names, sessions

@@ -4,7 +4,7 @@ One snapshot, because what spans two would look broken on a volume in use; SQLit
 while the audit runs: 9 us a record (400,000 records of 100,000 files in 3.7 s, with 28 MiB). Two passes: the first
 checks each record as the scan meets it, with look-ups by key, and counts the names of each inode; the second holds
 inodes against those counts. Inodes are counted in windows of `LINKS_WINDOW` ids, so memory is bounded; each further
-window costs one more pass.
+window in which there are inodes costs two more passes.
 
 Back references of blocks are looked up from the extents' side. That none is too many follows from their number alone; only
 when that is wrong does a third pass look at each.
@@ -19,11 +19,10 @@ from functools import partial
 from typing import Final
 
 from tieredfs.curator import amends
-from tieredfs.curator.paths import END_OF_KEYS
 from tieredfs.curator.report import FindingKind
 from tieredfs.errors import CorruptError, NewerFormatError
 from tieredfs.format import keys, records
-from tieredfs.format.keys import Counter, Tag
+from tieredfs.format.keys import END_OF_KEYS, Counter, Tag
 from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import DIRECTORY_DEPTH_MAX, FINDINGS_MAX, LINKS_WINDOW
@@ -77,12 +76,9 @@ def audit(reader: Reader, now_ns: int, progress: Callable[[int], None]) -> Audit
     first = _FirstPass(reader, now_ns)
     first.run(progress)
     _check_counters(first)
-    start = 0
-    names: _NameCounts | None = first.names
-    while names is not None:
+    for window in sorted(first.windows | {0}):
+        names = _count_names(reader, window * LINKS_WINDOW) if window else first.names
         _check_links(reader, first.audited, names, first.orphans)
-        start += LINKS_WINDOW
-        names = _count_names(reader, start) if start <= first.last_inode else None
     if first.user_pairs != first.user_records:
         _check_block_users(reader, first.audited)
     return first.audited
@@ -133,6 +129,7 @@ class _FirstPass:
         self.user_pairs = 0
         self.user_records = 0
         self.last_inode = 0
+        self.windows: set[int] = set()
         self.last_block = 0
         self.orphans = {inode for _, inode in sessions.orphans(reader)}
         self._caches = {int(cache.cache) for cache in sessions.caches(reader)}
@@ -190,6 +187,7 @@ class _FirstPass:
         inode = InodeId(keys.last_u64(key))
         self.audited.inodes += 1
         self.last_inode = max(self.last_inode, inode)
+        self.windows.add(inode // LINKS_WINDOW)
         record = records.decode_inode(inode, value)
         if record.staged_in:
             self._staged_inode(inode, record)

@@ -8,13 +8,11 @@ from collections.abc import Collection
 
 from tieredfs.errors import TieredError
 from tieredfs.format import keys, records
-from tieredfs.format.keys import Tag
+from tieredfs.format.keys import END_OF_KEYS, Tag
 from tieredfs.kv.engine import Reader
-from tieredfs.limits import DIRECTORY_DEPTH_MAX, KEY_BYTES_MAX
+from tieredfs.limits import DIRECTORY_DEPTH_MAX
 from tieredfs.meta import inodes
 from tieredfs.model import ROOT, InodeId
-
-END_OF_KEYS = b"\xff" * KEY_BYTES_MAX
 
 
 def text_of(path: bytes) -> str:

@@ -86,6 +86,10 @@ _COUNTER = struct.Struct(">HBB").pack
 _DISK: Final = struct.Struct(">HBH")
 
 
+END_OF_KEYS: Final = b"\xff" * KEY_BYTES_MAX
+"""Greater than every key."""
+
+
 def mixed(value: int) -> int:
     """The finalizer of splitmix64 (Steele, Lea, Flood 2014): 64 bits in, 64 well-mixed bits out, one to one."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK

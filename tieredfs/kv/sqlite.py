@@ -92,7 +92,9 @@ def _raise_domain_error(error: sqlite3.Error, path: str) -> NoReturn:
         raise error  # ours: a closed engine, a wrong statement
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR)
     kind = _DOMAIN_ERRORS.get(code & 0xFF, UnavailableError)
-    advice = "; restore it from a backup" if kind is CorruptError else ""  # no redundancy of ours covers this file
+    advice = (
+        "; `tieredfs load` makes it anew from a dump" if kind is CorruptError else ""
+    )  # no redundancy of ours covers this file
     raise kind(f"metadata database {path}: {error}{advice}") from error
 
 
@@ -211,7 +213,9 @@ class SqliteEngine:
         if create:
             self._create()
         elif not os.path.isfile(self.path):
-            raise VolumeNotFoundError(f"no metadata database at {self.path}")
+            raise VolumeNotFoundError(
+                f"no metadata database at {self.path}; if it was lost, `tieredfs load` makes it anew from a dump"
+            )
         try:
             self._open()
         except sqlite3.Error as error:

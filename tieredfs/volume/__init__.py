@@ -2,6 +2,7 @@
 
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs.volume.lifecycle import destroy_volume, format_volume
+from tieredfs.volume.loading import load_volume
 from tieredfs.volume.ssd import SsdTier, drain_volume
 from tieredfs.volume.status import DiskStatus, StagedSummary, VolumeStatus
 from tieredfs.volume.volume import Volume
@@ -16,4 +17,5 @@ __all__ = [
     "destroy_volume",
     "drain_volume",
     "format_volume",
+    "load_volume",
 ]

@@ -2,8 +2,8 @@
 
 Now and then it collects garbage: sessions of dead processes end, blocks that nobody refers to are deleted after their grace,
 chunks that nobody names are removed. More often it looks for SSD directories of this host whose process is gone, and stores
-what that left staged. Several mounts of one volume may do so at once; each waits a random while longer, so that they
-mostly do not.
+what that left staged. And when the newest dump of the metadata on the volume's disks is `DUMP_INTERVAL_S` old, it has another one
+made. Several mounts of one volume may do so at once; each waits a random while longer, so that they mostly do not.
 """
 
 import logging
@@ -11,8 +11,9 @@ import threading
 from typing import Final
 
 from tieredfs.errors import TieredError, WaitInterruptedError
-from tieredfs.limits import ABANDONED_LOOK_S, BACKPRESSURE_WAIT_S, CARE_FIRST_S, CARE_INTERVAL_S
+from tieredfs.limits import ABANDONED_LOOK_S, BACKPRESSURE_WAIT_S, CARE_FIRST_S, CARE_INTERVAL_S, DUMP_INTERVAL_S
 from tieredfs.model import CacheId
+from tieredfs.volume import dump_process
 from tieredfs.volume.ssd import drain_abandoned
 from tieredfs.volume.volume import Volume
 
@@ -39,7 +40,7 @@ class Caretaker:
 
     def _run(self) -> None:
         clock = self._volume.host.clock
-        garbage_due_s = clock.monotonic_s() + CARE_FIRST_S * self._jitter()
+        garbage_due_s = dump_due_s = clock.monotonic_s() + CARE_FIRST_S * self._jitter()
         while not self._closing.wait(ABANDONED_LOOK_S * self._jitter()):
             try:
                 drain_abandoned(self._volume, self._progress, BACKPRESSURE_WAIT_S, self._own)
@@ -47,10 +48,18 @@ class Caretaker:
                     garbage_due_s = clock.monotonic_s() + CARE_INTERVAL_S * self._jitter()
                     report = self._volume.collect_garbage(self._progress)
                     _log.info("garbage: %d dead blocks, %d stray chunks", report.blocks_deleted, report.chunks_deleted)
+                if clock.monotonic_s() >= dump_due_s:
+                    self._dump_if_old()
+                    dump_due_s = clock.monotonic_s() + CARE_FIRST_S * self._jitter()
             except WaitInterruptedError:
                 return
             except TieredError as error:
                 _log.warning("some care was left for the next time: %s", error)
+
+    def _dump_if_old(self) -> None:
+        newest = self._volume.metadata_dump()
+        if newest is None or newest.age_s >= DUMP_INTERVAL_S:
+            dump_process.run(self._volume.meta_url, self._closing)
 
     def _jitter(self) -> float:
         return 1 + self._volume.host.random.random() / 2

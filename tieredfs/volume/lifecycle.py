@@ -61,7 +61,7 @@ def format_volume(
     roots = [url.path for url in parse_data_urls(data_urls)]
     _check_shape(code, block_bytes, roots)
     _check_vacant(location, meta_url, force=force, host=host)
-    _check_disks(roots, force=force, host=host)
+    _check_disks(roots, meta_url, force=force, host=host)
     config = VolumeConfig(str(uuid.uuid4()), name, FORMAT_VERSION, host.clock.wall_ns(), code, block_bytes, durability)
     disks = [
         Disk(DiskId(number), str(uuid.uuid4()), f"disk://{root}", f"disk-{number}", DiskState.ACTIVE)
@@ -109,10 +109,10 @@ def _check_vacant(location: MetaUrl, meta_url: str, *, force: bool, host: Host) 
     try:
         destroy_volume(meta_url, host=host)
     except VolumeNotFoundError:
-        _remove_database(location.path)
+        remove_database(location.path)
 
 
-def _check_disks(roots: Sequence[str], *, force: bool, host: Host) -> None:
+def _check_disks(roots: Sequence[str], meta_url: str, *, force: bool, host: Host) -> None:
     """Look before anything is written: no data directory may hold another volume, or files that are not ours."""
     for root in roots:
         try:
@@ -129,7 +129,8 @@ def _check_disks(roots: Sequence[str], *, force: bool, host: Host) -> None:
             continue  # no identity: format_disk refuses foreign files by name
         if not force:
             raise ForeignDataError(
-                f"{root} is a disk of volume {found.volume_uuid}; name an empty directory, or --force to erase it"
+                f"{root} is a disk of volume {found.volume_uuid}; name an empty directory, or --force to erase it. "
+                f"If that volume's metadata are lost, `tieredfs load {meta_url} {root}` brings them back from a dump"
             )
 
 
@@ -153,7 +154,7 @@ def destroy_volume(meta_url: str, *, progress: Progress | None = None, host: Hos
                 progress(number + 1, len(disks), "disks")
     finally:
         engine.close()
-    _remove_database(location.path)
+    remove_database(location.path)
 
 
 def _erase(disk: Disk, volume_uuid: str, host: Host) -> None:
@@ -167,7 +168,8 @@ def _erase(disk: Disk, volume_uuid: str, host: Host) -> None:
         return
 
 
-def _remove_database(path: str) -> None:
+def remove_database(path: str) -> None:
+    """The file and what SQLite keeps beside it."""
     for suffix in _DATABASE_SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + suffix)

@@ -50,6 +50,14 @@ class CacheStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DumpStatus:
+    """The newest dump of the metadata that the volume's disks have, and its copies."""
+
+    age_s: float
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeStatus:
     """A volume at a glance. `safe`: nothing is staged. `redundancy`: how many more disks may be lost now."""
 
@@ -66,3 +74,4 @@ class VolumeStatus:
     disks: tuple[DiskStatus, ...]
     sessions: tuple[SessionStatus, ...]
     caches: tuple[CacheStatus, ...]
+    metadata_dump: DumpStatus | None

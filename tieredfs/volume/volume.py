@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final, Self
 
@@ -19,7 +19,7 @@ from tieredfs.chunk.disk import open_store
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import parse_data_url, parse_meta_url
 from tieredfs.curator import CheckReport, Curator, GarbageReport, Holdings, RebuildReport, RepairCounts, Repairer
-from tieredfs.errors import NotFoundError, TieredError
+from tieredfs.errors import NotFoundError, TieredError, UnavailableError
 from tieredfs.host import Host, local_host
 from tieredfs.kv.engine import Engine
 from tieredfs.kv.sqlite import SqliteEngine
@@ -37,8 +37,10 @@ from tieredfs.model import (
     SessionId,
     VolumeConfig,
 )
+from tieredfs.volume import dumps
+from tieredfs.volume.dumps import DumpReport
 from tieredfs.volume.memory import plan_memory
-from tieredfs.volume.status import CacheStatus, DiskStatus, SessionStatus, StagedSummary, VolumeStatus
+from tieredfs.volume.status import CacheStatus, DiskStatus, DumpStatus, SessionStatus, StagedSummary, VolumeStatus
 
 _log: Final = logging.getLogger("tieredfs.volume")
 
@@ -208,6 +210,8 @@ class Volume:
         format_disk(self.host, root, DiskIdentity(self._config.uuid, disk_uuid))
         disk = self.metadata.add_disk(disk_uuid, f"disk://{root}", domain or f"disk-{disk_uuid[:8]}")
         self._refresh_disks()
+        with suppress(UnavailableError):  # older dumps do not know the disk, and what will be on it
+            self.dump_to_disks(lambda _done, _total, _unit: None)
         return disk
 
     def drain_disk(self, disk: DiskId, progress: Progress) -> RebuildReport:
@@ -265,6 +269,23 @@ class Volume:
         code = self._config.code
         return total * code.data_count // code.width, free * code.data_count // code.width
 
+    # ---- dumps of the metadata --------------------------------------------------------------------------------------
+
+    def dump_to_file(self, path: str, progress: Progress) -> DumpReport:
+        """See `tieredfs.volume.dumps`. Raises UnavailableError."""
+        return dumps.dump_to_file(self.metadata, self.host, path, progress)
+
+    def dump_to_disks(self, progress: Progress) -> DumpReport:
+        """See `tieredfs.volume.dumps`. Raises UnavailableError."""
+        return dumps.dump_to_disks(self.metadata, self.host, self._answering_disks(), progress)
+
+    def metadata_dump(self) -> DumpStatus | None:
+        """The newest one on the volume's own disks."""
+        return dumps.newest_on_disks(self.host, self._answering_disks())
+
+    def _answering_disks(self) -> list[Disk]:
+        return [disk for disk, store in self._stores.values() if store is not None]
+
     # ---- care and status --------------------------------------------------------------------------------------------
 
     def curator(self) -> Curator:
@@ -313,6 +334,7 @@ class Volume:
             disks=disks,
             sessions=tuple(self._session_statuses()),
             caches=tuple(self._cache_statuses()),
+            metadata_dump=self.metadata_dump(),
         )
 
     def companions(self) -> int:

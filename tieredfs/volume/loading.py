@@ -1,0 +1,211 @@
+"""A new metadata database from a dump.
+
+It fences: the volume gets a new identity, its disks and caches are given to it one by one, and metadata of before can open
+none of them any more. Otherwise two databases would look after the same disks, and each would collect the other's chunks as
+garbage. Copies in caches are given up, for the versions of files go on from an earlier number; what is *staged* there stays.
+
+The order is: the records, the caches and disks, where chunks are, and last the record that makes the database a volume. Killed
+at any point, it can be done again, with the same dump or another one: disks and caches are known by their own ids.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tieredfs.cache.layout import claimed, give_to_volume
+from tieredfs.chunk import directory
+from tieredfs.chunk.directory import DiskIdentity, dump_path, dumps_of, path_of_url
+from tieredfs.chunk.disk import open_store
+from tieredfs.chunk.store import ChunkStore
+from tieredfs.config import parse_meta_url
+from tieredfs.curator import Reunion, reunite
+from tieredfs.errors import (
+    CorruptError,
+    NewerFormatError,
+    NotFoundError,
+    TieredError,
+    UnavailableError,
+    VolumeExistsError,
+    VolumeNotFoundError,
+)
+from tieredfs.format import dump as dump_format
+from tieredfs.format.dump import DumpHeader
+from tieredfs.host import Host, crash, local_host
+from tieredfs.kv.engine import Engine
+from tieredfs.kv.sqlite import SqliteEngine
+from tieredfs.meta import dumping, sessions, volumes
+from tieredfs.model import CacheRecord, Disk, DiskId, DiskState, Progress, VolumeConfig
+from tieredfs.volume.lifecycle import remove_database
+
+_READ_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """`taken_ns`: the moment of the dump that was loaded. `away`: disks that could not be given to the volume, and why; they
+    must be rebuilt. `chunks`: what was found on the others. `unusable`: sources that could not be read or were not whole."""
+
+    dump: str
+    taken_ns: int
+    name: str
+    uuid: str
+    record_count: int
+    chunks: Reunion
+    away: dict[int, str]
+    unusable: tuple[str, ...]
+
+
+def load_volume(meta_url: str, sources: Sequence[str], progress: Progress, *, host: Host | None = None) -> LoadReport:
+    """Make the metadata database at `meta_url` from the newest whole dump among `sources`: dump files, and disks (a directory, or
+    its URL) for the dumps on them. No process may have the volume open.
+
+    Raises VolumeExistsError, NotFoundError (no dump there), CorruptError (none is whole), NewerFormatError, BusyError (a cache
+    of this host is in use); then nothing was changed.
+    """
+    host = host or local_host()
+    path = parse_meta_url(meta_url).path
+    _check_vacant(path, meta_url)
+    found, unusable = _dumps(host, sources)
+    if not found:
+        raise unusable[0] if unusable else NotFoundError(f"there is no dump in {', '.join(sources)}")
+    host.files.make_directory(os.path.dirname(path))
+    for each in sorted(found, key=lambda each: each.header.taken_ns, reverse=True):
+        try:
+            report = _load(each, path, progress, host)
+        except CorruptError as error:
+            unusable.append(CorruptError(f"{each.path}: {error}"))
+        else:
+            return replace(report, unusable=tuple(map(str, unusable)))
+    raise CorruptError(f"no dump is whole: {'; '.join(map(str, unusable))}")
+
+
+def _check_vacant(path: str, meta_url: str) -> None:
+    """A database that holds no volume is what a loading that was killed left."""
+    if not os.path.exists(path):
+        return
+    with contextlib.suppress(VolumeNotFoundError):
+        engine = SqliteEngine(path)
+        try:
+            engine.read(volumes.config)
+        finally:
+            engine.close()
+        raise VolumeExistsError(
+            f"there is a volume at {meta_url} already; load into another path, or move that one away"
+        )
+    remove_database(path)
+
+
+# ---- finding dumps ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: str
+    header: DumpHeader
+
+
+def _dumps(host: Host, sources: Sequence[str]) -> tuple[list[_Found], list[TieredError]]:
+    """What has the header of a dump, and what is wrong with the rest."""
+    found: list[_Found] = []
+    problems: list[TieredError] = []
+    for path in _paths(host, sources):
+        try:
+            found.append(_Found(path, _header_of(path)))
+        except TieredError as error:
+            problems.append(error)
+    return found, problems
+
+
+def _paths(host: Host, sources: Sequence[str]) -> Iterator[str]:
+    for source in sources:
+        root = path_of_url(source) if source.startswith(directory.URL_PREFIX) else os.path.abspath(source)
+        if os.path.isdir(root):
+            yield from (dump_path(root, taken_ns) for taken_ns in dumps_of(host.files, root))
+        else:
+            yield root
+
+
+def _header_of(path: str) -> DumpHeader:
+    """Raises NotFoundError, CorruptError, NewerFormatError."""
+    try:
+        with open(path, "rb") as file:
+            return dump_format.decode_header(_pieces(file.fileno()))[0]
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be read: {error.strerror}") from error
+    except (CorruptError, NewerFormatError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    while piece := os.read(descriptor, _READ_BYTES):
+        yield piece
+
+
+# ---- loading one -----------------------------------------------------------------------------------------------------
+
+
+def _load(found: _Found, path: str, progress: Progress, host: Host) -> LoadReport:
+    """Raises CorruptError when the dump is not whole, and leaves no database then, nor after any other failure."""
+    engine = SqliteEngine(path, create=True)
+    try:
+        with contextlib.closing(engine), contextlib.ExitStack() as claims:
+            config, records = _fill(engine, found.path, progress)
+            crash.here("load.filled")
+            caches = [each for each in engine.read(sessions.caches) if each.host == host.name]
+            for cache in caches:
+                claims.enter_context(claimed(cache.path, host.files))
+            config = replace(config, uuid=str(uuid.uuid4()))
+            _give_caches(host, caches, config)
+            stores, away = _give_disks(host, engine, config)
+            crash.here("load.given")
+            chunks = _reunite(engine, stores, progress)
+            dumping.complete(engine, config)
+    except BaseException:
+        remove_database(path)
+        raise
+    taken_ns = found.header.taken_ns
+    return LoadReport(found.path, taken_ns, config.name, config.uuid, records, chunks, away, ())
+
+
+def _fill(engine: Engine, path: str, progress: Progress) -> tuple[VolumeConfig, int]:
+    with open(path, "rb") as file:
+        pieces = _pieces(file.fileno())
+        _, first = dump_format.decode_header(pieces)
+        return dumping.fill(engine, dump_format.decode_body(first, pieces), progress)
+
+
+def _give_caches(host: Host, caches: Sequence[CacheRecord], config: VolumeConfig) -> None:
+    for cache in caches:
+        with contextlib.suppress(FileNotFoundError):
+            give_to_volume(host.files, cache.path, cache.uuid, config.uuid)
+
+
+def _give_disks(host: Host, engine: Engine, config: VolumeConfig) -> tuple[dict[DiskId, ChunkStore], dict[int, str]]:
+    stores: dict[DiskId, ChunkStore] = {}
+    away: dict[int, str] = {}
+    for disk in engine.read(volumes.disks):
+        if disk.state is DiskState.REMOVED:
+            continue
+        try:
+            stores[disk.disk] = _give_disk(host, disk, config)
+        except TieredError as error:
+            away[disk.disk] = str(error)
+    if not stores:
+        raise UnavailableError(f"none of the volume's disks is here: {'; '.join(away.values())}")
+    return stores, away
+
+
+def _give_disk(host: Host, disk: Disk, config: VolumeConfig) -> ChunkStore:
+    directory.give_to_volume(host.files, path_of_url(disk.url), DiskIdentity(config.uuid, disk.uuid))
+    return open_store(disk, config.uuid, host)
+
+
+def _reunite(engine: Engine, stores: dict[DiskId, ChunkStore], progress: Progress) -> Reunion:
+    try:
+        return reunite(engine, stores, progress)
+    finally:
+        for store in stores.values():
+            store.close()
