@@ -91,6 +91,7 @@ def tell(stage: Stage) -> None:
         fingerprint = sha256(newest)
         lost = lose_disks(stage, stage.tiered, newest, fingerprint)
         rebuild(stage, stage.tiered, lost, newest, fingerprint)
+        lose_metadata(stage, stage.tiered, newest, fingerprint)
     compare_speed(stage)
     if stage.tiered is not None:
         feed_trainers(stage, stage.tiered)
@@ -195,6 +196,16 @@ def rebuild(stage: Stage, tiered: DemoVolume, lost: list[Path], newest: Path, fi
         with tiered.disks_away(0, 2):
             same = sha256(newest) == fingerprint
         narrator.check("with two other disks away it is still bit-identical", same)
+
+
+def lose_metadata(stage: Stage, tiered: DemoVolume, newest: Path, fingerprint: str) -> None:
+    narrator = stage.narrator
+    with narrator.step("Delete the metadata database: a dump of it lies on three of the disks"):
+        dump = Path(tiered.lose_metadata())
+        narrator.say("tieredfs dump (a mount does it every hour); rm volume.db; tieredfs load (from the disks)")
+        narrator.say(f"loaded {dump.relative_to(tiered.directory)}, {dump.stat().st_size / 1e3:.0f} kB")
+        forget(stage, tiered, newest)
+        narrator.check("mounted again, the checkpoint is bit-identical", sha256(newest) == fingerprint)
 
 
 def forget(stage: Stage, tiered: DemoVolume, path: Path) -> None:

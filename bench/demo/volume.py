@@ -70,6 +70,17 @@ class DemoVolume(TieredTarget):
         for number in ids.values():
             run_tieredfs("disk", "rebuild", self.meta, str(number))
 
+    def lose_metadata(self) -> str:
+        """A dump on the disks, then the database is deleted and made anew from the disks; the dump that was taken."""
+        run_tieredfs("dump", self.meta)
+        run_tieredfs("umount", str(self.root))
+        sources = [str(disk["url"]) for disk in self.disk_list()]
+        for path in self.directory.glob("volume.db*"):
+            path.unlink()
+        found = json.loads(run_tieredfs("load", self.meta, *sources, "--json").stdout)
+        self.mount()
+        return str(found["dump"])
+
     def disk_list(self) -> Any:
         return json.loads(run_tieredfs("disk", "list", self.meta, "--json").stdout)
 
