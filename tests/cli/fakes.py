@@ -204,6 +204,11 @@ class FakeBackend:
         progress(1, 0, "records")
         return FakeLoaded("/data/d0/metadata/1.dump", self.away)
 
+    def clone(self, meta_url: str, source: str, target: str, progress: Progress) -> object:
+        self.record("clone", meta_url, source, target)
+        progress(1, 0, "files")
+        return FakeReport(1, 0)
+
     def mount_volume(self, request: MountRequest) -> FakeMounted:
         self.record("mount", request)
         return FakeMounted("kernel", "Linux 6.18 and root: passthrough", request.mountpoint, MOUNT_ID)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +92,38 @@ def test_a_second_format_and_a_second_mount_are_refused(point: Path, home: Path,
     assert "already" in again.stderr
     assert tieredfs("mount", url, str(point)).returncode == 2
     assert "Traceback" not in again.stderr
+
+
+def test_a_clone_and_the_loss_of_the_metadata(point: Path, home: Path, url: str) -> None:
+    content = os.urandom(1 << 20)
+    (point / "run").mkdir()
+    (point / "run" / "weights").write_bytes(content)
+    os.link(point / "run" / "weights", point / "run" / "again")
+    assert not (point / "copy").exists()  # the mount has that in mind
+    assert data_of("clone", f"{point}/run", f"{point}/copy")["file_count"] == 1
+    assert wait_for_names(point / "copy") == ["again", "weights"]
+    (point / "run" / "weights").write_bytes(b"changed")
+    assert (point / "copy" / "weights").read_bytes() == content
+    assert tieredfs("clone", f"{point}/run", f"{point}/copy").returncode == 2, "something is there"
+
+    assert data_of("dump", url)["record_count"]
+    refused = tieredfs("load", url, str(home / "disks" / "d0"))
+    assert (refused.returncode, "already" in refused.stderr) == (2, True)
+    assert tieredfs("umount", str(point)).returncode == 0
+    for path in home.glob("volume.db*"):
+        path.unlink()
+    lost = tieredfs("up", str(home), str(point))
+    assert (lost.returncode, "tieredfs load" in lost.stderr) == (2, True)
+    assert data_of("load", url, *map(str, (home / "disks").iterdir()))["away"] == {}
+    assert tieredfs("up", str(home), str(point), "--cache-size", "1GiB").returncode == 0
+    assert (point / "copy" / "weights").read_bytes() == content
+    assert (point / "run" / "again").read_bytes() == b"changed", "what was only on the SSD, too"
+
+
+def wait_for_names(directory: Path) -> list[str]:
+    """A mount hears within moments of what another process did."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not directory.exists():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    return sorted(path.name for path in directory.iterdir())

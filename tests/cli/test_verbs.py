@@ -11,7 +11,7 @@ import tieredfs
 from tests.cli.conftest import Ran
 from tests.cli.fakes import CONFIG, META_URL, MOUNT_ID, FakeBackend, FakeFinding, FakeStaged, mount_at
 from tieredfs.cli.backend import MountRequest
-from tieredfs.errors import UnavailableError
+from tieredfs.errors import AlreadyExistsError, UnavailableError
 from tieredfs.limits import CACHE_BYTES_DEFAULT, GIB, MEMORY_BYTES_DEFAULT, MIB
 from tieredfs.model import Code, CodeKind, Durability
 
@@ -128,6 +128,18 @@ def test_load(backend: FakeBackend, run: Run) -> None:
     backend.away = {2: "not there"}
     assert f"`tieredfs disk rebuild {META_URL} 2`" in run("load", META_URL, "/backup/v.dump").err
     assert run("load", META_URL).code == 2
+
+
+def test_clone(backend: FakeBackend, run: Run) -> None:
+    backend.mounted = [mount_at("/mnt/train"), mount_at("/mnt/other", "other", "f" * 16)]
+    backend.answers["status"] = {"volume": {"meta_url": META_URL}}
+    assert run("clone", "/mnt/train/a", "/mnt/train/b", "--json").code == 0
+    assert backend.calls[-1] == ("clone", META_URL, "a", "b")
+    ran = run("clone", "/mnt/train/a", "/mnt/other/b")
+    assert (ran.code, "two mounts" in ran.err) == (2, True)
+    assert run("clone", "/mnt/train/a", "/elsewhere").code == 2
+    backend.fails["clone"] = AlreadyExistsError("b is there already")
+    assert "there already" in run("clone", "/mnt/train/a", "/mnt/train/b").err
 
 
 def test_gc(run: Run) -> None:
@@ -381,7 +393,7 @@ def test_every_verb_has_help_with_an_example(run: Run) -> None:
     own = [command for command in app.registered_commands if command.callback.__module__.startswith("tieredfs.cli")]
     verbs = [[command.name or getattr(command.callback, "__name__", "")] for command in own]
     verbs += [["disk", verb] for verb in ("list", "add", "drain", "rebuild")]
-    assert len(verbs) == 19
+    assert len(verbs) == 20
     for verb in verbs:
         ran = run(*verb, "--help")
         assert ran.code == 0

@@ -4,6 +4,7 @@ The protocol is what the tests of the command line fake. The real backend import
 needs them, so that `tieredfs --help` answers at once.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -141,6 +142,10 @@ class Backend(Protocol):
         """Make the metadata anew from the newest whole dump (`tieredfs.volume.loading`)."""
         ...
 
+    def clone(self, meta_url: str, source: str, target: str, progress: Progress) -> object:
+        """A copy by reference; paths from the volume's root (`tieredfs.volume.cloning`)."""
+        ...
+
     def mount_volume(self, request: MountRequest) -> Mounted: ...
     def unmount(self, mountpoint: str, *, flush: bool, progress: Progress) -> None: ...
     def mounts(self) -> Sequence[Place]: ...
@@ -192,6 +197,12 @@ class LocalBackend:
         from tieredfs import volume
 
         return volume.load_volume(meta_url, sources, progress)
+
+    def clone(self, meta_url: str, source: str, target: str, progress: Progress) -> object:
+        from tieredfs import volume
+
+        with volume.FileSystem.at(meta_url, purpose="clone") as opened:
+            return volume.clone(opened, os.fsencode(source), os.fsencode(target), progress)
 
     def mount_volume(self, request: MountRequest) -> Mounted:
         from tieredfs.fuse import mounting

@@ -15,7 +15,7 @@ from tieredfs.cli.render import emit, progress_bar, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of
 from tieredfs.config import DataUrl, MetaUrl, format_size, parse_code, parse_meta_url, volume_name_from
 from tieredfs.config.sizes import parse_positive_size
-from tieredfs.errors import ConfigurationError, NotAMountError
+from tieredfs.errors import ConfigurationError, NotAMountError, ReadOnlyError
 from tieredfs.host import LocalFiles
 from tieredfs.limits import BLOCK_BYTES_DEFAULT, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
 from tieredfs.model import Durability
@@ -35,7 +35,7 @@ Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Files or di
 
 def add_to(app: typer.Typer) -> None:
     """Give the application its verbs on mounts."""
-    for verb in (up, mount, umount, info, warmup, evict):
+    for verb in (up, mount, umount, info, clone, warmup, evict):
         app.command()(verb)
 
 
@@ -204,6 +204,39 @@ def info(
     backend = backend_of(context)
     found, relative = _place(backend, path)
     emit(backend.ask(found.mount_id, "info", {"path": relative}, lambda _done, _total, _unit: None), as_json=as_json)
+
+
+def clone(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A file or directory on a mount.", show_default=False)
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="Where nothing is yet, on the same mount.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a file or a tree by reference: no byte is read or stored again, and changing one does not change the other.
+
+    Example: tieredfs clone /mnt/train/runs/7 /mnt/train/runs/7-before-surgery
+    """
+    backend = backend_of(context)
+    found, source_path = _place(backend, source)
+    other, target_path = _place(backend, target)
+    if other.mount_id != found.mount_id:
+        raise ConfigurationError(f"{source} and {target} are on two mounts; a copy by reference is within one volume")
+    if found.read_only:
+        raise ReadOnlyError(f"{found.mount_point} is mounted read-only")
+    status = backend.ask(found.mount_id, "status", {}, lambda _done, _total, _unit: None)
+    with progress_bar(f"cloning {source}") as progress:
+        report = backend.clone(_meta_url_of(status), source_path, target_path, progress)
+    emit(report, as_json=as_json)
+
+
+def _meta_url_of(status: object) -> str:
+    """What a daemon says of its volume."""
+    volume = status.get("volume") if isinstance(status, dict) else None
+    return str(volume["meta_url"]) if isinstance(volume, dict) else ""
 
 
 def warmup(context: typer.Context, paths: Paths, as_json: AsJson = False) -> None:

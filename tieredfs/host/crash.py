@@ -37,6 +37,7 @@ POINTS: Final = (
     "evict.begun",
     "unlink.committed",
     "rename.committed",
+    "clone.built",
     "rebuild.chunk-written",
     "rebuild.committed",
     "gc.chunks-removed",

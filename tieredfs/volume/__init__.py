@@ -1,5 +1,6 @@
 """The volume: what every front end speaks to. Wiring of engine, layers, disks and tier lives here."""
 
+from tieredfs.volume.cloning import clone
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs.volume.lifecycle import destroy_volume, format_volume
 from tieredfs.volume.loading import load_volume
@@ -14,6 +15,7 @@ __all__ = [
     "StagedSummary",
     "Volume",
     "VolumeStatus",
+    "clone",
     "destroy_volume",
     "drain_volume",
     "format_volume",

@@ -373,7 +373,7 @@ class FileSystem(UnnamedOwner):
 
     def _slice(self, part: Part, at: int) -> Iterator[Extent]:
         """The extents of a part, moved to offset `at` of the new file."""
-        source = self._stored(part.inode)
+        source = self.wait_until_stored(part.inode)
         if part.offset < 0 or part.length < 0 or part.offset + part.length > source.size_bytes:
             raise InvalidRequestError(f"inode {part.inode} has no {part.length} bytes at {part.offset}")
         for extent in self._metadata.extents(part.inode):
@@ -382,7 +382,7 @@ class FileSystem(UnnamedOwner):
                 within = extent.block_offset + start - extent.offset
                 yield Extent(at + start - part.offset, end - start, extent.block, within)
 
-    def _stored(self, inode: InodeId) -> Attributes:
+    def wait_until_stored(self, inode: InodeId) -> Attributes:
         """The attributes once the content is in the store; staged ones are hurried. Raises DeadlineError."""
         clock = self.volume.host.clock
         deadline_s = clock.monotonic_s() + BACKPRESSURE_WAIT_S

@@ -1,0 +1,228 @@
+"""A clone is the same to look at, costs no byte, and is nobody else's business afterwards."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tieredfs.config import parse_code
+from tieredfs.errors import AlreadyExistsError, DeadlineError, NotDirectoryError, NotFoundError
+from tieredfs.host import crash
+from tieredfs.limits import MIB
+from tieredfs.meta.metadata import Creation
+from tieredfs.model import AttributeChange, Durability, FileKind, InodeId
+from tieredfs.volume import FileSystem, Volume, clone, format_volume
+from tieredfs.volume import filesystem as filesystem_module
+
+FLUSH_S = 30.0
+TREE = b"run"
+
+
+def quiet(_done: int, _total: int, _unit: str) -> None:
+    pass
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    made = f"sqlite://{tmp_path}/volume.db"
+    disks = [f"disk://{tmp_path}/d{{0..2}}"]
+    format_volume(made, disks, code=parse_code("rs:2+1"), durability=Durability.SSD, name="clones", block_bytes=MIB)
+    return made
+
+
+@pytest.fixture
+def volume(url: str) -> Iterator[FileSystem]:
+    with FileSystem.at(url, purpose="test") as opened:
+        yield opened
+
+
+def put(volume: FileSystem, path: bytes, content: bytes, mode: int = 0o640) -> InodeId:
+    with volume.create() as writing:
+        os.pwrite(writing.descriptor, content, 0)
+        return writing.commit(path, mode=mode, xattrs={b"user.of": path}).inode
+
+
+def get(volume: FileSystem, path: bytes) -> bytes:
+    with volume.open(path) as reading:
+        target = bytearray(reading.attributes.size_bytes)
+        assert reading.read_into(0, memoryview(target)) == len(target)
+        return bytes(target)
+
+
+def plant(volume: FileSystem) -> None:
+    """Directories, large and small files, a sparse one, hard links across directories, a symlink, a FIFO, odd names, times."""
+    metadata = volume.volume.metadata
+    volume.make_directories(TREE + b"/empty", mode=0o700)
+    put(volume, TREE + b"/large", os.urandom(3 * MIB))
+    for number in range(600):  # more than are copied at a time
+        put(volume, TREE + b"/many/%03d" % number, b"%d" % number)
+    put(volume, TREE + b"/\xff\n odd", b"name")
+    put(volume, TREE + b"/nothing", b"")
+    linked = put(volume, TREE + b"/a/linked", b"two names")
+    volume.link(linked, TREE + b"/b/linked, too")
+    volume.link(put(volume, TREE + b"/a/outside", b"one of them elsewhere"), b"elsewhere")
+    home = volume.stat(TREE).inode
+    metadata.create(home, b"link", Creation(FileKind.SYMLINK, 0o777, 0, 0, target=b"../nowhere"))
+    metadata.create(home, b"fifo", Creation(FileKind.FIFO, 0o600, 3, 4))
+    with volume.create() as writing:
+        os.pwrite(writing.descriptor, b"end", 2 * MIB)
+        writing.commit(TREE + b"/sparse")
+    metadata.set_attributes(volume.stat(TREE + b"/a").inode, AttributeChange(mtime_ns=10**18, uid=7, gid=8))
+
+
+def shown(volume: FileSystem, base: bytes) -> dict[bytes, object]:
+    """All that a copy shares with its original, by path from `base`; names of one inode together."""
+    metadata = volume.volume.metadata
+    names: dict[InodeId, bytes] = {}
+    found: dict[bytes, object] = {}
+    for path, seen in [(base, volume.stat(base)), *volume.walk(base)]:
+        below = path.removeprefix(base)
+        first = names.setdefault(seen.inode, below)
+        content: object = None
+        if seen.kind is FileKind.REGULAR:
+            content = get(volume, path)
+        elif seen.kind is FileKind.SYMLINK:
+            content = metadata.read_link(seen.inode)
+        xattrs = {name: metadata.get_xattr(seen.inode, name) for name in metadata.list_xattrs(seen.inode)}
+        about = seen.kind, seen.mode, seen.uid, seen.gid, seen.size_bytes, seen.mtime_ns, seen.atime_ns, seen.version
+        found[below] = about, content, xattrs, first
+    return found
+
+
+def blocks_of(volume: FileSystem) -> int:
+    return len(volume.volume.metadata.list_blocks(0, 10_000))  # type: ignore[arg-type]
+
+
+def assert_clean(url: str) -> None:
+    with Volume.open(url, purpose="test") as volume:
+        assert volume.check(repair=False, progress=quiet).findings == ()
+
+
+def test_a_tree(volume: FileSystem, url: str) -> None:
+    plant(volume)
+    volume.flush(FLUSH_S)
+    before, blocks = shown(volume, TREE), blocks_of(volume)
+    told: list[int] = []
+    report = clone(volume, TREE, b"copy", lambda done, _total, _unit: told.append(done))
+    assert (report.file_count, report.directory_count) == (608, 5)
+    sizes = {seen.inode: seen.size_bytes for _, seen in volume.walk(TREE) if seen.kind is FileKind.REGULAR}
+    assert report.size_bytes == sum(sizes.values())
+    assert told[-1] == report.file_count
+    assert shown(volume, b"copy") == shown(volume, TREE) == before
+    assert blocks_of(volume) == blocks, "nothing was stored"
+    assert volume.stat(b"copy/a/linked").link_count == 2
+    assert volume.stat(b"copy/a/outside").link_count == 1
+    assert volume.stat(b"copy").link_count == volume.stat(TREE).link_count
+    assert list(volume.walk(b".tieredfs/clones")) == []
+    assert_clean(url)
+
+
+def test_neither_feels_what_happens_to_the_other(volume: FileSystem, url: str) -> None:
+    put(volume, b"run/f", b"original")
+    volume.flush(FLUSH_S)
+    clone(volume, b"run", b"copy", quiet)
+    clone(volume, b"copy/f", b"copy/g", quiet)
+    overwrite(volume, b"copy/f", b"changed")
+    volume.flush(FLUSH_S)
+    assert (get(volume, b"run/f"), get(volume, b"copy/f"), get(volume, b"copy/g")) == (
+        b"original",
+        b"changed",
+        b"original",
+    )
+    volume.remove_tree(b"run")
+    volume.volume.collect_garbage(quiet)
+    assert get(volume, b"copy/g") == b"original"
+    assert_clean(url)
+
+
+def overwrite(volume: FileSystem, path: bytes, data: bytes) -> None:
+    """In place, as a mount does."""
+    tier = volume._tier
+    file = tier.open_write(volume.stat(path).inode, truncate=True)
+    os.pwrite(file.descriptor, data, 0)
+    tier.release(file, writer=True)
+
+
+def test_what_is_staged_is_stored_first(volume: FileSystem, url: str) -> None:
+    plant(volume)
+    clone(volume, TREE, b"copy", quiet)
+    assert shown(volume, b"copy") == shown(volume, TREE)
+    assert_clean(url)
+
+
+def test_a_file_that_is_being_written_to(volume: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(volume, b"run/busy", b"first")
+    volume.flush(FLUSH_S)
+    tier = volume._tier
+    file = tier.open_write(volume.stat(b"run/busy").inode, truncate=False)
+    monkeypatch.setattr(filesystem_module, "BACKPRESSURE_WAIT_S", 0.2)
+    with pytest.raises(DeadlineError, match=r"busy: .*clone it when it is closed"):
+        clone(volume, b"run", b"copy", quiet)
+    tier.release(file, writer=True)
+    assert [path for path, _ in volume.walk(b"")] == [b".tieredfs", b".tieredfs/clones", b"run", b"run/busy"]
+
+
+def test_the_root_without_what_front_ends_keep_for_themselves(volume: FileSystem) -> None:
+    put(volume, b"f", b"x")
+    put(volume, b".tieredfs/s3/keys", b"secret")
+    put(volume, b"d/.tieredfs", b"a name like others")
+    for number in range(2):
+        clone(volume, b"", b"root-%d" % number, quiet)
+    assert sorted(path for path, _ in volume.walk(b"root-1")) == [
+        b"root-1/d",
+        b"root-1/d/.tieredfs",
+        b"root-1/f",
+        b"root-1/root-0",
+        b"root-1/root-0/d",
+        b"root-1/root-0/d/.tieredfs",
+        b"root-1/root-0/f",
+    ]
+    clone(volume, b"root-0", b"root-0/into itself", quiet)
+    assert get(volume, b"root-0/into itself/f") == b"x"
+
+
+def test_what_cannot_be_cloned(volume: FileSystem) -> None:
+    put(volume, b"run/f", b"x")
+    for source, target, error in (
+        (b"missing", b"copy", NotFoundError),
+        (b"run", b"run/f", AlreadyExistsError),
+        (b"run", b"run", AlreadyExistsError),
+        (b"run", b"no/parent", NotFoundError),
+        (b"run", b"run/f/below", NotDirectoryError),
+    ):
+        with pytest.raises(error):
+            clone(volume, source, target, quiet)
+    assert [path for path, _ in volume.walk(b"run")] == [b"run/f"]
+
+
+CHILD = """
+import sys
+from tieredfs.volume import FileSystem, clone
+with FileSystem.at(sys.argv[1], purpose="test") as volume:
+    clone(volume, b"run", b"copy", lambda *_: None)
+"""
+
+
+def test_a_clone_that_was_killed_has_no_name_and_goes(url: str) -> None:
+    with FileSystem.at(url, purpose="test") as volume:
+        put(volume, b"run/f", b"x")
+        volume.flush(FLUSH_S)
+    environment = {**os.environ, crash.ENVIRONMENT: "clone.built", "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run([sys.executable, "-c", CHILD, url], env=environment, timeout=60, check=False)
+    assert child.returncode == -9, "the crash happened"
+    with FileSystem.at(url, purpose="test") as volume:
+        left = [path for path, _ in volume.walk(b".tieredfs/clones")]
+        assert len(left) == 3
+        with pytest.raises(NotFoundError):
+            volume.stat(b"copy")
+        clone(volume, b"run", b"while its session lives", quiet)
+        assert [path for path, _ in volume.walk(b".tieredfs/clones")] == left
+        for session in volume.volume.metadata.sessions():
+            if session.session != volume.volume.session:
+                volume.volume.metadata.end_session(session.session)
+        clone(volume, b"run", b"copy", quiet)
+        assert list(volume.walk(b".tieredfs/clones")) == []
+    assert_clean(url)
