@@ -62,16 +62,16 @@ LOCK_WAIT_S: Final = 30.0
 SESSION_HEARTBEAT_S: Final = 5.0
 SESSION_TIMEOUT_S: Final = 60.0
 ABANDONED_LOOK_S: Final = 30.0
-"""A mount looks this often for SSD directories of this host whose process is gone."""
+"""A caretaker looks this often for SSD directories of this host whose process is gone."""
 CARE_FIRST_S: Final = 120.0
 CARE_INTERVAL_S: Final = 1800.0
-"""A mount collects garbage this long after it began, and then so often."""
+"""A caretaker has garbage collected this long after it began, and then so often."""
+CARE_WAIT_S: Final = 3500.0
+"""Care that takes longer is given up, to be gone on with the next time."""
 DEAD_BLOCK_GRACE_S: Final = 600.0
 """How long a block without references is kept, for readers in other processes that may still hold its extents."""
 DUMP_INTERVAL_S: Final = 3600.0
-"""A mount puts a dump of the metadata on the volume's disks when the newest one there is this old."""
-DUMP_WAIT_S: Final = 1800.0
-"""A dump that takes longer is given up."""
+"""A caretaker has a dump of the metadata put on the volume's disks when the newest one there is this old."""
 DUMP_COPIES: Final = 3
 DUMPS_KEPT: Final = 2
 """On so many disks, and the newest so many on each."""
@@ -158,7 +158,7 @@ assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert READ_SIBLING_S < READ_FIRST_S < CHUNK_STALL_S < FILL_WAIT_S, "a slow disk is left before its reader gives up"
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
-assert DUMP_WAIT_S < DUMP_INTERVAL_S
+assert CARE_WAIT_S < DUMP_INTERVAL_S
 assert DRAIN_DELAY_S <= PACK_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S
 assert 2 * FOLLOW_INTERVAL_S < STAGED_TIMEOUT_S < ENTRY_TIMEOUT_S
 assert DRAIN_QUIET_S < DRAIN_DEADLINE_S < DRAIN_BUSY_DEADLINE_S

@@ -12,6 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tieredfs.config import parse_code
+from tieredfs.host.turn import Turn
 from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, format_volume
 from tieredfs_gateway.s3 import bucket_rules, record, xml
@@ -29,7 +30,6 @@ from tieredfs_gateway.s3.lifecycle import (
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.sweep import Sweep, Swept
-from tieredfs_gateway.s3.turn import Turn
 from tieredfs_gateway.s3.uploads import Upload, Uploads, new_upload_id
 from tieredfs_gateway.s3.version_listing import every
 
@@ -167,7 +167,7 @@ class Rig:
         self.clock = MovedClock(volume)
         self.store = Store(volume, self.clock)
         self.uploads = Uploads(self.store)
-        self.turn = Turn(folder / "turn")
+        self.turn = Turn(f"{folder}/turn")
         self.sweep = Sweep(self.store, self.uploads, self.clock, self.turn)
         self.store.create_bucket(b"bkt")
 
@@ -273,9 +273,8 @@ def test_what_was_replaced_meanwhile_stays(rig: Rig) -> None:
 
 TAKE = """
 import sys
-from pathlib import Path
-from tieredfs_gateway.s3.turn import Turn
-turn = Turn(Path(sys.argv[1]))
+from tieredfs.host.turn import Turn
+turn = Turn(sys.argv[1])
 print(turn.take(), flush=True)
 sys.stdin.read()
 """
@@ -295,7 +294,7 @@ def test_one_process_of_a_volume_sweeps_and_the_next_one_when_it_is_killed(rig: 
         finally:
             other.kill()
     assert rig.sweep.once() == Swept(expired=1)
-    second = Turn(tmp_path / "turn")
+    second = Turn(f"{tmp_path}/turn")
     assert not second.take()
     second.close()
     assert rig.turn.take()

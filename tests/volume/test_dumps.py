@@ -27,8 +27,9 @@ from tieredfs.host import crash, local_host
 from tieredfs.limits import DUMP_COPIES, DUMPS_KEPT, MIB
 from tieredfs.meta.dumping import IDS_SKIPPED
 from tieredfs.model import DiskId, Durability, InodeId
-from tieredfs.volume import FileSystem, Volume, destroy_volume, dump_process, format_volume, load_volume
+from tieredfs.volume import FileSystem, Volume, care_process, destroy_volume, format_volume, load_volume
 from tieredfs.volume import caretaker as caretaker_module
+from tieredfs.volume.caretaker import Caretaker
 from tieredfs.volume.loading import LoadReport
 
 FLUSH_S = 30.0
@@ -463,33 +464,49 @@ def test_a_loading_that_was_killed_is_done_again(place: Place, filled: dict[byte
 # ---- by themselves ---------------------------------------------------------------------------------------------------
 
 
-def test_a_caretaker_has_a_dump_made_when_the_newest_is_old(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_has_a_volume_open_cares_for_it(
+    place: Place, filled: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(caretaker_module, "CARE_FIRST_S", 0.0)
     monkeypatch.setattr(caretaker_module, "ABANDONED_LOOK_S", 0.05)
+    monkeypatch.setattr(caretaker_module, "DUMP_INTERVAL_S", 0.0)
+    chunk = next(path for path in (place.disks[0] / "chunks").rglob("*.*") if path.is_file())
+    stray = chunk.with_name(f"{2**50 + int(chunk.name[:16], 16) % 256:016x}.00")
+    shutil.copy(chunk, stray)
+    before = place.dumps(0)
     with place.open() as opened:
-        caretaker = caretaker_module.Caretaker(opened.volume, opened.volume.caches()[0].cache)
-        caretaker.start()
-        try:
-            wait_until(lambda: bool(place.dumps(0)) and opened.volume.metadata_dump() is not None)
-            first = opened.volume.metadata_dump()
-            assert first is not None
-            monkeypatch.setattr(caretaker_module, "DUMP_INTERVAL_S", 0.0)
-            wait_until(lambda: (now := opened.volume.metadata_dump()) is not None and now.paths != first.paths)
-        finally:
-            caretaker.close()
+        wait_until(lambda: not stray.exists())
+        wait_until(lambda: place.dumps(0)[-1] != before[-1])
+        assert opened.volume.metadata_dump() is not None
+    assert_all_there(place, filled)
 
 
-@pytest.mark.allows_warnings("no dump of the metadata this time: no dump was written")
-def test_a_dump_that_fails_is_told(place: Place) -> None:
+def test_one_of_a_machine_is_at_work_and_the_next_when_it_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work: list[int] = []
+    monkeypatch.setattr(caretaker_module, "ABANDONED_LOOK_S", 0.01)
+    monkeypatch.setattr(Caretaker, "_care", lambda self: at_work.append(self._own))
+    with place.open() as second:
+        with place.open():
+            wait_until(lambda: len(at_work) >= 20)
+            assert len(set(at_work)) == 1
+            first = at_work[0]
+        if first == second._tier.cache:
+            return
+        at_work.clear()
+        wait_until(lambda: second._tier.cache in at_work)
+
+
+@pytest.mark.allows_warnings("some care was left for the next time: dump: no dump was written")
+def test_care_that_fails_is_told(place: Place) -> None:
     for disk in place.disks:
         (disk / "metadata").write_text("in the way")
-    dump_process.run(place.url, threading.Event())
+    care_process.run(place.url, [care_process.GARBAGE, care_process.DUMP], threading.Event())
 
 
-def test_closing_does_not_wait_for_a_dump(place: Place) -> None:
+def test_closing_does_not_wait_for_care(place: Place) -> None:
     closing = threading.Event()
     closing.set()
-    dump_process.run(place.url, closing)
+    care_process.run(place.url, [care_process.DUMP], closing)
     assert place.dumps(0) == []
 
 

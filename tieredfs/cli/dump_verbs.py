@@ -24,7 +24,7 @@ def dump(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write all metadata of a volume as they are now; it may be in use. A mount does it every hour, onto the volume's disks.
+    """Write all metadata of a volume as they are now; it may be in use. Mounts and servers do it every hour, onto its disks.
 
     Example: tieredfs dump sqlite:///data/volume.db /backup/volume.dump
     """

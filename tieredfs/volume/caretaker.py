@@ -1,34 +1,40 @@
-"""The caretaker of a mount: what nobody asks for and somebody must do.
+"""The caretaker: what nobody asks for and somebody must do.
 
-Now and then it collects garbage: sessions of dead processes end, blocks that nobody refers to are deleted after their grace,
-chunks that nobody names are removed. More often it looks for SSD directories of this host whose process is gone, and stores
-what that left staged. And when the newest dump of the metadata on the volume's disks is `DUMP_INTERVAL_S` old, it has another one
-made. Several mounts of one volume may do so at once; each waits a random while longer, so that they mostly do not.
+Every process that has a volume open for longer has one: a mount's daemon, a server, a rank of a training. One of each machine is at
+work, whichever took the turn; when it ends, another does. It looks for SSD directories of this host whose process is
+gone, and stores what they left staged. Now and then, in a process of its own, it collects garbage (sessions of dead processes end,
+blocks that nobody refers to are deleted after their grace, chunks that nobody names are removed), and when the newest
+dump of the metadata on the volume's disks is `DUMP_INTERVAL_S` old, it has another one made.
 """
 
 import logging
+import os
 import threading
 from typing import Final
 
 from tieredfs.errors import TieredError, WaitInterruptedError
+from tieredfs.host.turn import Turn
 from tieredfs.limits import ABANDONED_LOOK_S, BACKPRESSURE_WAIT_S, CARE_FIRST_S, CARE_INTERVAL_S, DUMP_INTERVAL_S
 from tieredfs.model import CacheId
-from tieredfs.volume import dump_process
-from tieredfs.volume.ssd import drain_abandoned
+from tieredfs.volume import care_process
+from tieredfs.volume.care_process import DUMP, GARBAGE
+from tieredfs.volume.ssd import drain_abandoned, slots_directory
 from tieredfs.volume.volume import Volume
 
 _log: Final = logging.getLogger("tieredfs.volume.caretaker")
+_TURN_NAME: Final = "care"
 
 
 class Caretaker:
-    """One thread per mount."""
+    """One thread per process and volume."""
 
     def __init__(self, volume: Volume, own: CacheId) -> None:
-        """`own`: the cache of this mount, which needs no care."""
+        """`own`: the cache of this process, which needs no care."""
         self._volume = volume
         self._own = own
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
+        self._garbage_due_s = self._dump_due_s = volume.host.clock.monotonic_s() + CARE_FIRST_S * self._jitter()
 
     def start(self) -> None:
         self._thread.start()
@@ -39,32 +45,43 @@ class Caretaker:
             self._thread.join()
 
     def _run(self) -> None:
-        clock = self._volume.host.clock
-        garbage_due_s = dump_due_s = clock.monotonic_s() + CARE_FIRST_S * self._jitter()
+        turn: Turn | None = None
         while not self._closing.wait(ABANDONED_LOOK_S * self._jitter()):
             try:
-                drain_abandoned(self._volume, self._progress, BACKPRESSURE_WAIT_S, self._own)
-                if clock.monotonic_s() >= garbage_due_s:
-                    garbage_due_s = clock.monotonic_s() + CARE_INTERVAL_S * self._jitter()
-                    report = self._volume.collect_garbage(self._progress)
-                    _log.info("garbage: %d dead blocks, %d stray chunks", report.blocks_deleted, report.chunks_deleted)
-                if clock.monotonic_s() >= dump_due_s:
-                    self._dump_if_old()
-                    dump_due_s = clock.monotonic_s() + CARE_FIRST_S * self._jitter()
+                turn = turn or self._new_turn()
+                if turn.take():
+                    self._care()
             except WaitInterruptedError:
-                return
-            except TieredError as error:
+                break
+            except (TieredError, OSError) as error:
                 _log.warning("some care was left for the next time: %s", error)
+        if turn is not None:
+            turn.close()
 
-    def _dump_if_old(self) -> None:
-        newest = self._volume.metadata_dump()
-        if newest is None or newest.age_s >= DUMP_INTERVAL_S:
-            dump_process.run(self._volume.meta_url, self._closing)
+    def _new_turn(self) -> Turn:
+        directory = slots_directory(self._volume.meta_url)
+        self._volume.host.files.make_directory(directory)
+        return Turn(os.path.join(directory, _TURN_NAME))
+
+    def _care(self) -> None:
+        drain_abandoned(self._volume, self._progress, BACKPRESSURE_WAIT_S, self._own)
+        jobs = []
+        now_s = self._volume.host.clock.monotonic_s()
+        if now_s >= self._garbage_due_s:
+            self._garbage_due_s = now_s + CARE_INTERVAL_S * self._jitter()
+            jobs.append(GARBAGE)
+        if now_s >= self._dump_due_s:
+            self._dump_due_s = now_s + CARE_FIRST_S * self._jitter()
+            newest = self._volume.metadata_dump()
+            if newest is None or newest.age_s >= DUMP_INTERVAL_S:
+                jobs.append(DUMP)
+        if jobs:
+            care_process.run(self._volume.meta_url, jobs, self._closing)
 
     def _jitter(self) -> float:
         return 1 + self._volume.host.random.random() / 2
 
     def _progress(self, _done: int, _total: int, _unit: str) -> None:
-        """Ends a collection that is under way when the mount closes."""
+        """Ends a drain that is under way when the process closes the volume."""
         if self._closing.is_set():
-            raise WaitInterruptedError("the mount is closing")
+            raise WaitInterruptedError("the volume is closing")

@@ -5,7 +5,7 @@ are refused). A file is written without a name and gets one when it is whole (`W
 is ever seen, and replacing is atomic. Bytes go through local files on the SSD tier of this process, as the mount's do.
 
 Every process has an SSD directory of its own, a *slot* below `clients` beside the metadata file; what a process leaves
-staged there is stored by whoever takes the slot next, by a mount's caretaker, or by `tieredfs drain`.
+staged there is stored by whoever takes the slot next, by a caretaker, or by `tieredfs drain`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +37,7 @@ from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYT
 from tieredfs.meta.metadata import Content, Creation, Placement, Removed
 from tieredfs.meta.placing import Wanted
 from tieredfs.model import NO_CACHE, ROOT, Attributes, Durability, Entry, Extent, FileKind, InodeId
+from tieredfs.volume.caretaker import Caretaker
 from tieredfs.volume.contract import Part, Seen, Writing
 from tieredfs.volume.open_files import (
     BorrowedReading,
@@ -72,6 +73,7 @@ class FileSystem(UnnamedOwner):
         self._tier = ssd.tier
         self._metadata = volume.metadata
         self._burials = Burials(volume.metadata, ssd.tier, volume.session)
+        self._caretaker = Caretaker(volume, ssd.tier.cache)
 
     @classmethod
     def at(
@@ -92,7 +94,9 @@ class FileSystem(UnnamedOwner):
             volume.close()
             raise
         ssd.start()
-        return cls(volume, ssd)
+        opened = cls(volume, ssd)
+        opened._caretaker.start()
+        return opened
 
     @property
     def uuid(self) -> str:
@@ -101,6 +105,7 @@ class FileSystem(UnnamedOwner):
 
     def close(self) -> None:
         """What is staged stays staged: safe on the SSD, and stored by whoever comes next."""
+        self._caretaker.close()
         self._burials.close()
         self._ssd.close()
         self.volume.close()

@@ -14,18 +14,20 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from tieredfs.host import memory
+from tieredfs.host.turn import Turn
 from tieredfs.volume import FileSystem, Volume
 from tieredfs_gateway.listening import check_free, server_of
 from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
-from tieredfs_gateway.s3.epoch import Epoch
+from tieredfs_gateway.s3.epoch import Epoch, shared_directory
 from tieredfs_gateway.s3.serving import Serving
 from tieredfs_gateway.s3.sweep import Sweep
-from tieredfs_gateway.s3.turn import Turn
 from tieredfs_gateway.s3.workers import Supervisor
 
 THREADS: Final = 32
+TURN_NAME: Final = "s3-sweep"
+"""Of the file with the lock for passing over lifecycle rules: one process of a volume does it."""
 PROBES: Final = ("/healthz", "/metrics")
 _log: Final = logging.getLogger("tieredfs_gateway.s3")
 
@@ -109,7 +111,7 @@ async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> No
             loop.add_reader(orphaned, server.stop)
         scheme = "https" if asked.cert else "http"
         _log.info("serving %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
-        turn = Turn.of(asked.meta_url)
+        turn = Turn(f"{shared_directory(asked.meta_url)}/{TURN_NAME}")
         sweep = Sweep(endpoint.store, endpoint.uploads, volume.volume.host.clock, turn)
         sweeping = threading.Thread(target=sweep.run, name="s3-lifecycle")
         sweeping.start()

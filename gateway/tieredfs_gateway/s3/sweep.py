@@ -14,12 +14,12 @@ from typing import Final
 
 from tieredfs.errors import TieredError
 from tieredfs.host import Clock
+from tieredfs.host.turn import Turn
 from tieredfs_gateway.s3 import lifecycle, version_listing
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.lifecycle import Rule
 from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.tagging import parse_tags
-from tieredfs_gateway.s3.turn import Turn
 from tieredfs_gateway.s3.uploads import Uploads
 from tieredfs_gateway.s3.version_listing import Row
 from tieredfs_gateway.s3.versions import Object
