@@ -50,7 +50,6 @@ class _Reading:
 
     turns: Turns
     taken: int
-    epoch: int
 
 
 class GatewayDataset:
@@ -220,7 +219,7 @@ class GatewayDataset:
         place = Place(self._rank, self._world_size, worker, worker_count)
         turns, taken = self._begin(place)
         stream = SteadyStream(self._session, self._epoch, turns.index_of(taken), turns.stride)
-        self._reading = _Reading(turns, taken, self._epoch)
+        self._reading = _Reading(turns, taken)
         convert = self._convert or converter(self._format)
         finished = False
         try:
@@ -229,14 +228,19 @@ class GatewayDataset:
                 if batch is None:
                     break
                 taken += 1
-                self._reading = _Reading(turns, taken, self._epoch)
+                if self._is_newest(turns):
+                    self._reading = _Reading(turns, taken)
                 yield convert(batch)
             finished = True
         finally:
             self._received_bytes += stream.received_bytes
             stream.close()
-            if finished and self._reading is not None and self._reading.turns is turns:
+            if finished and self._is_newest(turns):
                 self._end_epoch()
+
+    def _is_newest(self, turns: Turns) -> bool:
+        """Nothing has taken the position away from this iteration: neither a later one, nor `set_epoch`, nor `load_state_dict`."""
+        return self._reading is not None and self._reading.turns is turns
 
     def _begin(self, place: Place) -> tuple[Turns, int]:
         """The turns of this process, and how many of them are taken already."""
@@ -267,13 +271,13 @@ class GatewayDataset:
         """
         self._session.pin(self.version)
         turns = self._turns(self._start, Place(self._rank, self._world_size))
-        self._reading = _Reading(turns, 0, self._epoch)
+        self._reading = _Reading(turns, 0)
 
         def advance(count: int) -> None:
             reading = self._reading
             if reading is None or reading.turns is not turns:
                 return  # set_epoch or load_state_dict came between
-            self._reading = _Reading(turns, reading.taken + count, self._epoch)
+            self._reading = _Reading(turns, reading.taken + count)
             if count == 0:
                 self._end_epoch()
 

@@ -66,18 +66,29 @@ class SharedConnection:
         self._out = 0
         self._returned: collections.deque[int] = collections.deque()
         self._closing = False
+        self._is_reading = False
         self.copied = 0
         """Batches that were copied because the program kept so many."""
 
     @property
-    def is_mine(self) -> bool:
-        """After a fork the child has this object, too; it must not speak on the socket."""
-        return self._pid == os.getpid() and not self._closing
+    def is_free(self) -> bool:
+        """For another stream: not while one is under way, and not in a child that has this object by a fork."""
+        return self._pid == os.getpid() and not self._closing and not self._is_reading
+
+    @property
+    def is_reading(self) -> bool:
+        """A stream is under way. It closes its connection when it is left."""
+        return self._is_reading and not self._closing
 
     def read(self, session: str, token: str | None, epoch: int, batch: int, stride: int) -> "SharedStream":
         self._parcel, self._stride = None, stride
         asked = {"session": session, "token": token, "epoch": epoch, "batch": batch, "stride": stride}
-        self._send({"read": asked, "loans": LOANS})
+        self._is_reading = True
+        try:
+            self._send({"read": asked, "loans": LOANS})
+        except UnavailableError:
+            self.close()
+            raise
         return SharedStream(self, batch, stride)
 
     def next(self) -> tuple[int, pa.RecordBatch] | None:
@@ -129,6 +140,7 @@ class SharedConnection:
             self._take(message, descriptors)
             return True
         if "end" in message:
+            self._is_reading = False
             return False
         raise domain_error(message)
 

@@ -143,21 +143,22 @@ class GatewaySession:
         return self._address.stream(f"/v1/sessions/{answer['session']}/batches", query)
 
     def _shared(self, answer: dict[str, Any]) -> SharedConnection | None:
-        """A connection of this thread, new or one whose stream has ended; None where there is no shared memory to be had."""
+        """A connection of this thread, new or one whose stream has ended; None where there is no shared memory to be had. One whose
+        stream is under way stays that stream's: two loops over one dataset have two."""
         offer = answer.get("local")
         if self._transport == "http" or not is_same_host(offer):
             self._accept_none()
             return None
         assert offer is not None
         known: tuple[str, SharedConnection] | None = getattr(self._local, "connection", None)
-        if known is not None and known[0] == offer["socket"] and known[1].is_mine:
+        if known is not None and known[0] == offer["socket"] and known[1].is_free:
             return known[1]
         try:
             made = SharedConnection(offer["socket"])
         except OSError:
             self._accept_none()
             return None
-        if known is not None:
+        if known is not None and not known[1].is_reading:
             known[1].close()
         self._local.connection = offer["socket"], made
         return made
@@ -200,20 +201,27 @@ class SteadyStream:
         return batch
 
     def _attempt(self) -> pa.RecordBatch | None:
+        self._forget_parents()
         if self._stream is None:
             self._stream = self._session.stream(self._epoch, self._index, self._stride)
         try:
             return self._stream.next()
         except BaseException:
             self._leave()
-            self._session.drop_connection()
             raise
+
+    def _forget_parents(self) -> None:
+        """In a child that has a running iterator by a fork: what is open is its parent's, and it goes on with a stream of its own.
+        To take a packet, or to give a slab back that the parent still looks at, would change the parent's batches."""
+        if self._pid != os.getpid():
+            self._stream, self._pid = None, os.getpid()
 
     @property
     def received_bytes(self) -> int:
         return self._received_bytes + (self._stream.received_bytes if self._stream is not None else 0)
 
     def _leave(self) -> None:
+        self._forget_parents()
         if self._stream is not None:
             self._received_bytes += self._stream.received_bytes
             self._stream.close()
