@@ -25,6 +25,8 @@ from tieredfs.errors import ConfigurationError
 TEXT_MAX: Final = 64 * 1024
 DEPTH_MAX: Final = 100
 LITERALS_MAX: Final = 10_000
+_WHOLE_DIGITS_MAX: Final = 400
+"""Of a whole number; a longer one is infinite: no column has such values."""
 
 Value = int | float | str | bool | None
 
@@ -70,8 +72,11 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Literal:
+    """`text`: of a number, for those that a float cannot hold."""
+
     value: Value
     at: int
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +317,8 @@ class _Parser:
             raise self._wrong("a number, a text in quotes, true, false or null was expected")
         token = self._take()
         if token.kind == "number":
-            whole = re.fullmatch(r"[-+]?\d+", token.text)
-            return Literal(int(token.text) if whole else float(token.text), token.at)
+            whole = len(token.text) <= _WHOLE_DIGITS_MAX and re.fullmatch(r"[-+]?\d+", token.text)
+            return Literal(int(token.text) if whole else float(token.text), token.at, token.text)
         if token.kind == "text":
             return Literal(_unquoted(token.text), token.at)
         return Literal({"true": True, "false": False, "null": None}[token.text.lower()], token.at)

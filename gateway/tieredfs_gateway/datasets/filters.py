@@ -4,9 +4,8 @@ Null is as in SQL: a comparison with it is neither true nor false, and only rows
 `may_match` looks at what is known of a part of a file (least, greatest, count of nulls) and says no only where no row can match.
 """
 
-import datetime
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 
 from tieredfs.errors import ConfigurationError
 from tieredfs_gateway.datasets import schemas
+from tieredfs_gateway.datasets.filter_literals import Bound, bound
 from tieredfs_gateway.datasets.filter_text import (
     And,
     Compare,
@@ -55,6 +55,21 @@ class Bounds:
 Statistics = Callable[[Path], Bounds | None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """The values of an `in`: for kernels, and as statistics have theirs."""
+
+    array: pa.Array
+    values: tuple[Any, ...]
+    has_null: bool
+
+    @classmethod
+    def of(cls, equal: Sequence[Bound], kind: pa.DataType, *, has_null: bool) -> "_Set":
+        """Without those that no value of the column equals."""
+        there = [one for one in equal if one.how is Comparison.EQUAL and one.scalar.type == kind]
+        return cls(pa.array([one.scalar for one in there], kind), tuple(one.value for one in there), has_null)
+
+
 class Filter:
     """Immutable. Safe from any thread."""
 
@@ -63,8 +78,8 @@ class Filter:
         self._text = text
         self._columns = columns
         self._paths: dict[str, Path] = {}
-        self._scalars: dict[int, pa.Scalar] = {}
-        self._sets: dict[int, pa.Array] = {}
+        self._bounds: dict[int, Bound] = {}
+        self._sets: dict[int, _Set] = {}
         self._node = parse(text)
         self._bind(self._node)
 
@@ -85,8 +100,9 @@ class Filter:
             self._bind_compare(node)
         elif isinstance(node, IsIn):
             kind = self._type(node.name)
-            values = [self._scalar(literal, kind, node.name) for literal in node.values]
-            self._sets[id(node)] = pa.array([value.as_py() for value in values], kind)
+            there = [literal for literal in node.values if literal.value is not None]
+            equal = [self._bound(Comparison.EQUAL, literal, kind, node.name) for literal in there]
+            self._sets[id(node)] = _Set.of(equal, _compared_as(kind), has_null=len(there) < len(node.values))
         elif isinstance(node, IsTrue):
             kind = self._type(node.name)
             if not pa.types.is_boolean(kind):
@@ -101,7 +117,7 @@ class Filter:
             if node.right.value is None:
                 problem = "nothing equals null: `is null` and `is not null` ask for it"
                 raise bad_filter(self._text, node.right.at, problem)
-            self._scalars[id(node)] = self._scalar(node.right, kind, node.left)
+            self._bounds[id(node)] = self._bound(node.how, node.right, kind, node.left)
             return
         other = self._type(node.right)
         try:
@@ -123,10 +139,8 @@ class Filter:
         self._paths[name.text] = path
         return kind
 
-    def _scalar(self, literal: Literal, kind: pa.DataType, name: Name) -> pa.Scalar:
-        if literal.value is None:
-            return pa.scalar(None, kind)
-        found = _converted(literal.value, kind)
+    def _bound(self, how: Comparison, literal: Literal, kind: pa.DataType, name: Name) -> Bound:
+        found = bound(how, literal, kind)
         if found is None:
             problem = f"{name.text!r} is {kind}, and {literal.value!r} is not a value of that type{_hint(kind)}"
             raise bad_filter(self._text, literal.at, problem)
@@ -135,8 +149,14 @@ class Filter:
     # ---- rows -------------------------------------------------------------------------------------------------------
 
     def mask(self, column: Callable[[Path], pa.ChunkedArray]) -> pa.ChunkedArray:
-        """True, false or null for each row; `column` gives the columns of `paths`, in the types of the schema."""
-        return self._mask(self._node, lambda name: column(self._paths[name.text]))
+        """True, false or null for each row; `column` gives the columns of `paths`, in the types of the schema.
+
+        Raises ConfigurationError where values of two columns do not compare.
+        """
+        try:
+            return self._mask(self._node, lambda name: _comparable(column(self._paths[name.text])))
+        except pa.ArrowException as error:
+            raise ConfigurationError(f"the filter {self._text[:200]!r} cannot be applied: {error}") from error
 
     def _mask(self, node: Node, column: Callable[[Name], Any]) -> Any:
         if isinstance(node, And | Or):
@@ -148,8 +168,10 @@ class Filter:
         if isinstance(node, Not):
             return pc.invert(self._mask(node.inner, column))
         if isinstance(node, Compare):
-            right = self._scalars[id(node)] if isinstance(node.right, Literal) else column(node.right)
-            return _KERNELS[node.how](column(node.left), right)
+            if not isinstance(node.right, Literal):
+                return _KERNELS[node.how](*_alike(column(node.left), column(node.right)))
+            known = self._bounds[id(node)]
+            return _KERNELS[known.how](column(node.left), known.scalar)
         if isinstance(node, IsIn):
             return self._is_in(node, column(node.name))
         if isinstance(node, IsNull):
@@ -159,10 +181,10 @@ class Filter:
     def _is_in(self, node: IsIn, column: Any) -> Any:
         """SQL's: null where the column is, and where nothing equals but the list has a null."""
         values = self._sets[id(node)]
-        found = pc.is_in(column, value_set=values.drop_null())
+        found = pc.is_in(column, value_set=values.array)
         null = pa.scalar(None, pa.bool_())
         unknown = pc.is_null(column)
-        if values.null_count:
+        if values.has_null:
             unknown = pc.or_(unknown, pc.invert(found))
         return pc.if_else(unknown, null, found)
 
@@ -191,11 +213,11 @@ class Filter:
         if bounds.nulls == bounds.rows:
             return False
         if isinstance(node, Compare) and isinstance(node.right, Literal):
-            unordered = node.how is Comparison.DIFFERENT and isinstance(bounds.least, float)  # NaN differs from all
-            return unordered or _may_hold(bounds, node.how, self._scalars[id(node)].as_py())
+            known = self._bounds[id(node)]
+            unordered = known.how is Comparison.DIFFERENT and isinstance(bounds.least, float)  # NaN differs from all
+            return unordered or _may_hold(bounds, known.how, known.value)
         if isinstance(node, IsIn):
-            values = self._sets[id(node)].drop_null().to_pylist()
-            return any(_may_hold(bounds, Comparison.EQUAL, value) for value in values)
+            return any(_may_hold(bounds, Comparison.EQUAL, value) for value in self._sets[id(node)].values)
         return True
 
     def _may_be_false(self, node: Node, statistics: Statistics) -> bool:
@@ -217,7 +239,8 @@ class Filter:
                 return True
             if bounds.nulls == bounds.rows:
                 return False
-            return _may_hold(bounds, _OPPOSITE[node.how], self._scalars[id(node)].as_py())
+            known = self._bounds[id(node)]
+            return _may_hold(bounds, _OPPOSITE[known.how], known.value)
         return True
 
 
@@ -252,55 +275,31 @@ _HOLDS: Final[dict[Comparison, Callable[[Any, Any, Any], Any]]] = {
 }
 
 
+def _compared_as(kind: pa.DataType) -> pa.DataType:
+    return pa.float32() if pa.types.is_float16(kind) else kind
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Arrow compares no half floats."""
+    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
+
+
+def _alike(one: pa.ChunkedArray, other: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Two columns of numbers in a type that both go into: with doubles as the nearest double, else exactly."""
+    kinds = (one.type, other.type)
+    if any(map(pa.types.is_floating, kinds)) and not all(map(pa.types.is_floating, kinds)):
+        return one.cast(pa.float64(), safe=False), other.cast(pa.float64(), safe=False)
+    if all(map(pa.types.is_integer, kinds)) and pa.uint64() in kinds and kinds[0] != kinds[1]:
+        return one.cast(_WIDE), other.cast(_WIDE)
+    return one, other
+
+
+_WIDE: Final = pa.decimal128(20, 0)
+"""Holds signed and unsigned integers of 64 bits."""
+
+
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def _converted(value: int | float | str | bool, kind: pa.DataType) -> pa.Scalar | None:
-    """The literal as a value that compares with the column; None: it is none."""
-    if pa.types.is_boolean(kind):
-        return pa.scalar(value) if isinstance(value, bool) else None
-    if _is_number(kind):
-        return _number(value, kind)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return pa.scalar(value, kind) if isinstance(value, str) else None
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pa.scalar(value.encode(), kind) if isinstance(value, str) else None
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        return _moment(value, kind) if isinstance(value, str) else None
-    return None
-
-
-def _number(value: object, kind: pa.DataType) -> pa.Scalar | None:
-    """In the column's type where it fits, else as itself: `byte_column < 1000` is always true, not an error."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if pa.types.is_integer(kind) and isinstance(value, float):
-        return pa.scalar(value, pa.float64())
-    try:
-        return pa.scalar(value, kind)
-    except (pa.ArrowInvalid, OverflowError):
-        return pa.scalar(float(value), pa.float64())
-
-
-def _moment(text: str, kind: pa.DataType) -> pa.Scalar | None:
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    if pa.types.is_date(kind):
-        return pa.scalar(moment.date(), kind) if "T" not in text and " " not in text else None
-    if kind.tz is not None and moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    if kind.tz is None and moment.tzinfo is not None:
-        return None
-    scale = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
-    if moment.microsecond and kind.unit in {"s", "ms"}:  # finer than the column
-        kind, scale = pa.timestamp("us", kind.tz), 10**6
-    epoch = datetime.datetime(1970, 1, 1, tzinfo=moment.tzinfo and datetime.UTC)
-    since = moment - epoch
-    whole = (since.days * 86_400 + since.seconds) * 10**6 + since.microseconds
-    return pa.scalar(whole * scale // 10**6, kind)
 
 
 def _hint(kind: pa.DataType) -> str:
