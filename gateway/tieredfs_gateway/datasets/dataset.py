@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tieredfs.errors import ConfigurationError, CorruptError, IntegrityError
+from tieredfs.errors import ConfigurationError, CorruptError, IntegrityError, NotSupportedError
 from tieredfs_gateway.datasets import schemas
 from tieredfs_gateway.datasets.contract import DatasetSpec, OnBadShard
 from tieredfs_gateway.datasets.filters import Bounds, bind_columns, bind_filter
@@ -311,6 +311,8 @@ class Dataset:
             return schemas.conform(table, wanted, each.constants)
         except pa.ArrowInvalid as error:
             raise CorruptError(f"{each.file.name}: {error}") from error
+        except pa.ArrowNotImplementedError as error:
+            raise NotSupportedError(f"{each.file.name}: {error}") from error
 
     def _may_match(self, each: DatasetFile, part: int) -> bool:
         assert self.filter is not None

@@ -16,6 +16,8 @@ from tieredfs.errors import ConfigurationError
 
 _UNITS: Final = ("s", "ms", "us", "ns")
 _EXACT_IN_DOUBLE_BITS: Final = 32
+_VIEWS: Final = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+"""Arrow has no `take` of views, hence no shuffling."""
 
 
 class TypesDifferError(Exception):
@@ -33,12 +35,18 @@ def plain(kind: pa.DataType) -> pa.DataType:
         return plain(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
         return plain(kind.storage_type)
+    if kind in _VIEWS:
+        return _VIEWS[kind]
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(field.name, plain(field.type)) for field in kind])
     if pa.types.is_list(kind):
         return pa.list_(plain(kind.value_type))
     if pa.types.is_large_list(kind):
         return pa.large_list(plain(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(plain(kind.value_type), kind.list_size)
+    if pa.types.is_map(kind):
+        return pa.map_(plain(kind.key_type), plain(kind.item_type), kind.keys_sorted)
     return kind
 
 
@@ -130,12 +138,22 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> dict[str, Column]:
             raise ConfigurationError(f"{file}: it has two columns named {twice!r}")
         for field in schema:
             seen = columns.get(field.name)
-            kind, encoded = plain(field.type), pa.types.is_dictionary(field.type)
+            kind = _plain_of(file, field)
+            encoded = pa.types.is_dictionary(field.type) and not pa.types.is_nested(
+                kind
+            )  # Arrow encodes no nested values
             if seen is None:
                 columns[field.name] = Column(kind, encoded, file)
             elif seen.kind != kind or (encoded and not seen.encoded):
                 columns[field.name] = _joined(field.name, seen, Column(kind, encoded, file))
     return columns
+
+
+def _plain_of(file: str, field: pa.Field) -> pa.DataType:
+    try:
+        return plain(field.type)
+    except RecursionError:
+        raise ConfigurationError(f"{file}: column {field.name!r} is nested too deeply to be read") from None
 
 
 def _joined(name: str, seen: Column, new: Column) -> Column:
@@ -243,10 +261,19 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if column.type == kind:
         return column
     if pa.types.is_dictionary(column.type):
-        column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
+        values = _VIEWS.get(column.type.value_type, column.type.value_type)
+        column = pa.chunked_array([_written_out(chunk, values) for chunk in column.chunks], values)
+    if pa.types.is_run_end_encoded(column.type):
+        column = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type)
     if pa.types.is_struct(kind) and pa.types.is_struct(column.type):
         return pa.chunked_array([_struct(chunk, kind) for chunk in column.chunks], kind)
     return column.cast(kind)
+
+
+def _written_out(chunk: pa.DictionaryArray, values: pa.DataType) -> pa.Array:
+    if chunk.type.value_type != values:
+        chunk = pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(values))
+    return chunk.dictionary_decode()
 
 
 def _struct(array: pa.StructArray, kind: pa.DataType) -> pa.StructArray:

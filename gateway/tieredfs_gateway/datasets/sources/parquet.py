@@ -8,6 +8,7 @@ was half of the time for four such columns of nineteen (117 ns a row; 87 this wa
 """
 
 import io
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -45,6 +46,8 @@ _PLAIN_BYTES: Final = 4
 _TEXT_BYTES_MAX: Final = (1 << 31) - 1
 """Of one array, whose offsets have 32 bits."""
 _MAGIC: Final = b"PAR1"
+_SIGNATURE_BYTES: Final = 28
+"""Behind a footer that is signed: nonce and tag of AES-GCM (Parquet Modular Encryption, "Plaintext footer mode")."""
 
 
 class _Detail:
@@ -55,6 +58,14 @@ class _Detail:
         self._lock = threading.Lock()
         self._chunks: tuple[dict[str, Chunk], ...] | None = None
         self._sizes: dict[int, dict[str, tuple[int, int]]] = {}
+        self._leaves: dict[Path, int | None] = {}
+
+    def leaf(self, schema: pa.Schema, path: Path) -> int | None:
+        """Which column of the file a path is: names do not say, for `a.b` is a column's and a field's. None: no plain one."""
+        if path not in self._leaves:
+            known = sum(_leaf_count(field.type) for field in schema) == self.metadata.num_columns
+            self._leaves[path] = _leaf(schema, path) if known else None
+        return self._leaves[path]
 
     def sizes(self, part: int) -> dict[str, tuple[int, int]]:
         """Stored and decoded bytes of a row group's column chunks, by their paths. Kept, for announcing an epoch asks for those of
@@ -111,10 +122,21 @@ class ParquetSource:
     def look(self, file: PinnedFile) -> FileIndex:
         with _translated(file), self._opened(file, None, min(FOOTER_BYTES, file.size_bytes)) as opened:
             metadata = opened.metadata
+            self._check_plain(file, metadata.serialized_size)
+            _check_names(file, metadata.schema)
             rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
             return FileIndex(
                 opened.schema_arrow.remove_metadata(), rows, _Detail(metadata), 8 * metadata.serialized_size
             )
+
+    def _check_plain(self, file: PinnedFile, footer_bytes: int) -> None:
+        """Refuses a file whose columns are encrypted below a footer that is not, which is signed: Arrow reads that, and ends the
+        process when it is asked about such a column."""
+        tail = bytearray(8)
+        with self._snapshot.reading(file) as reading:
+            reading.read_into(file.size_bytes - len(tail), memoryview(tail))
+        if int.from_bytes(tail[:4], "little") == footer_bytes + _SIGNATURE_BYTES:
+            raise CorruptError(f"{file.name}: not readable as Parquet: its columns are encrypted")
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         names = [".".join(path) for path in paths]
@@ -232,19 +254,19 @@ class ParquetSource:
         return sum(size for size, _ in _chunks(index, part, [".".join(path) for path in paths]))
 
     def bounds(self, index: FileIndex, part: int, path: Path) -> Bounds | None:
-        group = index.detail.metadata.row_group(part)
-        name = ".".join(path)
-        for number in range(group.num_columns):
-            chunk = group.column(number)
-            if chunk.path_in_schema == name and chunk.is_stats_set:
-                found = chunk.statistics
-                nulls = found.null_count if found.has_null_count else None
-                try:
-                    least, greatest = (found.min, found.max) if found.has_min_max else (None, None)
-                except ValueError:  # nanoseconds that Python's moments do not hold
-                    least = greatest = None
-                return Bounds(least, greatest, nulls, index.rows[part])
-        return None
+        leaf = index.detail.leaf(index.schema, path)
+        chunk = None if leaf is None else index.detail.metadata.row_group(part).column(leaf)
+        if chunk is None or not chunk.is_stats_set:
+            return None
+        found = chunk.statistics
+        nulls = found.null_count if found.has_null_count else None
+        try:
+            least, greatest = (found.min, found.max) if found.has_min_max else (None, None)
+        except (ValueError, OverflowError):  # moments that Python's do not hold, texts that are none
+            least = greatest = None
+        if any(isinstance(value, float) and math.isnan(value) for value in (least, greatest)):  # of old writers
+            least = greatest = None
+        return Bounds(least, greatest, nulls, index.rows[part])
 
     @contextmanager
     def _opened(
@@ -314,6 +336,38 @@ def _chunks(index: FileIndex, part: int, names: Sequence[str]) -> Collection[tup
         else:
             found.update((path, size) for path, size in sizes.items() if path.startswith(name + "."))
     return found.values()
+
+
+def _leaf(schema: pa.Schema, path: Path) -> int | None:
+    at, fields = 0, list(schema)
+    for part in path:
+        number = next((number for number, field in enumerate(fields) if field.name == part), None)
+        if number is None:
+            return None
+        at += sum(_leaf_count(field.type) for field in fields[:number])
+        kind = fields[number].type
+        fields = list(kind) if pa.types.is_struct(kind) else []
+    return at if _leaf_count(kind) == 1 and not pa.types.is_nested(kind) else None
+
+
+def _leaf_count(kind: pa.DataType) -> int:
+    """How many columns of a file a column of that type is."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _leaf_count(kind.storage_type)
+    if pa.types.is_dictionary(kind) or not pa.types.is_nested(kind):
+        return 1
+    return sum(_leaf_count(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def _check_names(file: PinnedFile, schema: pq.ParquetSchema) -> None:
+    """What asks for a column's name later does not expect that it is no text."""
+    try:
+        for number in range(len(schema)):
+            schema.column(number).path  # noqa: B018 - decoded when it is asked for
+    except UnicodeDecodeError as error:
+        raise CorruptError(
+            f"{file.name}: not readable as Parquet: the name of a column is not UTF-8: {error}"
+        ) from error
 
 
 def _width(kind: pa.DataType) -> int:
