@@ -1,10 +1,11 @@
 """CSV (and TSV) with a header line: a part is a run of lines. Types are those that hold for every line of a file.
 
-Where lines of one file disagree, numbers become floats, and anything else text: text loses nothing.
+Where lines of one file disagree, numbers become floats, and anything else text: text loses nothing. What is not UTF-8 is bytes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.csv
@@ -44,9 +45,11 @@ class CsvSource:
         names: list[str] | None = None
         kinds: dict[str, pa.DataType] = {}
         rows, stretches, sizes = [], [], []
-        for stretch, text in self._files.stretches(file, end_of_quoted_lines):
+        ends = partial(end_of_quoted_lines, delimiter=_delimiter(file))
+        for stretch, text in self._files.stretches(file, ends):
             table = self._parsed(file, stretch, text, names, None)
-            names = table.schema.names
+            with unreadable(file, "CSV"):
+                names = table.schema.names
             for field in table.schema:
                 kinds[field.name] = _joined(kinds.get(field.name, pa.null()), field.type)
             rows.append(table.num_rows)
@@ -73,14 +76,17 @@ class CsvSource:
         self, file: PinnedFile, stretch: Stretch, text: pa.Buffer, names: list[str] | None, schema: pa.Schema | None
     ) -> pa.Table:
         """`names` None: the first line has them. `schema` None: types are guessed, of all columns."""
-        tab = bare_name(file.path).lower().endswith(b".tsv")
         with unreadable(file, "CSV", stretch.line - 1):
             return pa.csv.read_csv(
                 as_file(text),
                 pa.csv.ReadOptions(use_threads=False, block_size=max(1, text.size + 1), column_names=names),
-                pa.csv.ParseOptions(delimiter="\t" if tab else ",", newlines_in_values=True),
+                pa.csv.ParseOptions(delimiter=_delimiter(file).decode(), newlines_in_values=True),
                 pa.csv.ConvertOptions(column_types=schema, include_columns=None if schema is None else schema.names),
             )
+
+
+def _delimiter(file: PinnedFile) -> bytes:
+    return b"\t" if bare_name(file.path).lower().endswith(b".tsv") else b","
 
 
 def _joined(one: pa.DataType, other: pa.DataType) -> pa.DataType:
@@ -88,4 +94,6 @@ def _joined(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         return schemas.common_type(one, other)
     except schemas.TypesDifferError:
         numbers = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (one, other))
-        return pa.float64() if numbers else pa.string()
+        if numbers:
+            return pa.float64()
+        return pa.binary() if pa.binary() in (one, other) else pa.string()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
@@ -14,7 +15,14 @@ from tieredfs.errors import CorruptError
 from tieredfs_gateway.datasets import schemas
 from tieredfs_gateway.datasets.schemas import Path
 from tieredfs_gateway.datasets.sources.protocol import FileIndex
-from tieredfs_gateway.datasets.sources.text import Stretch, TextFiles, as_file, end_of_lines, held_bytes, unreadable
+from tieredfs_gateway.datasets.sources.text import (
+    Stretch,
+    TextFiles,
+    as_file,
+    end_of_lines,
+    held_bytes,
+    unreadable,
+)
 from tieredfs_gateway.datasets.versions import PinnedFile
 
 
@@ -37,6 +45,7 @@ class JsonLinesSource:
         kinds: dict[str, pa.DataType] = {}
         rows, stretches, sizes = [], [], []
         for stretch, text in self._files.stretches(file, end_of_lines):
+            _check_text(file, stretch, text)
             table = parsed(file, stretch, text, None)
             for field in table.schema:
                 kinds[field.name] = _joined(file, stretch, field, kinds.get(field.name, pa.null()))
@@ -55,6 +64,19 @@ class JsonLinesSource:
     def decoded_bytes(self, index: FileIndex, part: int, paths: Sequence[Path]) -> int:
         share = len({path[0] for path in paths}) / max(1, len(index.schema))
         return int(index.detail.sizes[part] * min(1.0, share))
+
+
+def _check_text(file: PinnedFile, stretch: Stretch, text: pa.Buffer) -> None:
+    """Arrow's parser takes any bytes for texts."""
+    whole = [None, pa.py_buffer(np.array([0, text.size], np.int64)), text]
+    try:
+        pa.Array.from_buffers(pa.large_binary(), 1, whole).cast(pa.large_string())
+    except pa.ArrowInvalid:
+        for number, line in enumerate(bytes(memoryview(text)).split(b"\n"), stretch.line):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise CorruptError(f"{file.name}, line {number}: not UTF-8: {error}") from error
 
 
 def parsed(file: PinnedFile, stretch: Stretch, text: pa.Buffer, schema: pa.Schema | None) -> pa.Table:
@@ -87,14 +109,33 @@ def _with_line(file: PinnedFile, stretch: Stretch, text: pa.Buffer) -> CorruptEr
 
 
 def _joined(file: PinnedFile, stretch: Stretch, field: pa.Field, seen: pa.DataType) -> pa.DataType:
-    try:
-        return schemas.common_type(seen, field.type)
-    except schemas.TypesDifferError:
-        pair = {seen, field.type}
-        if any(pa.types.is_timestamp(kind) for kind in pair) and any(pa.types.is_string(kind) for kind in pair):
-            return pa.string()
-        if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in pair):
-            return pa.float64()
+    found = _common(seen, field.type)
+    if found is None:
         raise CorruptError(
             f"{file.name}: column {field.name!r} is {seen} at first and {field.type} after line {stretch.line}"
-        ) from None
+        )
+    return found
+
+
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """As Arrow joins the types of lines that it parses together, at any depth."""
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        kinds = {field.name: field.type for field in one}
+        for field in other:
+            kind = _common(kinds.get(field.name, pa.null()), field.type)
+            if kind is None:
+                return None
+            kinds[field.name] = kind
+        return pa.struct([pa.field(name, kind) for name, kind in kinds.items()])
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        kind = _common(one.value_type, other.value_type)
+        return None if kind is None else pa.list_(kind)
+    pair = {one, other}
+    if any(map(pa.types.is_timestamp, pair)) and any(map(pa.types.is_string, pair)):
+        return pa.string()
+    if any(map(pa.types.is_floating, pair)) and any(map(pa.types.is_integer, pair)):
+        return pa.float64()
+    try:
+        return schemas.common_type(one, other)
+    except schemas.TypesDifferError:
+        return None

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tieredfs.errors import CorruptError
 from tieredfs_gateway.datasets.arrow_files import ByteCount, arrow_file, read_range
+from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.scratch import Scratch
 from tieredfs_gateway.datasets.sources.protocol import PART_BYTES
 from tieredfs_gateway.datasets.versions import PinnedFile, Snapshot
@@ -26,6 +28,8 @@ RECORD_BYTES_MAX: Final = 1 << 30
 _COMPRESSIONS: Final = {b".gz": "gzip", b".tgz": "gzip", b".zst": "zstd", b".zstd": "zstd"}
 _NEWLINE: Final = 0x0A
 _QUOTE: Final = 0x22
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +109,43 @@ def end_of_lines(text: bytes) -> int:
     return text.rfind(b"\n") + 1
 
 
-def end_of_quoted_lines(text: bytes) -> int:
-    """As CSV has it: a line goes on while a quote is open. Doubled quotes keep the parity."""
+def end_of_quoted_lines(text: bytes, delimiter: bytes = b",") -> int:
+    """As CSV has it: a line goes on while a quote is open, and a quote opens only where a field begins (`6" nails` has none).
+    Doubled quotes keep the parity."""
     if b'"' not in text:
         return end_of_lines(text)
     view = np.frombuffer(text, np.uint8)
     newlines = np.flatnonzero(view == _NEWLINE)
     quotes = np.flatnonzero(view == _QUOTE)
+    begins = _begins_field(view, delimiter)
+    if not (begins(quotes[::2]) | (view[quotes[::2] - 1] == _QUOTE)).all():
+        quotes = _opening_and_closing(quotes, begins(quotes))
     outside = np.searchsorted(quotes, newlines) % 2 == 0
     ends = newlines[outside]
     return int(ends[-1]) + 1 if len(ends) else 0
+
+
+def _begins_field(view: Bytes, delimiter: bytes) -> Callable[[Indices], npt.NDArray[np.bool_]]:
+    before = np.zeros(256, bool)
+    before[list(delimiter + b"\r\n")] = True
+    first = len(_BYTE_ORDER_MARK) if view[: len(_BYTE_ORDER_MARK)].tobytes() == _BYTE_ORDER_MARK else 0
+    return lambda places: before[view[places - 1]] | (places == first) | (places == 0)
+
+
+def _opening_and_closing(quotes: Indices, begins: npt.NDArray[np.bool_]) -> Indices:
+    """Those of the quotes: some are parts of fields."""
+    found: list[int] = []
+    skipped = -1
+    following = np.append(quotes[1:], -1).tolist()
+    for at, opens, after in zip(quotes.tolist(), begins.tolist(), following, strict=True):
+        if len(found) % 2 == 0:
+            if opens:
+                found.append(at)
+        elif after == at + 1 and at != skipped:  # doubled: the next is skipped with it
+            skipped = after
+        elif at != skipped:
+            found.append(at)
+    return np.array(found, np.int64)
 
 
 @contextmanager
