@@ -70,3 +70,20 @@ def test_sizes_beyond_octal() -> None:
     header = info.tobuf(tarfile.GNU_FORMAT)
     with pytest.raises(BadTarError, match=f"has {1 << 40} bytes"):
         walked(header + bytes(1024))
+
+
+@pytest.mark.parametrize("size", [b"-2048", b"abc", b"1_0", b"+7", b"9" * 40])
+def test_sizes_that_are_none(size: bytes) -> None:
+    """A negative one led back to the header before, again and again."""
+    record = b" size=" + size + b"\n"
+    extended, info = tarfile.TarInfo("extended"), tarfile.TarInfo("a.bin")
+    text = str(len(record) + 2).encode() + record
+    extended.type, extended.size, info.size = tarfile.XHDTYPE, len(text), 1
+    data = extended.tobuf(tarfile.USTAR_FORMAT) + text.ljust(512, b"\0") + info.tobuf(tarfile.USTAR_FORMAT)
+    with pytest.raises(BadTarError, match="where a number belongs"):
+        walked(data + bytes(2048))
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = b"-0000002000\0"
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 0x20)
+    with pytest.raises(BadTarError, match="where a number belongs"):
+        walked(bytes(header) + bytes(2048))

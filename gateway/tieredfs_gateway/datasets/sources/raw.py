@@ -18,7 +18,7 @@ from tieredfs_gateway.datasets.arrow_files import ByteCount
 from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.schemas import Path
 from tieredfs_gateway.datasets.sources.protocol import FileIndex, Source
-from tieredfs_gateway.datasets.sources.tar import COLUMN_BYTES_MAX, cut
+from tieredfs_gateway.datasets.sources.tar import COLUMN_BYTES_MAX, counts, cut
 from tieredfs_gateway.datasets.versions import PinnedFile, Snapshot, shown
 
 BYTES: Final = "bytes"
@@ -61,10 +61,8 @@ class RawSource:
             )
         files = self._named(file, rows.column(name))
         starts = cut([each.size_bytes for each in files])
-        ends = [*starts[1:], len(files)]
-        counts = tuple(end - start for start, end in zip(starts, ends, strict=True))
         schema = pa.schema([*index.schema, pa.field(BYTES, pa.binary())])
-        return FileIndex(schema, counts, _Manifest(rows, files, starts))
+        return FileIndex(schema, counts(starts, len(files)), _Manifest(rows, files, starts))
 
     def _named(self, manifest: PinnedFile, names: pa.ChunkedArray) -> tuple[PinnedFile, ...]:
         """The files, pinned. Raises NotFoundError with the manifest's row."""

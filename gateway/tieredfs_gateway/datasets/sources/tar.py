@@ -9,6 +9,7 @@ is null.
 for, each with one read straight into the column, so any row costs its own bytes only.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -66,10 +67,7 @@ class TarSource:
             for name, (offsets, lengths) in shard.places.items():
                 kind = _kind(name) or _documents_type(file, archive, name, offsets, lengths)
                 fields.append(pa.field(name, kind))
-        ends = [*shard.starts[1:], len(shard.keys)]
-        return FileIndex(
-            pa.schema(fields), tuple(b - a for a, b in zip(shard.starts, ends, strict=True)), shard, shard.held_bytes
-        )
+        return FileIndex(pa.schema(fields), counts(shard.starts, len(shard.keys)), shard, shard.held_bytes)
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         return self.take(file, index, part, np.arange(index.rows[part], dtype=np.int64), paths)
@@ -170,6 +168,11 @@ def cut(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(starts)
 
 
+def counts(starts: Sequence[int], total: int) -> tuple[int, ...]:
+    """How many lie in each part: none in no part, when there are none."""
+    return tuple(end - start for start, end in itertools.pairwise([*starts, total]))
+
+
 def read_payloads(
     file: PinnedFile, read_into: Callable[[int, memoryview], int], offsets: Indices, lengths: Indices
 ) -> pa.BinaryArray:
@@ -227,13 +230,13 @@ def _documents_type(file: PinnedFile, archive: Archive, field: str, offsets: Ind
 
 
 def _documents(payloads: pa.BinaryArray, kind: pa.DataType | None) -> pa.Array:
-    """JSON documents as structs; text where they are no objects, or have no common type."""
+    """JSON documents as structs; text where they are not one object each, or have no fields or no common type."""
     if kind == pa.string():
         return payloads.cast(pa.string())
-    there = payloads.drop_null()
-    lines = b"".join(document.as_py().replace(b"\n", b" ").replace(b"\r", b" ") + b"\n" for document in there)
-    if not lines.strip():
+    there = [document.as_py() for document in payloads.drop_null()]
+    if not there:
         return pa.nulls(len(payloads), kind or pa.null())
+    lines = b"".join(document.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n" for document in there)
     schema = None if kind is None else pa.schema(list(kind))
     options = pa.json.ParseOptions(
         explicit_schema=schema, unexpected_field_behavior="infer" if kind is None else "error"
@@ -245,6 +248,9 @@ def _documents(payloads: pa.BinaryArray, kind: pa.DataType | None) -> pa.Array:
         if kind is None:
             return payloads.cast(pa.string())
         raise
+    is_one_each = len(table) == len(there) and all(document.strip() for document in there)
+    if kind is None and not (is_one_each and table.column_names):
+        return payloads.cast(pa.string())
     found = pa.StructArray.from_arrays(
         [column.combine_chunks() for column in table.columns],
         fields=[field.with_nullable(True) for field in table.schema],

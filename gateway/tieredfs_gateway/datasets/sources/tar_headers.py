@@ -9,6 +9,8 @@ from typing import Final
 
 BLOCK: Final = 512
 _EXTENDED_MAX: Final = 1 << 20
+_DIGITS_MAX: Final = 20
+"""Of 64 bits."""
 
 
 class BadTarError(Exception):
@@ -39,7 +41,7 @@ def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
         if not header.strip(b"\0"):
             return
         _check(header, at)
-        size = int(pax[b"size"]) if b"size" in pax else _number(header[124:136], at)
+        size = _decimal(pax[b"size"], at) if b"size" in pax else _number(header[124:136], at)
         kind, data = header[156:157], at + BLOCK
         if data + size > total:
             raise BadTarError(f"it is truncated: the member at byte {at} has {size} bytes, {total - data} are there")
@@ -47,6 +49,10 @@ def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
             long_name = _extended(read, data, size, at).rstrip(b"\0")
         elif kind == b"x":
             pax = _pax(_extended(read, data, size, at), at)
+        elif kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):
+            raise BadTarError(
+                f"the member at byte {at} is stored with holes (`tar --sparse`), which are not filled here"
+            )
         elif kind in b"0\0" or kind == b"7":
             name = pax.get(b"path") or long_name or _name(header)
             yield Member(name, data, size)
@@ -67,10 +73,15 @@ def _number(field: bytes, at: int) -> int:
     if field[0] & 0x80:  # GNU: base 256
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     text = field.strip(b" \0")
-    try:
-        return int(text, 8) if text else 0
-    except ValueError:
-        raise BadTarError(f"the header at byte {at} has {text!r} where a number belongs") from None
+    if text.strip(b"01234567"):
+        raise BadTarError(f"the header at byte {at} has {text!r} where a number belongs")
+    return int(text, 8) if text else 0
+
+
+def _decimal(text: bytes, at: int) -> int:
+    if not text.isdigit() or len(text) > _DIGITS_MAX:
+        raise BadTarError(f"the header at byte {at} has {text[:_DIGITS_MAX]!r} where a number belongs")
+    return int(text)
 
 
 def _name(header: bytes) -> bytes:
