@@ -1,11 +1,13 @@
 """Gateways that are killed, tokens that are wrong, transforms that fail: with processes of their own."""
 
 import io
+import json
 import os
 import signal
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,13 @@ def token(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
+def shown(served: Gateway, token: str) -> list[str]:
+    """The sessions that who has that token sees."""
+    asked = urllib.request.Request(f"{served.url}/v1/sessions", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=WAIT_S) as answer:
+        return [one["session"] for one in json.load(answer)]
+
+
 def test_tokens_open_their_dataset_and_no_other(guarded: Gateway, tmp_path: Path) -> None:
     good = token(tmp_path, SOURCE)
     other = token(tmp_path, "datasets/other")
@@ -161,7 +170,8 @@ def test_tokens_open_their_dataset_and_no_other(guarded: Gateway, tmp_path: Path
         thief._session._answer = reader._session._answer
         with pytest.raises(AccessDeniedError, match="token_scope"):
             next(iter(thief))
-    assert session
+    assert session in shown(guarded, good)
+    assert session not in shown(guarded, other)
 
 
 def test_off_loopback_a_gateway_does_not_start_without_a_secret(tmp_path: Path) -> None:
@@ -186,6 +196,12 @@ options = {{ column = "id" }}
 kind = "function"
 path = "{HERE}:fail_at"
 options = {{ number = 1500 }}
+[transforms.drift]
+kind = "function"
+path = "{HERE}:drift"
+[transforms.label]
+kind = "function"
+path = "{HERE}:label"
 [transforms.hang]
 kind = "function"
 path = "{HERE}:hang"
@@ -299,6 +315,11 @@ def test_a_gateway_transforms_what_it_is_allowed_to(tmp_path: Path) -> None:
             data = made.dataset(transforms=["double", "ids"], transport=transport)
             assert ids(data) == [2 * number for number in ALL]
             assert data.schema.names == ["id"]
+            assert ids(made.dataset(transforms=["label"], transport=transport)) == ALL
+            with pytest.raises(
+                InvalidRequestError, match=r"transform drift: batch 0 has \(id: double.*transform_failed"
+            ):
+                list(made.dataset(transforms=["drift"], transport=transport, retry_s=0.5))
         assert made.metric("transform_batches") >= 2 * (ROWS // 256)
         with pytest.raises(ConfigurationError, match="transform_unknown"):
             list(made.dataset(transforms=["os.system"]))

@@ -96,6 +96,18 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     assert caught.value.status_code == 408
 
 
+@pytest.mark.parametrize("wrong", ['"epoch": 1e999', '"batch": {}', '"stride": "x"', '"token": 5', '"token": ["x"]'])
+def test_packets_that_make_no_sense(served: Gateway, wrong: str) -> None:
+    asked = {"source": SOURCE, "batch_size": 1}
+    opened = httpx.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S).json()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as trainer:
+        trainer.connect(socket_address(opened["local"]["socket"]))
+        trainer.settimeout(WAIT_S)
+        read = {"session": opened["session"], "token": None, "epoch": 0, "batch": 0, "stride": 1}
+        trainer.send(b'{"read": ' + json.dumps(read).encode()[:-1] + b", " + wrong.encode() + b"}}")
+        assert json.loads(trainer.recv(64 * 1024))["error"]["code"] == "bad_request"
+
+
 def test_a_trainer_that_always_says_that_it_waits_has_no_more_than_so_many_slabs(served: Gateway) -> None:
     """It takes everything and gives nothing back: that ends somewhere, and with it."""
     asked = {"source": SOURCE, "batch_size": 1}

@@ -12,6 +12,16 @@ def double(rows: pa.RecordBatch, column: str = "id") -> pa.RecordBatch:
     return rows.set_column(at, column, pc.multiply(rows.column(at), 2))
 
 
+def drift(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """As pandas does where a column has nulls: the same bits mean something else."""
+    at = rows.schema.names.index("id")
+    return rows.set_column(at, "id", rows.column(at).cast(pa.float64())) if rows.num_rows else rows
+
+
+def label(rows: pa.RecordBatch) -> pa.RecordBatch:
+    return rows.replace_schema_metadata({"rows": str(rows.num_rows) * (rows.num_rows + 1)})
+
+
 def fail_at(rows: pa.RecordBatch, number: int) -> pa.RecordBatch:
     if number in rows.column("id").to_pylist():
         raise ValueError(f"{number} is not to my taste")

@@ -73,6 +73,13 @@ class Gateway:
         call = functools.partial(function, *arguments, **named)
         return await asyncio.get_running_loop().run_in_executor(self.executor, call)
 
+    def may_read(self, token: str | None, source: str) -> bool:
+        try:
+            self.authorize(token, source)
+        except Refusal:
+            return False
+        return True
+
     def session(self, name: str, token: str | None) -> Session:
         self.authorize(token, None)
         session = self.sessions.get(name)
@@ -187,8 +194,10 @@ def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/sessions", responses=documents.failures(*_OF_CALLERS))
     async def list_sessions(token: Token) -> list[documents.SessionShown]:
+        """Those of datasets that the token is for."""
         gateway.authorize(token, None)
-        return [documents.SessionShown.model_validate(one) for one in gateway.sessions.listed()]
+        shown = [documents.SessionShown.model_validate(one) for one in gateway.sessions.listed()]
+        return [one for one in shown if gateway.may_read(token, one.source)]
 
     @app.get("/v1/sessions/{session}", responses=_OF_SESSIONS)
     async def show_session(session: SessionId, token: Token) -> documents.SessionShown:

@@ -280,8 +280,10 @@ class _Peer:
             position = Position(int(asked["epoch"]), int(asked["batch"]))
             stride = int(asked["stride"])
             self._loans_max = max(2, min(int(message.get("loans", 2)), LOANS_MAX))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise Refusal("bad_request", f"a read without {error}") from error
+        if not isinstance(token, str | None):
+            raise Refusal("bad_request", "a read whose token is no text")
         session = self._sessions.get(session_id)
         self._authorize(token, session.opened.spec.source)
         return session, position, stride

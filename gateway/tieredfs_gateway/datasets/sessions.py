@@ -55,11 +55,13 @@ class Opened:
         self.reader = reader
         self.users = 0
         names = self.spec.transforms
-        self.schema: pa.Schema = transforms.schema(names, reader.schema) if names else reader.schema
+        self.schema: pa.Schema = reader.schema
+        if names:
+            self.schema = transforms.schema(names, reader.schema).remove_metadata()
 
         def batches(position: Position, stride: int) -> Iterator[NumberedBatch]:
             plain = reader.batches(position, stride)
-            return transforms.apply(names, plain) if names else plain
+            return _as_promised(self.schema, names, transforms.apply(names, plain)) if names else plain
 
         self.share = Share(self.schema, batches, encoders, window_bytes)
 
@@ -364,6 +366,26 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _as_promised(schema: pa.Schema, names: Sequence[str], batches: Iterator[NumberedBatch]) -> Iterator[NumberedBatch]:
+    """What comes out of transforms, under the schema that trainers were told: theirs may carry metadata of each batch. Of other
+    columns or types it would be read as what it is not."""
+    try:
+        for batch in batches:
+            found = batch.rows.schema
+            if found.names != schema.names or found.types != schema.types:
+                kinds = ", ".join(f"{field.name}: {field.type}" for field in found)
+                promised = ", ".join(f"{field.name}: {field.type}" for field in schema)
+                raise Refusal(
+                    "transform_failed",
+                    f"transform {', '.join(names)}: batch {batch.index} has ({kinds}); of no rows it was ({promised})",
+                )
+            yield NumberedBatch(batch.index, pa.RecordBatch.from_arrays(batch.rows.columns, schema=schema))
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
 
 
 def _used_s(session: Session) -> float:
