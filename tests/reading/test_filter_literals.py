@@ -24,7 +24,7 @@ COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-KINDS: Final = {
+KINDS: Final[dict[pa.DataType, list[Any]]] = {
     pa.int8(): [-128, -1, 0, 1, 2, 127],
     pa.int64(): [-(1 << 63), (1 << 53) + 1, 0, 1, 2, (1 << 63) - 1],
     pa.uint64(): [0, 1, 2, 1 << 63, (1 << 64) - 1],
