@@ -203,7 +203,9 @@ def _staged_without_daemon(backend: Backend, url: str, live_caches: set[object])
 
 
 def gc(context: typer.Context, meta_url: MetaUrlArgument, as_json: AsJson = False) -> None:
-    """Delete what nothing refers to: blocks of deleted files, leftovers of processes that died.
+    """Delete what nothing refers to: blocks of files deleted at least ten minutes ago, leftovers of processes that died.
+
+    What was deleted since waits: the report says how much, and until when.
 
     Example: tieredfs gc sqlite:///data/volume.db
     """

@@ -17,7 +17,7 @@ from tieredfs.kv.engine import Engine, Reader, Writer
 from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
-from tieredfs.meta.changes import Content, Creation, Placement, Receipt, Removed
+from tieredfs.meta.changes import Content, Creation, DeadBlocks, Placement, Receipt, Removed
 from tieredfs.meta.looks import Looks
 from tieredfs.model import (
     NOBODY,
@@ -469,6 +469,10 @@ class Metadata:
     def dead_blocks(self, before_ns: int, limit: int) -> list[Block]:
         """Blocks without a reference since before that time."""
         return self._engine.read(lambda reader: block_layer.dead(reader, before_ns, limit))
+
+    def waiting_blocks(self) -> DeadBlocks:
+        """Dead blocks that are not condemned."""
+        return self._engine.read(block_layer.not_condemned)
 
     def condemn_blocks(self, before_ns: int, limit: int) -> list[Block]:
         """`dead_blocks`, and from now on no content can refer to them again: their chunks may be deleted.
