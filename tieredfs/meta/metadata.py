@@ -243,18 +243,19 @@ class Metadata:
         exchange: bool = False,
         holder: SessionId = NOBODY,
         expected_target: InodeId | None = None,
+        beside: bytes = b"",
         receipt: Receipt | None = None,
     ) -> Removed | None:
         """Atomic, across directories too; returns what the target name showed before, if another inode.
 
         Both names of one inode: nothing happens. `expected_target`: the inode that the caller believes is being
         replaced and for which `holder` was chosen (0: none); another one raises ConflictError, so that an open file
-        is never deleted by a race. Raises InvalidRequestError (a directory below itself), AlreadyExistsError
-        (replace=False), DirectoryNotEmptyError, IsDirectoryError, NotDirectoryError.
+        is never deleted by a race. `beside`: a name that `parent` must have, too, or ConflictError.
+        Raises InvalidRequestError (a directory below itself), AlreadyExistsError (replace=False), DirectoryNotEmptyError, IsDirectoryError, NotDirectoryError.
         """
         names.check_name(name)
         names.check_name(new_name)
-        asked = renames.Rename(parent, name, new_parent, new_name, replace, exchange, holder, expected_target)
+        asked = renames.Rename(parent, name, new_parent, new_name, replace, exchange, holder, expected_target, beside)
         now_ns = self._clock.wall_ns()
 
         def change(writer: Writer) -> Removed | None:
