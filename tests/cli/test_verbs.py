@@ -433,3 +433,4 @@ def test_progress_bars_are_for_terminals_only(run: Run, monkeypatch: pytest.Monk
     assert run("gc", META_URL).err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "collecting garbage" in run("gc", META_URL).err
+    assert run("gc", META_URL, "--json").err == ""

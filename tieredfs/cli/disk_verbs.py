@@ -61,7 +61,7 @@ def drain(context: typer.Context, meta_url: MetaUrlArgument, disk: DiskArgument,
     """
     number = _parse_disk(disk)
     with backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="disk drain") as volume:
-        with progress_bar(f"emptying disk {number}") as progress:
+        with progress_bar(f"emptying disk {number}", as_json) as progress:
             report = volume.drain_disk(number, progress)
         emit(report, as_json=as_json, empty=f"disk {number} is empty")
 
@@ -74,6 +74,6 @@ def rebuild(context: typer.Context, meta_url: MetaUrlArgument, disk: DiskArgumen
     """
     number = _parse_disk(disk)
     with backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="disk rebuild") as volume:
-        with progress_bar(f"rebuilding disk {number}") as progress:
+        with progress_bar(f"rebuilding disk {number}", as_json) as progress:
             report = volume.rebuild_disk(number, progress)
         emit(report, as_json=as_json, empty=f"disk {number} is rebuilt")

@@ -168,7 +168,7 @@ def umount(
     Example: tieredfs umount --flush /mnt/train
     """
     point = os.path.abspath(mountpoint)
-    with progress_bar("storing what is staged" if flush else "unmounting") as progress:
+    with progress_bar("storing what is staged" if flush else "unmounting", as_json) as progress:
         backend_of(context).unmount(point, flush=flush, progress=progress)
     if as_json:
         emit({"unmounted": point, "flushed": flush}, as_json=True)
@@ -263,6 +263,6 @@ def _ask_by_mount(backend: Backend, verb: str, paths: list[str], as_json: bool) 
         wanted.setdefault(found.mount_id, (found, []))[1].append(relative)
     answers: dict[str, object] = {}
     for mount_id, (found, relatives) in wanted.items():
-        with progress_bar(f"{verb} {found.mount_point}") as progress:
+        with progress_bar(f"{verb} {found.mount_point}", as_json) as progress:
             answers[found.mount_point] = backend.ask(mount_id, verb, {"paths": relatives}, progress)
     emit(answers if len(answers) > 1 else next(iter(answers.values())), as_json=as_json, empty=f"{verb}: done")

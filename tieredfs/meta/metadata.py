@@ -250,8 +250,9 @@ class Metadata:
 
         Both names of one inode: nothing happens. `expected_target`: the inode that the caller believes is being
         replaced and for which `holder` was chosen (0: none); another one raises ConflictError, so that an open file
-        is never deleted by a race. `beside`: a name that `parent` must have, too, or ConflictError.
-        Raises InvalidRequestError (a directory below itself), AlreadyExistsError (replace=False), DirectoryNotEmptyError, IsDirectoryError, NotDirectoryError.
+        is never deleted by a race. `beside`: a name that `parent` must have, too, or ConflictError. Raises
+        InvalidRequestError (a directory below itself), AlreadyExistsError (replace=False), DirectoryNotEmptyError,
+        IsDirectoryError, NotDirectoryError.
         """
         names.check_name(name)
         names.check_name(new_name)

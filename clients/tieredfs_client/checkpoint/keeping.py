@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from tieredfs.errors import BusyError, ConflictError, InvalidRequestError, NotFoundError, TieredError
+from tieredfs.model import Progress
 from tieredfs_client.checkpoint.catalog import LOOKS_MAX, Catalog
 from tieredfs_client.checkpoint.layout import Manifest, RankRecord, StoredFile, StoredTensor
-from tieredfs_client.checkpoint.load import Loader
+from tieredfs_client.checkpoint.load import Loader, unwatched
 from tieredfs_client.checkpoint.names import CheckpointName
 from tieredfs_client.checkpoint.retention import Retention, to_delete
 
@@ -155,12 +156,12 @@ class Keeper:
             return "incomplete"
         return "stored" if stored else "staged"
 
-    def verify(self, which: int | str) -> list[str]:
+    def verify(self, which: int | str, progress: Progress = unwatched) -> list[str]:
         """Every byte of a checkpoint against its checksums; what is wrong."""
         with self._catalog.leased(which) as name:
             try:
                 manifest = self._catalog.manifest(name)
-                with Loader(self._catalog, name, manifest) as loader:
+                with Loader(self._catalog, name, manifest, progress=progress) as loader:
                     return list(loader.check())
             except TieredError as error:
                 return [str(error)]
