@@ -6,11 +6,14 @@ touched: a verb on a mount whose daemon is gone says so at once instead of waiti
 
 import contextlib
 import os
+import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from tieredfs.cli.backend import Backend, Mounted, MountRequest, Place
+from tieredfs.cli.outcomes import CONDITION, PROBLEMS_FOUND
 from tieredfs.cli.render import emit, progress_bar, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of
 from tieredfs.config import DataUrl, MetaUrl, format_size, parse_code, parse_meta_url, volume_name_from
@@ -240,23 +243,41 @@ def _meta_url_of(status: object) -> str:
 
 
 def warmup(context: typer.Context, paths: Paths, as_json: AsJson = False) -> None:
-    """Bring files onto the SSD before they are read.
+    """Bring files onto the SSD before they are read. Exit code 1: some could not be.
 
     Example: tieredfs warmup /mnt/train/dataset
     """
-    _ask_by_mount(backend_of(context), "warmup", paths, as_json)
+    answers = _ask_by_mount(backend_of(context), "warmup", paths, as_json)
+    if any(answer.get("failed") for answer in answers):
+        raise typer.Exit(PROBLEMS_FOUND)
 
 
 def evict(context: typer.Context, paths: Paths, as_json: AsJson = False) -> None:
-    """Drop the SSD's copies of stored files. What is not yet stored stays.
+    """Drop the SSD's copies of stored files. What is not yet stored stays, and what is open. Exit code 3: all of it stays.
 
     Example: tieredfs evict /mnt/train/dataset
     """
-    _ask_by_mount(backend_of(context), "evict", paths, as_json)
+    answers = _ask_by_mount(backend_of(context), "evict", paths, as_json)
+    evicted, staged, opened = (
+        sum(_count(one, key) for one in answers) for key in ("evicted", "kept_staged", "kept_open")
+    )
+    if staged:
+        sys.stderr.write(
+            f"tieredfs: files that are not stored yet stay on the SSD: {staged}; `tieredfs drain PATH` first\n"
+        )
+    if opened:
+        sys.stderr.write(f"tieredfs: files that are open stay on the SSD: {opened}; close them and try again\n")
+    if staged + opened and not evicted:
+        raise typer.Exit(CONDITION)
 
 
-def _ask_by_mount(backend: Backend, verb: str, paths: list[str], as_json: bool) -> None:
-    """One call for each mount that the paths are on; one mount's answer is printed as it is, several by mount point."""
+def _count(answer: Mapping[str, object], key: str) -> int:
+    number = answer.get(key)
+    return number if isinstance(number, int) else 0
+
+
+def _ask_by_mount(backend: Backend, verb: str, paths: list[str], as_json: bool) -> list[Mapping[str, object]]:
+    """The answers, which are printed: one mount's as it is, several by mount point. One call for each mount that has a path."""
     wanted: dict[str, tuple[Place, list[str]]] = {}
     for path in paths:
         found, relative = _place(backend, path)
@@ -266,3 +287,4 @@ def _ask_by_mount(backend: Backend, verb: str, paths: list[str], as_json: bool) 
         with progress_bar(f"{verb} {found.mount_point}", as_json) as progress:
             answers[found.mount_point] = backend.ask(mount_id, verb, {"paths": relatives}, progress)
     emit(answers if len(answers) > 1 else next(iter(answers.values())), as_json=as_json, empty=f"{verb}: done")
+    return [answer for answer in answers.values() if isinstance(answer, dict)]
