@@ -61,6 +61,7 @@ class MountVerbs:
                 "resident_files": tier.resident_count(),
                 "staged_files": len(room.dirty_files()),
                 "staged_bytes": dirty,
+                "full": room.is_full,
                 "waits_for_room": room.waits,
                 "evicted_files": self._ssd.evictor.evicted_files,
             },
