@@ -88,13 +88,13 @@ def test_dead_blocks_are_deleted_after_their_grace_and_not_before(volume: CareVo
     volume.clock.advance(DEAD_BLOCK_GRACE_S - 1)
     early = collect(volume)
     assert early.blocks_deleted == 0
-    waits = (early.blocks_waiting, early.waiting_chunk_bytes, early.waiting_until_ns)
+    waits = (early.blocks_waiting, early.waiting_bytes, early.waiting_until_ns)
     assert waits == (1, 6 * BLOCK_BYTES // 4, end_ns), "it says what it leaves, and until when"
     assert len(volume.chunk_files()) == 12
     volume.clock.advance(2)
     report = collect(volume)
     assert (report.blocks_deleted, report.block_chunk_bytes) == (1, 6 * BLOCK_BYTES // 4)
-    assert (report.blocks_waiting, report.waiting_chunk_bytes, report.waiting_until_ns) == (0, 0, None)
+    assert (report.blocks_waiting, report.waiting_bytes, report.waiting_until_ns) == (0, 0, None)
     assert len(volume.chunk_files()) == 6
     with pytest.raises(NotFoundError):
         volume.metadata.block(block.block)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tieredfs.cli.render import emit, progress_bar
-from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, new_verbs
+from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, new_verbs, refuse_mounted
 from tieredfs.config import parse_data_url, parse_meta_url
 from tieredfs.errors import ConfigurationError
 from tieredfs.limits import DISKS_MAX
@@ -49,8 +49,10 @@ def add(
 
     Example: tieredfs disk add sqlite:///data/volume.db disk:///mnt/ssd7/tieredfs --domain shelf2
     """
+    url = parse_data_url(data_url)
+    refuse_mounted(backend_of(context), url.path)
     with backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="disk add") as volume:
-        emit(volume.add_disk(str(parse_data_url(data_url)), domain), as_json=as_json)
+        emit(volume.add_disk(str(url), domain), as_json=as_json)
 
 
 @verbs.command()

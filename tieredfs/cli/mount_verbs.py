@@ -7,7 +7,7 @@ touched: a verb on a mount whose daemon is gone says so at once instead of waiti
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import typer
@@ -15,10 +15,10 @@ import typer
 from tieredfs.cli.backend import Backend, Mounted, MountRequest, Place
 from tieredfs.cli.outcomes import CONDITION, PROBLEMS_FOUND
 from tieredfs.cli.render import emit, progress_bar, say
-from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of
+from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
 from tieredfs.config import DataUrl, MetaUrl, format_size, parse_code, parse_meta_url, volume_name_from
 from tieredfs.config.sizes import parse_positive_size
-from tieredfs.errors import ConfigurationError, NotAMountError, ReadOnlyError
+from tieredfs.errors import ConfigurationError, NotAMountError, NotFoundError, ReadOnlyError
 from tieredfs.host import LocalFiles
 from tieredfs.limits import BLOCK_BYTES_DEFAULT, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
 from tieredfs.model import Durability
@@ -58,6 +58,9 @@ def up(
     """
     backend = backend_of(context)
     home = os.path.abspath(directory)
+    if os.path.lexists(home) and not os.path.isdir(home):
+        raise ConfigurationError(f"{home} is not a directory; name a new one, which the volume will be in")
+    refuse_mounted(backend, home)
     url = MetaUrl(os.path.join(home, "volume.db"))
     request = _request(str(url), mountpoint, os.path.join(home, "cache"), cache_size, memory, driver, allow_other)
     if not os.path.exists(url.path):
@@ -109,10 +112,13 @@ def mount(
     """
     url = str(parse_meta_url(meta_url))
     cache = None if cache_dir is None else os.path.abspath(cache_dir)
+    backend = backend_of(context)
+    if cache is not None:
+        refuse_mounted(backend, cache)
     request = _request(
         url, mountpoint, cache, cache_size, memory, driver, allow_other, foreground=foreground, read_only=read_only
     )
-    mounted = backend_of(context).mount_volume(request)
+    mounted = backend.mount_volume(request)
     if as_json:
         emit(_description(url, mounted), as_json=True)
     else:
@@ -195,6 +201,15 @@ def _place(backend: Backend, path: str) -> tuple[Place, str]:
     return found, found.relative(absolute)
 
 
+@contextlib.contextmanager
+def _naming(found: Place) -> Iterator[None]:
+    """Daemons name paths from the root of their mount."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise NotFoundError(f"{found.mount_point}: {error}") from error
+
+
 def info(
     context: typer.Context,
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file or directory on a mount.", show_default=False)],
@@ -206,7 +221,9 @@ def info(
     """
     backend = backend_of(context)
     found, relative = _place(backend, path)
-    emit(backend.ask(found.mount_id, "info", {"path": relative}, lambda _done, _total, _unit: None), as_json=as_json)
+    with _naming(found):
+        answer = backend.ask(found.mount_id, "info", {"path": relative}, lambda _done, _total, _unit: None)
+    emit(answer, as_json=as_json)
 
 
 def clone(
@@ -284,7 +301,7 @@ def _ask_by_mount(backend: Backend, verb: str, paths: list[str], as_json: bool) 
         wanted.setdefault(found.mount_id, (found, []))[1].append(relative)
     answers: dict[str, object] = {}
     for mount_id, (found, relatives) in wanted.items():
-        with progress_bar(f"{verb} {found.mount_point}", as_json) as progress:
+        with progress_bar(f"{verb} {found.mount_point}", as_json) as progress, _naming(found):
             answers[found.mount_point] = backend.ask(mount_id, verb, {"paths": relatives}, progress)
     emit(answers if len(answers) > 1 else next(iter(answers.values())), as_json=as_json, empty=f"{verb}: done")
     return [answer for answer in answers.values() if isinstance(answer, dict)]

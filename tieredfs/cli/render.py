@@ -164,7 +164,7 @@ def _number(key: str, value: float) -> str:
     if key.endswith("_per_s"):
         what = key.removesuffix("_per_s")
         return f"{_number(what, value)}/s" if what == "bytes" or what.endswith("_bytes") else f"{value:,}"
-    if key == "bytes" or key.endswith("_bytes"):
+    if key == "bytes" or key.endswith("_bytes") or key.startswith("bytes_"):
         return format_size(int(value))
     if key.endswith("_ns"):
         moment = datetime.datetime.fromtimestamp(value / 1e9, tz=datetime.UTC).astimezone()

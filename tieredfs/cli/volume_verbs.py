@@ -9,7 +9,7 @@ import typer
 from tieredfs.cli.backend import Backend, Place
 from tieredfs.cli.outcomes import PROBLEMS_FOUND
 from tieredfs.cli.render import emit, plain, progress_bar, say
-from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of
+from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
 from tieredfs.config import (
     parse_code,
     parse_data_urls,
@@ -64,7 +64,10 @@ def format_volume(
             f"{wanted} puts each block on {wanted.width} disks and there are {len(data_urls)} data URLs: "
             f"name {wanted.width - len(data_urls)} more, or choose a narrower code"
         )
-    made = backend_of(context).format_volume(
+    backend = backend_of(context)
+    for one in (url, *data_urls):
+        refuse_mounted(backend, one.partition("://")[2])
+    made = backend.format_volume(
         url,
         data_urls,
         code=wanted,
@@ -228,7 +231,9 @@ def fsck(
     opening = backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="fsck")
     with opening as volume, progress_bar("checking", as_json) as progress:
         report = volume.check(repair=repair, progress=progress)
-    emit(report, as_json=as_json)
+    found = plain(report)
+    assert isinstance(found, dict)
+    emit({"clean": report.clean, **found}, as_json=as_json)
     if not report.clean:
         sys.stderr.write(_verdict(report.findings, repair) + "\n")
         raise typer.Exit(PROBLEMS_FOUND)

@@ -100,7 +100,7 @@ class GarbageReport:
     """Payload bytes of their chunks."""
     blocks_waiting: int
     """Dead blocks that wait out their grace: a later collection deletes them."""
-    waiting_chunk_bytes: int
+    waiting_bytes: int
     """Payload bytes of their chunks."""
     waiting_until_ns: int | None
     """When the grace of the last of them is over (None: none waits)."""

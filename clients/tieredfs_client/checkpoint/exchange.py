@@ -35,9 +35,11 @@ def export_checkpoint(
     progress: Progress = unwatched,
 ) -> list[str]:
     """Write whole tensors as safetensors into a new or empty directory, `checkpoint.json` (step, metadata, metrics) last;
-    the paths. Raises ConfigurationError where the directory has anything in it."""
+    the paths. Raises ConfigurationError where it is none, or has anything in it."""
     files = catalog.host.files
     with catalog.leased(which) as name:
+        if os.path.exists(directory) and not os.path.isdir(directory):
+            raise ConfigurationError(f"{directory} is not a directory: name a new one")
         files.make_directory(directory)
         if files.list_directory(directory):
             raise ConfigurationError(f"{directory} is not empty: name a new directory")
