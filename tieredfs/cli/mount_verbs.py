@@ -248,7 +248,7 @@ def clone(
     if found.read_only:
         raise ReadOnlyError(f"{found.mount_point} is mounted read-only")
     status = backend.ask(found.mount_id, "status", {}, lambda _done, _total, _unit: None)
-    with progress_bar(f"cloning {source}") as progress:
+    with progress_bar(f"cloning {source}", as_json) as progress:
         report = backend.clone(_meta_url_of(status), source_path, target_path, progress)
     emit(report, as_json=as_json)
 

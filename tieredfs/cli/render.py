@@ -177,7 +177,7 @@ def _number(key: str, value: float) -> str:
 
 
 @contextmanager
-def progress_bar(title: str, as_json: bool) -> Iterator[ProgressCall]:
+def progress_bar(title: str, as_json: bool = False) -> Iterator[ProgressCall]:
     """A bar on standard error while the block runs, when that is a terminal; otherwise, and beside JSON, nothing."""
     if as_json or not sys.stderr.isatty():
         yield lambda _done, _total, _unit: None
