@@ -4,6 +4,7 @@ Granian parses HTTP and moves bytes to and from sockets without the GIL. Heads o
 """
 
 import socket
+import ssl
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,19 @@ def server_of(app: Any, host: str, port: int, *, cert: Path | None, key: Path | 
         ssl_cert=cert,
         ssl_key=key,
     )
+
+
+def check_tls(cert: Path | None, key: Path | None) -> None:
+    """Raises ConfigurationError where they are not the two halves of a PEM certificate."""
+    if cert is None or key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")  # or it would ask the terminal
+    except (ssl.SSLError, OSError) as error:
+        why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror or str(error)
+        raise ConfigurationError(
+            f"{cert} and {key} are no certificate (PEM) and its key without a password: {why}"
+        ) from error
 
 
 def check_free(host: str, port: int) -> None:

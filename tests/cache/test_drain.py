@@ -451,14 +451,39 @@ def test_a_database_in_the_tier_is_a_database_afterwards() -> None:
         copy.close()
 
 
-def test_a_disk_that_others_have_filled_is_told_from_one_full_of_ours() -> None:
+@pytest.mark.allows_warnings("writers are told that the SSD is full: the file system of /tmp has 10.0 MiB free")
+def test_nobody_waits_for_a_disk_that_others_have_filled(caplog: pytest.LogCaptureFixture) -> None:
     files = LyingFiles()
     files.free["/"] = 10 * MIB
     room = Room("/tmp", GIB, files)
     assert room.settle(0)
-    with pytest.raises(NoSpaceError, match=r"/tmp has 10\.0 MiB free, of which 256 MiB must stay free"):
+    for _ in range(2):
+        with pytest.raises(NoSpaceError, match=r"/tmp has 10\.0 MiB free, of which 256 MiB must stay free"):
+            room.wait_for_room()
+    assert room.waits == 0
+    assert len(caplog.records) == 1, "the reason is logged once"
+    others = [True]
+    room.on_pressure(lambda: None, lambda: others[0])
+    with pytest.raises(NoSpaceError, match="must stay free"):
         room.wait_for_room(0.0)
+    assert room.waits == 1, "another cache may still leave room there"
+
+
+@pytest.mark.allows_warnings("writers are told that the SSD is full")
+def test_who_waits_for_a_drain_is_told_when_only_what_is_others_is_left() -> None:
+    files = LyingFiles()
+    files.free["/"] = 10 * MIB
+    room = Room("/tmp", GIB, files)
+    assert room.settle(MIB)
+    room.on_pressure(lambda: room.settle(0), lambda: False)  # what was ours has gone, and it is still full
+    with pytest.raises(NoSpaceError, match="make room there"):
+        room.wait_for_room()
     assert room.waits == 1
+
+
+def test_a_disk_that_others_have_filled_is_told_from_one_full_of_ours() -> None:
+    files = LyingFiles()
+    room = Room("/tmp", GIB, files)
     files.free["/"] = GIB
     assert room.settle(GIB)
     with pytest.raises(NoSpaceError, match="full of data that the store did not take"):

@@ -251,13 +251,39 @@ def test_a_tensor_of_which_ranks_leave_something_out_is_not_saved(volume: FileSy
         with CheckpointManager(
             volume, RUN, ranks=list(shards), world_size=len(shards), job="x", keep_last=1
         ) as manager:
-            with pytest.raises(UnstorableError, match=r"t: the shards of all ranks have 1[25] of the 18 elements"):
+            with pytest.raises(UnstorableError, match=r"t, F32: the shards of all ranks have 1[25] of the 18 elements"):
                 manager.save(2, PerRank({rank: {"t": shard} for rank, shard in shards.items()}))
             assert [found.step for found in manager.checkpoints()] == [1]
     with CheckpointManager(volume, RUN) as manager:
         whole, none = Shard(torch.ones(6, 3), (6, 3), (0, 0)), Shard(torch.ones(0, 3), (0, 3), (0, 0))
         manager.save(2, {"t": whole, "none": none})
         assert manager.load()["t"].sum() == 18
+
+
+@pytest.mark.parametrize(
+    ("boxes", "where"),
+    [
+        ([((0, 0), (4, 3)), ((3, 0), (3, 3))], r"\(4, 3\) at \(0, 0\) and \(3, 3\) at \(3, 0\)"),
+        ([((0, 0), (6, 3)), ((2, 1), (1, 1))], r"\(6, 3\) at \(0, 0\) and \(1, 1\) at \(2, 1\)"),
+        ([((0, 0), (3, 3)), ((3, 0), (3, 3)), ((5, 2), (1, 1))], r"\(3, 3\) at \(3, 0\) and \(1, 1\) at \(5, 2\)"),
+    ],
+)
+def test_shards_that_overlap_are_not_saved(
+    volume: FileSystem, boxes: list[tuple[tuple[int, int], tuple[int, int]]], where: str
+) -> None:
+    shards = {rank: Shard(torch.full(shape, rank), (6, 3), at) for rank, (at, shape) in enumerate(boxes)}
+    with CheckpointManager(volume, RUN, ranks=list(shards), world_size=len(shards), job="x") as manager:
+        with pytest.raises(UnstorableError, match=f"t, I64: shards overlap, {where}"):
+            manager.save(2, PerRank({rank: {"t": shard} for rank, shard in shards.items()}))
+        assert manager.checkpoints() == []
+
+
+def test_replicas_of_a_shard_are_saved_once(volume: FileSystem) -> None:
+    rows = {0: 0, 1: 3, 2: 0, 3: 3}
+    shards = {rank: Shard(torch.full((3, 3), float(at)), (6, 3), (at, 0)) for rank, at in rows.items()}
+    with CheckpointManager(volume, RUN, ranks=list(shards), world_size=4, job="x") as manager:
+        manager.save(2, PerRank({rank: {"t": shard} for rank, shard in shards.items()}))
+        assert manager.checkpoints()[0].size_bytes == 6 * 3 * 4
 
 
 @pytest.mark.usefixtures("incomplete_saves")

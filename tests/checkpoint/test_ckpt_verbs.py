@@ -17,8 +17,13 @@ import torch
 from tieredfs.cli import main
 from tieredfs.cli.app import app
 from tieredfs.cli.outcomes import CONDITION, OK, PROBLEMS_FOUND, REQUEST
+from tieredfs.host import local_host
 from tieredfs.volume import FileSystem
 from tieredfs_client.checkpoint import CheckpointManager, Shard, assemble
+from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs_client.checkpoint.exchange import export_checkpoint, read_foreign
+from tieredfs_client.checkpoint.keeping import Keeper
+from tieredfs_client.checkpoint.names import RunPaths
 
 RUN = "runs/gpt"
 ENTRY = importlib.metadata.EntryPoint("ckpt", "tieredfs_client.checkpoint.cli:add_to", "tieredfs.cli")
@@ -96,6 +101,41 @@ def test_verify_and_rot(ckpt: Callable[..., Ran], url: str) -> None:
     assert ran.code == PROBLEMS_FOUND
     assert isinstance(ran.data, dict)
     assert len(ran.data["problems"]) == 1
+
+
+@pytest.mark.usefixtures("saved")
+def test_long_work_says_how_far_it_is(url: str, tmp_path: Path) -> None:
+    size = (2 << 20) * 4 + 7 * 4
+    told: dict[str, list[tuple[int, int, str]]] = {"verify": [], "export": [], "import": []}
+    with FileSystem.at(url, purpose="test") as volume:
+        catalog = Catalog(volume, local_host(), RunPaths.of(RUN))
+        assert Keeper(catalog).verify("latest", lambda *call: told["verify"].append(call)) == []
+        export_checkpoint(catalog, 2, str(tmp_path / "out"), 1 << 20, lambda *call: told["export"].append(call))
+        new = CheckpointManager(volume, "runs/new", progress=lambda *call: told["import"].append(call))
+        with new:
+            new.save(0, read_foreign(str(tmp_path / "out")))
+    for what, calls in told.items():
+        done = [one[0] for one in calls]
+        assert len(calls) > 1, what
+        assert done == sorted(done), what
+        assert calls[-1] == (size, size, "bytes"), what
+        assert {one[1:] for one in calls} == {(size, "bytes")}, what
+
+
+@pytest.mark.usefixtures("saved")
+def test_bars_are_for_terminals_and_not_beside_json(
+    ckpt: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    out = tmp_path / "out"
+    assert "verifying latest" in ckpt("verify").err
+    assert "exporting 2" in ckpt("export", 2, out).err
+    assert "importing step 7" in ckpt("import", 7, out).err
+    quiet = [ckpt("verify", "--json"), ckpt("export", 2, tmp_path / "more", "--json"), ckpt("import", 8, out, "--json")]
+    assert [ran.err for ran in quiet] == ["", "", ""]
+    imported = quiet[-1].data
+    assert isinstance(imported, dict)
+    assert imported["step"] == 8
 
 
 @pytest.mark.usefixtures("saved")

@@ -4,6 +4,7 @@ The moments are made by a volume that does something of somebody else's just bef
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -119,3 +120,37 @@ def test_a_tag_that_is_taken_away_while_tags_are_read_is_none(volume: FileSystem
 def test_a_new_tag_is_no_number(volume: FileSystem) -> None:
     with pytest.raises(InvalidRequestError, match="taken for a step"):
         catalog_of(volume).set_tag("5", 1)
+
+
+@pytest.mark.usefixtures("steps")
+def test_of_two_that_delete_the_last_two_one_is_told(volume: FileSystem) -> None:
+    Keeper(catalog_of(volume)).delete(1)
+    between = Interleaved(volume)
+    between.before["rename"] = lambda *_: Keeper(catalog_of(volume)).delete(2)
+    with pytest.raises(InvalidRequestError, match="the last checkpoint"):
+        Keeper(catalog_of(between)).delete(3)
+    assert between.before == {}
+    assert [one.name.step for one in catalog_of(volume).checkpoints()] == [3]
+
+
+@pytest.mark.usefixtures("steps")
+def test_what_pruning_would_leave_is_there_when_it_deletes(volume: FileSystem) -> None:
+    Keeper(catalog_of(volume)).delete(1)
+    between = Interleaved(volume)
+    between.before["rename"] = lambda *_: Keeper(catalog_of(volume)).delete(3)
+    assert Keeper(catalog_of(between)).prune(Retention(keep_last=1)) == []
+    assert [one.name.step for one in catalog_of(volume).checkpoints()] == [2]
+
+
+@pytest.mark.usefixtures("steps")
+def test_many_that_delete_at_once_leave_one(volume: FileSystem) -> None:
+    def deletes(step: int) -> bool:
+        try:
+            Keeper(catalog_of(volume)).delete(step)
+        except InvalidRequestError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sorted(pool.map(deletes, (1, 2, 3))) == [False, True, True]
+    assert len(catalog_of(volume).checkpoints()) == 1

@@ -59,6 +59,14 @@ def test_from_up_to_destroy(point: Path, home: Path, url: str) -> None:
     (point / "a name" / "file").write_bytes(content)
     (point / "latest").symlink_to("a name")
 
+    with (point / "a name" / "open").open("wb") as staged:
+        staged.write(content)
+        staged.flush()
+        kept = tieredfs("evict", staged.name, "--json")
+    assert kept.returncode == 3, "nothing of it could be dropped"
+    assert json.loads(kept.stdout)["kept_staged"] == 1
+    assert "not stored yet" in kept.stderr
+    (point / "a name" / "open").unlink()
     assert data_of("drain", url)["staged_file_count"] == 0
     found = data_of("info", f"{point}/latest/file")
     assert (found["state"], found["size_bytes"], found["path"]) == ("stored", len(content), "a name/file")

@@ -12,7 +12,8 @@ import pytest
 from tests.cli.conftest import Ran
 from tests.cli.fakes import META_URL, FakeBackend
 from tieredfs import errors
-from tieredfs.cli.outcomes import CONDITION, INTEGRITY, INTERRUPTED, OK, OUTCOME_OF, REQUEST, error_line, exit_code_of
+from tieredfs.cli import INTERRUPTED
+from tieredfs.cli.outcomes import CONDITION, INTEGRITY, OK, OUTCOME_OF, REQUEST, error_line, exit_code_of
 
 TIEREDFS = [sys.executable, "-c", "import sys; from tieredfs.cli import main; sys.exit(main())"]
 CODE_OF_KIND = {errors.RequestError: REQUEST, errors.ConditionError: CONDITION, errors.IntegrityError: INTEGRITY}
@@ -87,6 +88,30 @@ def test_an_interrupt_is_no_traceback(backend: FakeBackend, run: Callable[..., R
     ran = run("umount", "/mnt/x")
     assert (ran.code, ran.out) == (INTERRUPTED, "")
     assert "Traceback" not in ran.err
+
+
+INTERRUPTED_WHILE_IMPORTING = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return None
+
+sys.meta_path.insert(0, Interrupts())
+from tieredfs.cli import main
+sys.exit(main(["--version"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["typer", "rich.console", "tieredfs.cli.app", "tieredfs.errors", "tieredfs_gateway.s3.verbs"]
+)
+def test_an_interrupt_while_the_program_loads_is_no_traceback(module: str) -> None:
+    program = [sys.executable, "-c", INTERRUPTED_WHILE_IMPORTING, module]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (INTERRUPTED, "", "tieredfs: interrupted\n")
 
 
 def test_a_bug_is_not_hidden(backend: FakeBackend, run: Callable[..., Ran]) -> None:

@@ -326,6 +326,42 @@ def test_warmup_and_evict_go_to_each_mount_once(backend: FakeBackend, run: Run, 
     assert asked(backend, "evict") == [{"paths": [""]}]
 
 
+@pytest.mark.parametrize(
+    ("evicted", "staged", "opened", "code", "words"),
+    [
+        (2, 0, 0, 0, ()),
+        (0, 0, 0, 0, ()),
+        (1, 1, 0, 0, ("not stored yet stay on the SSD: 1", "tieredfs drain")),
+        (0, 3, 0, 3, ("not stored yet stay on the SSD: 3",)),
+        (0, 0, 2, 3, ("open stay on the SSD: 2",)),
+    ],
+)
+def test_evict_says_what_stays(
+    evicted: int,
+    staged: int,
+    opened: int,
+    code: int,
+    words: tuple[str, ...],
+    backend: FakeBackend,
+    run: Run,
+    tmp_path: Path,
+) -> None:
+    backend.mounted = [mount_at(str(tmp_path))]
+    backend.answers["evict"] = {"evicted": evicted, "kept_staged": staged, "kept_open": opened}
+    ran = run("evict", str(tmp_path), "--json")
+    assert (ran.code, ran.data) == (code, backend.answers["evict"])
+    assert all(word in ran.err for word in words)
+    assert bool(ran.err) == bool(words)
+
+
+def test_warmup_tells_by_its_exit_code_that_some_could_not_be(backend: FakeBackend, run: Run, tmp_path: Path) -> None:
+    backend.mounted = [mount_at(str(tmp_path))]
+    backend.answers["warmup"] = {"files": 2, "failed": 1, "problems": ["two disks are away"]}
+    ran = run("warmup", str(tmp_path))
+    assert ran.code == 1
+    assert "two disks are away" in ran.out
+
+
 @pytest.mark.parametrize("verb", ["info", "warmup", "evict", "drain", "status"])
 def test_a_path_that_is_on_no_mount(verb: str, backend: FakeBackend, run: Run) -> None:
     ran = run(verb, "/tmp/plain")
@@ -433,3 +469,4 @@ def test_progress_bars_are_for_terminals_only(run: Run, monkeypatch: pytest.Monk
     assert run("gc", META_URL).err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "collecting garbage" in run("gc", META_URL).err
+    assert run("gc", META_URL, "--json").err == ""

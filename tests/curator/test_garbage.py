@@ -84,12 +84,17 @@ def test_a_session_that_beats_again_after_the_machine_slept_is_alive(volume: Car
 def test_dead_blocks_are_deleted_after_their_grace_and_not_before(volume: CareVolume) -> None:
     block = volume.block_of(b"file-0")
     volume.remove_file(b"file-0")
+    end_ns = volume.clock.now_ns + int(DEAD_BLOCK_GRACE_S * 1e9)
     volume.clock.advance(DEAD_BLOCK_GRACE_S - 1)
-    assert collect(volume).blocks_deleted == 0
+    early = collect(volume)
+    assert early.blocks_deleted == 0
+    waits = (early.blocks_waiting, early.waiting_bytes, early.waiting_until_ns)
+    assert waits == (1, 6 * BLOCK_BYTES // 4, end_ns), "it says what it leaves, and until when"
     assert len(volume.chunk_files()) == 12
     volume.clock.advance(2)
     report = collect(volume)
     assert (report.blocks_deleted, report.block_chunk_bytes) == (1, 6 * BLOCK_BYTES // 4)
+    assert (report.blocks_waiting, report.waiting_bytes, report.waiting_until_ns) == (0, 0, None)
     assert len(volume.chunk_files()) == 6
     with pytest.raises(NotFoundError):
         volume.metadata.block(block.block)

@@ -1,5 +1,6 @@
 """DCP saves and loads of one process, and what damages a checkpoint."""
 
+import dataclasses
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 from tieredfs.errors import (
@@ -22,6 +24,7 @@ from tieredfs.errors import (
     NotSupportedError,
     StateMismatchError,
     TieredError,
+    UnstorableError,
     VolumeNotFoundError,
 )
 from tieredfs_client.dcp import TieredReader, TieredWriter
@@ -321,6 +324,20 @@ class _Other(DefaultSavePlanner):
         return super().resolve_data(write_item).to(torch.float64)
 
 
+class _Half(DefaultSavePlanner):
+    """Plans tensors as if another rank had the other half. DCP does not look at that where there is but one rank."""
+
+    def create_local_plan(self) -> SavePlan:
+        plan = super().create_local_plan()
+        items = []
+        for item in plan.items:
+            assert item.tensor_data is not None
+            size = torch.Size([2 * item.tensor_data.size[0]])
+            items.append(dataclasses.replace(item, tensor_data=dataclasses.replace(item.tensor_data, size=size)))
+        self.plan = dataclasses.replace(plan, items=items)
+        return self.plan
+
+
 @pytest.fixture
 def saved(place: str) -> Iterator[dict[str, Any]]:
     before = {"a": torch.rand(100), "b": torch.rand(100)}
@@ -331,7 +348,9 @@ def saved(place: str) -> Iterator[dict[str, Any]]:
     assert_same(loaded, before)
 
 
-@pytest.mark.parametrize(("planner", "kind"), [(_Failing, RuntimeError), (_Other, StateMismatchError)])
+@pytest.mark.parametrize(
+    ("planner", "kind"), [(_Failing, RuntimeError), (_Other, StateMismatchError), (_Half, UnstorableError)]
+)
 def test_a_save_that_fails_leaves_the_old_one(place: str, saved: Any, planner: Any, kind: type[Exception]) -> None:
     with pytest.raises(CheckpointException) as caught:
         dcp.save({"a": torch.zeros(100), "b": torch.zeros(100)}, storage_writer=TieredWriter(place), planner=planner())

@@ -294,6 +294,26 @@ class TestCacheDirectory:
             assert lab.ask("info", path="after")["state"] == "stored"
             lab.unmount()
 
+    @ROOT_ONLY
+    def test_nobody_waits_for_an_ssd_that_others_have_filled(self, lab: Lab) -> None:
+        lab.format()
+        with small_disk(lab.root / "ssd", 700 * MIB):
+            lab.mount(cache_dir=f"{lab.root}/ssd/cache")
+            (lab.mnt / "before").write_bytes(b"b" * MIB)
+            lab.ask("drain")
+            lab.ask("evict", paths=["before"])
+            with open(lab.root / "ssd/foreign", "wb") as foreign:
+                os.posix_fallocate(foreign.fileno(), 0, 500 * MIB)
+            wait_until(lambda: lab.ask("status")["cache"]["full"], "the daemon has seen that the SSD is full")
+            with pytest.raises(OSError, match="No space left"):
+                (lab.mnt / "new").write_bytes(b"n")
+            assert lab.ask("status")["cache"]["waits_for_room"] == 0
+            assert "make room there" in (lab.root / "volume.db.log").read_text()
+            (lab.root / "ssd/foreign").unlink()
+            wait_until(lambda: not lab.ask("status")["cache"]["full"], "the daemon has seen that there is room")
+            (lab.mnt / "new").write_bytes(b"n")
+            lab.unmount()
+
 
 # ---- disks -----------------------------------------------------------------------------------------------------------
 

@@ -3,11 +3,14 @@
 The kernel writes into staged files without asking us, so room is made ahead: above the high watermark clean copies are
 evicted down to the low one; when that is not enough the drain is told to hurry; and while the SSD is full nobody opens a
 file for writing until there is room again. The wait is bounded, and an answer ENOSPC after it means that the store did
-not take data for that long.
+not take data for that long. Where others have filled the file system, and nothing of ours is there that could go, nobody
+waits: the answer is ENOSPC at once, and the log says why.
 """
 
+import logging
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from tieredfs.cache.local import LocalFile
 from tieredfs.config import format_size
@@ -17,6 +20,8 @@ from tieredfs.host import Files
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_FREE_RESERVE_BYTES, CACHE_HIGH_WATERMARK, CACHE_LOW_WATERMARK
 from tieredfs.model import InodeId
+
+_log: Final = logging.getLogger("tieredfs.cache.room")
 
 
 class Room:
@@ -31,11 +36,16 @@ class Room:
         self._dirty: dict[InodeId, LocalFile] = {}
         self._lock = threading.Condition()
         self._full = False
+        self._copied_bytes = 0
+        self._told = False
         self._hurry: Callable[[], None] = lambda: None
+        self._others_drain: Callable[[], bool] = lambda: False
 
-    def on_pressure(self, hurry: Callable[[], None]) -> None:
-        """`hurry` is called, from any thread, when somebody begins to wait."""
-        self._hurry = hurry
+    def on_pressure(self, hurry: Callable[[], None], others_drain: Callable[[], bool]) -> None:
+        """`hurry` is called, from any thread, when somebody begins to wait; `others_drain`, whether other caches have staged
+        what may be on the same file system and leave it, when nothing here can.
+        """
+        self._hurry, self._others_drain = hurry, others_drain
 
     def staged(self, file: LocalFile) -> None:
         with self._lock:
@@ -83,10 +93,17 @@ class Room:
         used = clean_bytes + self.dirty_bytes()
         full = used >= self.capacity_bytes or self._files.free_bytes(self.path) < CACHE_FREE_RESERVE_BYTES
         with self._lock:
-            self._full = full
-            if not full:
+            self._full, self._copied_bytes = full, clean_bytes
+            self._told = self._told and full
+            if not full or self._is_filled_by_others():
                 self._lock.notify_all()
         return full
+
+    def _is_filled_by_others(self) -> bool:
+        """There is no room, and neither a drain nor an eviction here makes any."""
+        if self._dirty or self._copied_bytes:
+            return False
+        return self._files.free_bytes(self.path) < CACHE_FREE_RESERVE_BYTES
 
     @property
     def is_full(self) -> bool:
@@ -94,22 +111,39 @@ class Room:
         return self._full
 
     def wait_for_room(self, timeout_s: float = BACKPRESSURE_WAIT_S) -> None:
-        """Returns when there is room to write. Raises NoSpaceError after `timeout_s`."""
+        """Returns when there is room to write. Raises NoSpaceError after `timeout_s`, or at once where waiting cannot help."""
         if not self._full:
             return
         about_to_wait()
+        found = False
+        if not self._is_filled_by_others():
+            found = self._wait(lambda: not self._full or self._is_filled_by_others(), timeout_s)
+        elif self._others_drain():
+            found = self._wait(lambda: not self._full, timeout_s)
+        if found:
+            return
+        if self._is_filled_by_others():
+            raise NoSpaceError(self._tell_of_others())
+        raise NoSpaceError(
+            f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s"
+        )
+
+    def _wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether there is room in the end."""
         self._hurry()
         with self._lock:
             self.waits += 1
-            if not self._lock.wait_for(lambda: not self._full, timeout_s):
-                raise NoSpaceError(self._why_full(timeout_s))
+            self._lock.wait_for(until, timeout_s)
+            return not self._full
 
-    def _why_full(self, timeout_s: float) -> str:
-        """Ours, or what others have put there: then no drain ever makes room."""
+    def _tell_of_others(self) -> str:
+        """The reason, which is logged once until there is room again."""
         free = self._files.free_bytes(self.path)
-        if not self._dirty and free < CACHE_FREE_RESERVE_BYTES:
-            return (
-                f"the file system of {self.path} has {format_size(free)} free, of which {format_size(CACHE_FREE_RESERVE_BYTES)} "
-                "must stay free, and nothing there waits for the store; make room there"
-            )
-        return f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s"
+        reason = (
+            f"the file system of {self.path} has {format_size(free)} free, of which {format_size(CACHE_FREE_RESERVE_BYTES)} "
+            "must stay free, and nothing there waits for the store; make room there"
+        )
+        if not self._told:
+            self._told = True
+            _log.warning("writers are told that the SSD is full: %s", reason)
+        return reason

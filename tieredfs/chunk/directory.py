@@ -134,8 +134,10 @@ def format_disk(host: Host, root: str, identity: DiskIdentity) -> None:
         files.sync_directory(root)
         if IDENTITY_NAME not in names:
             files.save(f"{root}/{IDENTITY_NAME}", _encode_identity(identity))
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ForeignDataError(f"{root} is not a directory") from error
     except OSError as error:
-        raise UnavailableError(f"{root} cannot be made a disk: {error}") from error
+        raise UnavailableError(f"{root} cannot be made a disk: {error.strerror or error}") from error
 
 
 def _refuse_foreign(files: Files, root: str, names: set[str]) -> None:

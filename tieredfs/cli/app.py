@@ -1,4 +1,4 @@
-"""The console script: verbs gathered into one application, errors and signals translated once, for all of them."""
+"""The application: verbs gathered, errors translated once, for all of them."""
 
 import functools
 import importlib.metadata
@@ -12,7 +12,7 @@ import typer
 import tieredfs
 from tieredfs.cli import disk_verbs, dump_verbs, mount_verbs, volume_verbs
 from tieredfs.cli.backend import Backend, LocalBackend
-from tieredfs.cli.outcomes import INTERRUPTED, OK, error_line, exit_code_of
+from tieredfs.cli.outcomes import OK, error_line, exit_code_of
 from tieredfs.cli.render import ReaderLeftError
 from tieredfs.cli.session import new_verbs
 from tieredfs.errors import TieredError
@@ -55,28 +55,16 @@ def _add_front_ends() -> None:
         front_end.load()(app)
 
 
-def _open_closed_streams() -> None:
-    """A program that was started with a closed standard output or error (`>&-`, some daemons) has None there."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the run
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-
-
-def main(arguments: Sequence[str] | None = None, backend: Backend | None = None) -> int:
-    """Run one command and return its exit code. `backend`: another than the real one, for tests."""
+def run(arguments: Sequence[str] | None, backend: Backend | None) -> int:
+    """One command; its exit code. Raises KeyboardInterrupt."""
     _add_front_ends()
     command = typer.main.get_command(app)
-    _open_closed_streams()
     try:
         command.main(args=arguments, prog_name="tieredfs", obj=backend or LocalBackend())
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # of help and usage, which are printed for us
             return OK
         return stop.code if isinstance(stop.code, int) else OK
-    except KeyboardInterrupt:
-        sys.stderr.write("tieredfs: interrupted\n")
-        return INTERRUPTED
     except ReaderLeftError:  # nothing more can be said, not even by the flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK

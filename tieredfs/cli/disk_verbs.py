@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tieredfs.cli.render import emit, progress_bar
-from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, new_verbs
+from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, new_verbs, refuse_mounted
 from tieredfs.config import parse_data_url, parse_meta_url
 from tieredfs.errors import ConfigurationError
 from tieredfs.limits import DISKS_MAX
@@ -49,8 +49,10 @@ def add(
 
     Example: tieredfs disk add sqlite:///data/volume.db disk:///mnt/ssd7/tieredfs --domain shelf2
     """
+    url = parse_data_url(data_url)
+    refuse_mounted(backend_of(context), url.path)
     with backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="disk add") as volume:
-        emit(volume.add_disk(str(parse_data_url(data_url)), domain), as_json=as_json)
+        emit(volume.add_disk(str(url), domain), as_json=as_json)
 
 
 @verbs.command()
@@ -61,7 +63,7 @@ def drain(context: typer.Context, meta_url: MetaUrlArgument, disk: DiskArgument,
     """
     number = _parse_disk(disk)
     with backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="disk drain") as volume:
-        with progress_bar(f"emptying disk {number}") as progress:
+        with progress_bar(f"emptying disk {number}", as_json) as progress:
             report = volume.drain_disk(number, progress)
         emit(report, as_json=as_json, empty=f"disk {number} is empty")
 
@@ -74,6 +76,6 @@ def rebuild(context: typer.Context, meta_url: MetaUrlArgument, disk: DiskArgumen
     """
     number = _parse_disk(disk)
     with backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="disk rebuild") as volume:
-        with progress_bar(f"rebuilding disk {number}") as progress:
+        with progress_bar(f"rebuilding disk {number}", as_json) as progress:
             report = volume.rebuild_disk(number, progress)
         emit(report, as_json=as_json, empty=f"disk {number} is rebuilt")

@@ -29,7 +29,7 @@ def dump(
     Example: tieredfs dump sqlite:///data/volume.db /backup/volume.dump
     """
     opening = backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="dump")
-    with opening as volume, progress_bar("dumping") as progress:
+    with opening as volume, progress_bar("dumping", as_json) as progress:
         report = volume.dump_to_disks(progress) if file is None else volume.dump_to_file(file, progress)
     emit(report, as_json=as_json)
 
@@ -49,7 +49,7 @@ def load(
 
     Example: tieredfs load sqlite:///data/volume.db disk:///mnt/ssd0/tieredfs disk:///mnt/ssd1/tieredfs
     """
-    with progress_bar("loading") as progress:
+    with progress_bar("loading", as_json) as progress:
         report = backend_of(context).load_volume(str(parse_meta_url(meta_url)), sources, progress)
     emit(report, as_json=as_json)
     sys.stderr.write(_advice(sorted(report.away), meta_url))

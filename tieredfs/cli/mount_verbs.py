@@ -6,16 +6,19 @@ touched: a verb on a mount whose daemon is gone says so at once instead of waiti
 
 import contextlib
 import os
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import typer
 
 from tieredfs.cli.backend import Backend, Mounted, MountRequest, Place
+from tieredfs.cli.outcomes import CONDITION, PROBLEMS_FOUND
 from tieredfs.cli.render import emit, progress_bar, say
-from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of
+from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
 from tieredfs.config import DataUrl, MetaUrl, format_size, parse_code, parse_meta_url, volume_name_from
 from tieredfs.config.sizes import parse_positive_size
-from tieredfs.errors import ConfigurationError, NotAMountError, ReadOnlyError
+from tieredfs.errors import ConfigurationError, NotAMountError, NotFoundError, ReadOnlyError
 from tieredfs.host import LocalFiles
 from tieredfs.limits import BLOCK_BYTES_DEFAULT, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
 from tieredfs.model import Durability
@@ -55,6 +58,9 @@ def up(
     """
     backend = backend_of(context)
     home = os.path.abspath(directory)
+    if os.path.lexists(home) and not os.path.isdir(home):
+        raise ConfigurationError(f"{home} is not a directory; name a new one, which the volume will be in")
+    refuse_mounted(backend, home)
     url = MetaUrl(os.path.join(home, "volume.db"))
     request = _request(str(url), mountpoint, os.path.join(home, "cache"), cache_size, memory, driver, allow_other)
     if not os.path.exists(url.path):
@@ -106,10 +112,13 @@ def mount(
     """
     url = str(parse_meta_url(meta_url))
     cache = None if cache_dir is None else os.path.abspath(cache_dir)
+    backend = backend_of(context)
+    if cache is not None:
+        refuse_mounted(backend, cache)
     request = _request(
         url, mountpoint, cache, cache_size, memory, driver, allow_other, foreground=foreground, read_only=read_only
     )
-    mounted = backend_of(context).mount_volume(request)
+    mounted = backend.mount_volume(request)
     if as_json:
         emit(_description(url, mounted), as_json=True)
     else:
@@ -168,7 +177,7 @@ def umount(
     Example: tieredfs umount --flush /mnt/train
     """
     point = os.path.abspath(mountpoint)
-    with progress_bar("storing what is staged" if flush else "unmounting") as progress:
+    with progress_bar("storing what is staged" if flush else "unmounting", as_json) as progress:
         backend_of(context).unmount(point, flush=flush, progress=progress)
     if as_json:
         emit({"unmounted": point, "flushed": flush}, as_json=True)
@@ -192,6 +201,15 @@ def _place(backend: Backend, path: str) -> tuple[Place, str]:
     return found, found.relative(absolute)
 
 
+@contextlib.contextmanager
+def _naming(found: Place) -> Iterator[None]:
+    """Daemons name paths from the root of their mount."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise NotFoundError(f"{found.mount_point}: {error}") from error
+
+
 def info(
     context: typer.Context,
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file or directory on a mount.", show_default=False)],
@@ -203,7 +221,9 @@ def info(
     """
     backend = backend_of(context)
     found, relative = _place(backend, path)
-    emit(backend.ask(found.mount_id, "info", {"path": relative}, lambda _done, _total, _unit: None), as_json=as_json)
+    with _naming(found):
+        answer = backend.ask(found.mount_id, "info", {"path": relative}, lambda _done, _total, _unit: None)
+    emit(answer, as_json=as_json)
 
 
 def clone(
@@ -228,7 +248,7 @@ def clone(
     if found.read_only:
         raise ReadOnlyError(f"{found.mount_point} is mounted read-only")
     status = backend.ask(found.mount_id, "status", {}, lambda _done, _total, _unit: None)
-    with progress_bar(f"cloning {source}") as progress:
+    with progress_bar(f"cloning {source}", as_json) as progress:
         report = backend.clone(_meta_url_of(status), source_path, target_path, progress)
     emit(report, as_json=as_json)
 
@@ -240,29 +260,48 @@ def _meta_url_of(status: object) -> str:
 
 
 def warmup(context: typer.Context, paths: Paths, as_json: AsJson = False) -> None:
-    """Bring files onto the SSD before they are read.
+    """Bring files onto the SSD before they are read. Exit code 1: some could not be.
 
     Example: tieredfs warmup /mnt/train/dataset
     """
-    _ask_by_mount(backend_of(context), "warmup", paths, as_json)
+    answers = _ask_by_mount(backend_of(context), "warmup", paths, as_json)
+    if any(answer.get("failed") for answer in answers):
+        raise typer.Exit(PROBLEMS_FOUND)
 
 
 def evict(context: typer.Context, paths: Paths, as_json: AsJson = False) -> None:
-    """Drop the SSD's copies of stored files. What is not yet stored stays.
+    """Drop the SSD's copies of stored files. What is not yet stored stays, and what is open. Exit code 3: all of it stays.
 
     Example: tieredfs evict /mnt/train/dataset
     """
-    _ask_by_mount(backend_of(context), "evict", paths, as_json)
+    answers = _ask_by_mount(backend_of(context), "evict", paths, as_json)
+    evicted, staged, opened = (
+        sum(_count(one, key) for one in answers) for key in ("evicted", "kept_staged", "kept_open")
+    )
+    if staged:
+        sys.stderr.write(
+            f"tieredfs: files that are not stored yet stay on the SSD: {staged}; `tieredfs drain PATH` first\n"
+        )
+    if opened:
+        sys.stderr.write(f"tieredfs: files that are open stay on the SSD: {opened}; close them and try again\n")
+    if staged + opened and not evicted:
+        raise typer.Exit(CONDITION)
 
 
-def _ask_by_mount(backend: Backend, verb: str, paths: list[str], as_json: bool) -> None:
-    """One call for each mount that the paths are on; one mount's answer is printed as it is, several by mount point."""
+def _count(answer: Mapping[str, object], key: str) -> int:
+    number = answer.get(key)
+    return number if isinstance(number, int) else 0
+
+
+def _ask_by_mount(backend: Backend, verb: str, paths: list[str], as_json: bool) -> list[Mapping[str, object]]:
+    """The answers, which are printed: one mount's as it is, several by mount point. One call for each mount that has a path."""
     wanted: dict[str, tuple[Place, list[str]]] = {}
     for path in paths:
         found, relative = _place(backend, path)
         wanted.setdefault(found.mount_id, (found, []))[1].append(relative)
     answers: dict[str, object] = {}
     for mount_id, (found, relatives) in wanted.items():
-        with progress_bar(f"{verb} {found.mount_point}") as progress:
+        with progress_bar(f"{verb} {found.mount_point}", as_json) as progress, _naming(found):
             answers[found.mount_point] = backend.ask(mount_id, verb, {"paths": relatives}, progress)
     emit(answers if len(answers) > 1 else next(iter(answers.values())), as_json=as_json, empty=f"{verb}: done")
+    return [answer for answer in answers.values() if isinstance(answer, dict)]

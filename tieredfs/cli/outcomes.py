@@ -2,7 +2,7 @@
 
 0: done. 1: done, and problems were found (`fsck`). 2: the request cannot be carried out; asking again does not help.
 3: the world is in the way (busy, full, away); asking again may help. 4: stored bytes are not what was written.
-130: interrupted from the keyboard.
+130: interrupted from the keyboard (`tieredfs.cli.INTERRUPTED`).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ PROBLEMS_FOUND: Final = 1
 REQUEST: Final = 2
 CONDITION: Final = 3
 INTEGRITY: Final = 4
-INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ def _number(key: str, value: float) -> str:
     if key.endswith("_per_s"):
         what = key.removesuffix("_per_s")
         return f"{_number(what, value)}/s" if what == "bytes" or what.endswith("_bytes") else f"{value:,}"
-    if key == "bytes" or key.endswith("_bytes"):
+    if key == "bytes" or key.endswith("_bytes") or key.startswith("bytes_"):
         return format_size(int(value))
     if key.endswith("_ns"):
         moment = datetime.datetime.fromtimestamp(value / 1e9, tz=datetime.UTC).astimezone()
@@ -177,9 +177,9 @@ def _number(key: str, value: float) -> str:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[ProgressCall]:
-    """A bar on standard error while the block runs, when that is a terminal; otherwise nothing."""
-    if not sys.stderr.isatty():
+def progress_bar(title: str, as_json: bool = False) -> Iterator[ProgressCall]:
+    """A bar on standard error while the block runs, when that is a terminal; otherwise, and beside JSON, nothing."""
+    if as_json or not sys.stderr.isatty():
         yield lambda _done, _total, _unit: None
         return
     columns = (

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tieredfs.cli.backend import Backend
+from tieredfs.errors import ConfigurationError
 
 META_URL_HELP = "The volume: sqlite:///absolute/path/volume.db"
 
@@ -17,6 +18,15 @@ def backend_of(context: typer.Context) -> Backend:
     """The backend that `main` was given."""
     backend: Backend = context.obj
     return backend
+
+
+def refuse_mounted(backend: Backend, path: str) -> None:
+    """What a volume is made of cannot be in a mount: in its own, it would wait for itself. Raises ConfigurationError."""
+    located = backend.locate(path)
+    if located is not None:
+        raise ConfigurationError(
+            f"{path} is inside the TieredFS mount at {located[0].mount_point}; name a directory of a disk"
+        )
 
 
 def new_verbs(help_text: str | None = None) -> typer.Typer:

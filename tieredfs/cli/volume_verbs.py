@@ -9,7 +9,7 @@ import typer
 from tieredfs.cli.backend import Backend, Place
 from tieredfs.cli.outcomes import PROBLEMS_FOUND
 from tieredfs.cli.render import emit, plain, progress_bar, say
-from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of
+from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
 from tieredfs.config import (
     parse_code,
     parse_data_urls,
@@ -64,7 +64,10 @@ def format_volume(
             f"{wanted} puts each block on {wanted.width} disks and there are {len(data_urls)} data URLs: "
             f"name {wanted.width - len(data_urls)} more, or choose a narrower code"
         )
-    made = backend_of(context).format_volume(
+    backend = backend_of(context)
+    for one in (url, *data_urls):
+        refuse_mounted(backend, one.partition("://")[2])
+    made = backend.format_volume(
         url,
         data_urls,
         code=wanted,
@@ -167,14 +170,14 @@ def drain(
     """
     backend = backend_of(context)
     if not is_url(volume):
-        with progress_bar("storing") as progress:
+        with progress_bar("storing", as_json) as progress:
             answer = backend.ask(_mount_of(backend, volume).mount_id, "drain", {}, progress)
         emit(answer, as_json=as_json, empty="all is stored")
         return
-    emit(_drain_volume(backend, str(parse_meta_url(volume))), as_json=as_json)
+    emit(_drain_volume(backend, str(parse_meta_url(volume)), as_json), as_json=as_json)
 
 
-def _drain_volume(backend: Backend, url: str) -> dict[str, object]:
+def _drain_volume(backend: Backend, url: str, as_json: bool) -> dict[str, object]:
     """Live daemons drain their own caches; what is staged in caches without one is drained here.
 
     A file that is open for writing stays staged, but what it holds now is stored as well; it is counted in the result.
@@ -185,10 +188,10 @@ def _drain_volume(backend: Backend, url: str) -> dict[str, object]:
     for mount, answer in mounts_of(backend, settings.name, settings.uuid) if before.file_count else []:
         if answer is not None:
             live_caches.add(_part(answer, "cache").get("path"))
-            with progress_bar(f"storing what {mount.mount_point} has staged") as progress:
+            with progress_bar(f"storing what {mount.mount_point} has staged", as_json) as progress:
                 backend.ask(mount.mount_id, "drain", {}, progress)
     if before.file_count and _staged_without_daemon(backend, url, live_caches):
-        with progress_bar("storing") as progress:
+        with progress_bar("storing", as_json) as progress:
             backend.drain_volume(url, progress)
     with backend.open_volume(url, purpose="drain") as opened:
         after = opened.staged()
@@ -203,12 +206,14 @@ def _staged_without_daemon(backend: Backend, url: str, live_caches: set[object])
 
 
 def gc(context: typer.Context, meta_url: MetaUrlArgument, as_json: AsJson = False) -> None:
-    """Delete what nothing refers to: blocks of deleted files, leftovers of processes that died.
+    """Delete what nothing refers to: blocks of files deleted at least ten minutes ago, leftovers of processes that died.
+
+    What was deleted since waits: the report says how much, and until when.
 
     Example: tieredfs gc sqlite:///data/volume.db
     """
     with backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="gc") as volume:
-        with progress_bar("collecting garbage") as progress:
+        with progress_bar("collecting garbage", as_json) as progress:
             report = volume.collect_garbage(progress)
         emit(report, as_json=as_json)
 
@@ -224,9 +229,11 @@ def fsck(
     Example: tieredfs fsck sqlite:///data/volume.db --repair
     """
     opening = backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="fsck")
-    with opening as volume, progress_bar("checking") as progress:
+    with opening as volume, progress_bar("checking", as_json) as progress:
         report = volume.check(repair=repair, progress=progress)
-    emit(report, as_json=as_json)
+    found = plain(report)
+    assert isinstance(found, dict)
+    emit({"clean": report.clean, **found}, as_json=as_json)
     if not report.clean:
         sys.stderr.write(_verdict(report.findings, repair) + "\n")
         raise typer.Exit(PROBLEMS_FOUND)
@@ -278,7 +285,7 @@ def destroy(
         name = volume.config.name
     if not yes:
         _confirm(url, name)
-    with progress_bar("deleting") as progress:
+    with progress_bar("deleting", as_json) as progress:
         backend.destroy_volume(url, progress=progress)
     if as_json:
         emit({"destroyed": url, "name": name}, as_json=True)

@@ -38,11 +38,15 @@ def collect_garbage(holdings: Holdings, progress: Progress) -> GarbageReport:
     _end_dead_sessions(holdings, tally)
     _delete_dead_blocks(holdings, tally, progress)
     _delete_unnamed_chunks(holdings, tally, progress)
+    waiting = holdings.metadata.waiting_blocks()
     return GarbageReport(
         tuple(tally.sessions),
         tally.orphans,
         tally.blocks,
         tally.block_chunk_bytes,
+        waiting.count,
+        waiting.chunk_bytes,
+        waiting.last_death_ns + int(DEAD_BLOCK_GRACE_S * 1e9) if waiting.count else None,
         tally.seen,
         tally.deleted,
         tally.deleted_bytes,

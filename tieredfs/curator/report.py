@@ -98,6 +98,12 @@ class GarbageReport:
     """Dead blocks past their grace."""
     block_chunk_bytes: int
     """Payload bytes of their chunks."""
+    blocks_waiting: int
+    """Dead blocks that wait out their grace: a later collection deletes them."""
+    waiting_bytes: int
+    """Payload bytes of their chunks."""
+    waiting_until_ns: int | None
+    """When the grace of the last of them is over (None: none waits)."""
     chunks_seen: int
     chunks_deleted: int
     """Chunks that no record named."""

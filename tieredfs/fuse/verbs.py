@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Final
 
 from tieredfs.cache.local import LocalFile, stamp_of
-from tieredfs.core.file_life import FileState
+from tieredfs.core.file_life import DIRTY, FileState
 from tieredfs.errors import DeadlineError, InvalidRequestError, NotFoundError, TieredError
 from tieredfs.model import NO_CACHE, Attributes, Block, FileKind, InodeId, Progress
 from tieredfs.volume import SsdTier, Volume
@@ -61,6 +61,7 @@ class MountVerbs:
                 "resident_files": tier.resident_count(),
                 "staged_files": len(room.dirty_files()),
                 "staged_bytes": dirty,
+                "full": room.is_full,
                 "waits_for_room": room.waits,
                 "evicted_files": self._ssd.evictor.evicted_files,
             },
@@ -116,8 +117,8 @@ class MountVerbs:
         return {"files": len(files), "size_bytes": size, "failed": len(problems), "problems": problems[:20]}
 
     def evict(self, arguments: Mapping[str, object], progress: Progress) -> object:
-        """Drop the SSD's copies. What is staged or open stays, and is counted."""
-        evicted = kept = absent = 0
+        """Drop the SSD's copies. What is staged or open stays, and is counted as that."""
+        evicted = staged = opened = absent = 0
         files = list(self._regular_files(_paths(arguments)))
         for number, attributes in enumerate(files, start=1):
             self._ssd.tier.unpin(attributes.inode)
@@ -126,10 +127,18 @@ class MountVerbs:
                 absent += 1
             elif self._ssd.tier.evict(attributes.inode):
                 evicted += 1
+            elif before in DIRTY:
+                staged += 1
             else:
-                kept += 1
+                opened += 1
             progress(number, len(files), "files")
-        return {"evicted": evicted, "kept": kept, "absent": absent}
+        return {
+            "evicted": evicted,
+            "kept": staged + opened,
+            "kept_staged": staged,
+            "kept_open": opened,
+            "absent": absent,
+        }
 
     def drain(self, _arguments: Mapping[str, object], progress: Progress) -> object:
         """Returns when everything that was staged at the call is in the store."""

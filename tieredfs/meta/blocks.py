@@ -17,6 +17,7 @@ from typing import Final
 from tieredfs.errors import ConflictError, NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.kv.engine import Reader, Writer
+from tieredfs.meta.changes import DeadBlocks
 from tieredfs.model import Block, BlockId, ChunkLocation, DiskId, DiskState, InodeId, SessionId
 
 
@@ -118,6 +119,16 @@ def dead(reader: Reader, before_ns: int, limit: int) -> list[Block]:
         if records.decode_number(value) < before_ns:
             found.append(BlockId(keys.last_u64(key)))
     return list(read_blocks(reader, found).values())
+
+
+def not_condemned(reader: Reader) -> DeadBlocks:
+    """Those that wait out their grace. Scans as `dead` does."""
+    prefix = keys.DEAD_BLOCKS_PREFIX
+    marks = reader.scan(prefix, keys.end_of(prefix))
+    deaths = {BlockId(keys.last_u64(key)): records.decode_number(value) for key, value in marks}
+    waiting = [block for block, death_ns in deaths.items() if death_ns != CONDEMNED]
+    chunk_bytes = sum(one.chunk_bytes * len(one.chunks) for one in read_blocks(reader, waiting).values())
+    return DeadBlocks(len(waiting), chunk_bytes, max(deaths.values(), default=0))
 
 
 def condemn(writer: Writer, before_ns: int, limit: int) -> list[Block]:

@@ -63,3 +63,14 @@ class Content:
     size_bytes: int
     mtime_ns: int
     allocated_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadBlocks:
+    """Blocks without a user that are not being deleted yet. `chunk_bytes`: payload of all their chunks; `last_death_ns`: of
+    the one that lost its users last (0: there are none).
+    """
+
+    count: int
+    chunk_bytes: int
+    last_death_ns: int

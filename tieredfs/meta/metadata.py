@@ -17,7 +17,7 @@ from tieredfs.kv.engine import Engine, Reader, Writer
 from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
-from tieredfs.meta.changes import Content, Creation, Placement, Receipt, Removed
+from tieredfs.meta.changes import Content, Creation, DeadBlocks, Placement, Receipt, Removed
 from tieredfs.meta.looks import Looks
 from tieredfs.model import (
     NOBODY,
@@ -243,18 +243,20 @@ class Metadata:
         exchange: bool = False,
         holder: SessionId = NOBODY,
         expected_target: InodeId | None = None,
+        beside: bytes = b"",
         receipt: Receipt | None = None,
     ) -> Removed | None:
         """Atomic, across directories too; returns what the target name showed before, if another inode.
 
         Both names of one inode: nothing happens. `expected_target`: the inode that the caller believes is being
         replaced and for which `holder` was chosen (0: none); another one raises ConflictError, so that an open file
-        is never deleted by a race. Raises InvalidRequestError (a directory below itself), AlreadyExistsError
-        (replace=False), DirectoryNotEmptyError, IsDirectoryError, NotDirectoryError.
+        is never deleted by a race. `beside`: a name that `parent` must have, too, or ConflictError. Raises
+        InvalidRequestError (a directory below itself), AlreadyExistsError (replace=False), DirectoryNotEmptyError,
+        IsDirectoryError, NotDirectoryError.
         """
         names.check_name(name)
         names.check_name(new_name)
-        asked = renames.Rename(parent, name, new_parent, new_name, replace, exchange, holder, expected_target)
+        asked = renames.Rename(parent, name, new_parent, new_name, replace, exchange, holder, expected_target, beside)
         now_ns = self._clock.wall_ns()
 
         def change(writer: Writer) -> Removed | None:
@@ -469,6 +471,10 @@ class Metadata:
     def dead_blocks(self, before_ns: int, limit: int) -> list[Block]:
         """Blocks without a reference since before that time."""
         return self._engine.read(lambda reader: block_layer.dead(reader, before_ns, limit))
+
+    def waiting_blocks(self) -> DeadBlocks:
+        """Dead blocks that are not condemned."""
+        return self._engine.read(block_layer.not_condemned)
 
     def condemn_blocks(self, before_ns: int, limit: int) -> list[Block]:
         """`dead_blocks`, and from now on no content can refer to them again: their chunks may be deleted.

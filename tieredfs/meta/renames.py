@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tieredfs.errors import (
     AlreadyExistsError,
+    ConflictError,
     DirectoryNotEmptyError,
     InvalidRequestError,
     IsDirectoryError,
@@ -34,11 +35,14 @@ class Rename:
     exchange: bool
     holder: SessionId
     expected_target: InodeId | None
+    beside: bytes
 
 
 def rename(writer: Writer, asked: Rename, now_ns: int) -> Removed | None:
     inodes.read_directory(writer, asked.new_parent)
     source = names.read_entry(writer, asked.parent, asked.name)
+    if asked.beside and names.find_entry(writer, asked.parent, asked.beside) is None:
+        raise ConflictError(f"there is no {asked.beside!r} beside {asked.name!r} any more")
     target = names.find_entry(writer, asked.new_parent, asked.new_name)
     if asked.exchange:
         return _exchange(writer, asked, source, target, now_ns)

@@ -112,7 +112,7 @@ def set_disk_state(writer: Writer, number: DiskId, state: DiskState) -> Disk:
     """
     value = writer.get(keys.disk(number))
     if value is None:
-        raise NotFoundError(f"no disk {number}")
+        raise NotFoundError(f"no disk {number}: `tieredfs disk list META_URL` shows their numbers")
     disk = records.decode_disk(number, value)
     if state is disk.state:
         return disk

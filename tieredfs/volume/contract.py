@@ -117,9 +117,16 @@ class FileSystemContract(Protocol):
         ...
 
     def rename(
-        self, source: bytes, target: bytes, *, replace: bool = True, expected_target: InodeId | None = None
+        self,
+        source: bytes,
+        target: bytes,
+        *,
+        replace: bool = True,
+        expected_target: InodeId | None = None,
+        beside: bytes = b"",
     ) -> None:
-        """Atomic; parents of the target are made. `expected_target`: what the target must show (0: nothing), or ConflictError."""
+        """Atomic; parents of the target are made. `expected_target`: what the target must show (0: nothing), or ConflictError;
+        `beside`: a name that the source's directory must have at that moment, or ConflictError."""
         ...
 
     def link(self, inode: InodeId, target: bytes) -> None:

@@ -214,12 +214,19 @@ class FileSystem(UnnamedOwner):
         return files
 
     def rename(
-        self, source: bytes, target: bytes, *, replace: bool = True, expected_target: InodeId | None = None
+        self,
+        source: bytes,
+        target: bytes,
+        *,
+        replace: bool = True,
+        expected_target: InodeId | None = None,
+        beside: bytes = b"",
     ) -> None:
-        """Atomic; parents of the target are made. Durable on return. Raises ConflictError (`expected_target`)."""
+        """Atomic; parents of the target are made. Durable on return. Raises ConflictError (`expected_target`, `beside`)."""
         names = *self._parent_of(source), *self._parent_of(target, make=True)
-        holder = self.volume.session
-        removed = self._metadata.rename(*names, replace=replace, holder=holder, expected_target=expected_target)
+        removed = self._metadata.rename(
+            *names, replace=replace, holder=self.volume.session, expected_target=expected_target, beside=beside
+        )
         crash.here("rename.committed")
         if removed is not None:
             self._bury(removed)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tieredfs.chunk.directory import DiskIdentity, erase_disk, format_disk, path_of_url, read_identity
-from tieredfs.config import MetaUrl, parse_data_urls, parse_meta_url
+from tieredfs.config import MetaUrl, format_size, parse_data_urls, parse_meta_url
 from tieredfs.errors import (
     BusyError,
     ConfigurationError,
@@ -37,6 +37,7 @@ from tieredfs.meta.metadata import Metadata
 from tieredfs.model import Code, Disk, DiskId, DiskState, Durability, Progress, VolumeConfig
 
 FORMAT_VERSION: Final = 1
+_DATABASE_HEAD: Final = b"SQLite format 3\0"
 _DATABASE_SUFFIXES: Final = ("", "-wal", "-shm")
 
 
@@ -94,7 +95,8 @@ def _check_shape(code: Code, block_bytes: int, roots: Sequence[str]) -> None:
         )
     if not CHUNK_ALIGNMENT_BYTES <= block_bytes <= BLOCK_BYTES_MAX or block_bytes % CHUNK_ALIGNMENT_BYTES:
         raise ConfigurationError(
-            f"a block of {block_bytes} bytes is not a multiple of {CHUNK_ALIGNMENT_BYTES} up to {BLOCK_BYTES_MAX}"
+            f"blocks of {format_size(block_bytes)} cannot be: a block size is a multiple of {format_size(CHUNK_ALIGNMENT_BYTES)}, "
+            f"at most {format_size(BLOCK_BYTES_MAX)}"
         )
 
 
@@ -103,6 +105,8 @@ def _check_vacant(location: MetaUrl, meta_url: str, *, force: bool, host: Host) 
     if not os.path.exists(location.path):
         return
     if not force:
+        if not _may_be_database(location.path):
+            raise VolumeExistsError(f"there is a file at {location.path}, which is no volume; use another path")
         raise VolumeExistsError(
             f"there is a volume at {meta_url} already; use another path, or --force to destroy it and all its data"
         )
@@ -110,6 +114,15 @@ def _check_vacant(location: MetaUrl, meta_url: str, *, force: bool, host: Host) 
         destroy_volume(meta_url, host=host)
     except VolumeNotFoundError:
         remove_database(location.path)
+
+
+def _may_be_database(path: str) -> bool:
+    """What is not readable, too: better to believe that it is a volume."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_DATABASE_HEAD)) == _DATABASE_HEAD
+    except OSError:
+        return True
 
 
 def _check_disks(roots: Sequence[str], meta_url: str, *, force: bool, host: Host) -> None:

@@ -52,7 +52,7 @@ class SsdTier:
             self.drainer = Drainer(self.tier, volume.config.block_bytes, self._wrote)
             self.foresight = Foresight(self.tier, self.pace)
             self.evictor = Evictor(self.tier, self.drainer, self.foresight.make_room)
-            self.room.on_pressure(self.evictor.wake)
+            self.room.on_pressure(self.evictor.wake, self._others_have_staged)
             self.recovered: Recovered = recover(self.tier)
             self._bell = Bell(bell_path(self.directory.path), self.drainer.hurry)
         except BaseException:
@@ -72,6 +72,12 @@ class SsdTier:
         for record in part.metadata.caches():
             if record.cache == cache and record.host == part.host.name:
                 ring(bell_path(record.path))
+
+    def _others_have_staged(self) -> bool:
+        """In other caches of this host."""
+        part = self.tier.part
+        others = (record for record in part.metadata.caches() if record.cache != part.cache)
+        return any(record.host == part.host.name and part.metadata.staged(record.cache) for record in others)
 
     def pace(self, traffic: Traffic, size_bytes: int) -> None:
         """Wait for the turn of so many bytes, if there is a budget. Raises DeadlineError."""

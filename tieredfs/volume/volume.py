@@ -19,7 +19,7 @@ from tieredfs.chunk.disk import open_store
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import parse_data_url, parse_meta_url
 from tieredfs.curator import CheckReport, Curator, GarbageReport, Holdings, RebuildReport, RepairCounts, Repairer
-from tieredfs.errors import NotFoundError, TieredError, UnavailableError
+from tieredfs.errors import AlreadyExistsError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import Host, local_host
 from tieredfs.kv.engine import Engine
 from tieredfs.kv.sqlite import SqliteEngine
@@ -206,6 +206,9 @@ class Volume:
     def add_disk(self, url: str, domain: str | None = None) -> Disk:
         """Make a directory a disk of this volume. Raises ForeignDataError, AlreadyExistsError, ConfigurationError."""
         root = parse_data_url(url).path
+        known = {disk.url: disk.disk for disk in self.metadata.disks() if disk.state is not DiskState.REMOVED}
+        if (number := known.get(f"disk://{root}")) is not None:
+            raise AlreadyExistsError(f"{root} is disk {number} of this volume already")
         disk_uuid = str(uuid.uuid4())
         format_disk(self.host, root, DiskIdentity(self._config.uuid, disk_uuid))
         disk = self.metadata.add_disk(disk_uuid, f"disk://{root}", domain or f"disk-{disk_uuid[:8]}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from tieredfs.errors import CorruptError, UnstorableError
 from tieredfs_client.checkpoint.layout import Blob, Manifest, RankRecord, StoredFile, StoredShard, StoredTensor
-from tieredfs_client.checkpoint.plan import covered, volume
+from tieredfs_client.checkpoint.plan import flaw
 from tieredfs_client.checkpoint.shares import Described, Share, StoredPart, Whole
 from tieredfs_client.checkpoint.tree import renumbered
 
@@ -31,7 +31,7 @@ class About:
 
 def assemble(about: About, extra: Extra, shares: Sequence[Share], parts: Sequence[StoredPart]) -> Manifest:
     """`shares[rank]`. Raises CorruptError where a tensor that a rank has was stored by nobody, UnstorableError where the shards
-    of a tensor do not make it up."""
+    of a tensor do not make it up, or overlap."""
     files: list[StoredFile] = []
     blobs: list[Blob] = []
     tensors = _Tensors()
@@ -100,13 +100,13 @@ class _Tensors:
 
 
 def _complete(whole: Whole, shards: Sequence[StoredShard]) -> tuple[StoredShard, ...]:
-    """A checkpoint with a tensor that no load can fill must not take the place of one that is whole. It takes about 1 us of the 9
-    that a shard costs in a manifest (1024 ranks, 100 tensors)."""
+    """A checkpoint with a tensor that no load can fill, or that is not the same however it is loaded, must not take the place of
+    one that is whole. It takes about 1 us of the 9 that a shard costs in a manifest (1024 ranks, 100 tensors)."""
     if whole.sharded:
-        expected, there = volume(whole.global_shape), covered([(shard.offsets, shard.shape) for shard in shards])
-        if there != expected:
+        found = flaw(whole.global_shape, [(shard.offsets, shard.shape) for shard in shards])
+        if found is not None:
             raise UnstorableError(
-                f"{whole.key}: the shards of all ranks have {there} of the {expected} elements of shape {whole.global_shape}, "
-                f"{whole.dtype}; do ranks disagree about its shape or type, or hold no part of it?"
+                f"{whole.key}, {whole.dtype}: {found}; each element is to be in one shard, or in equal ones: do ranks disagree "
+                "about its shape, its type or who holds what?"
             )
     return tuple(shards)

@@ -215,12 +215,17 @@ class Catalog:
 
     # ---- deleting ---------------------------------------------------------------------------------------------------
 
-    def delete(self, name: CheckpointName, *, spare_tagged: bool = False) -> bool:
-        """Delete one generation of a step unless somebody reads it, or has just tagged it (False). Raises NotFoundError."""
+    def delete(
+        self, name: CheckpointName, *, spare_tagged: bool = False, staying: CheckpointName | None = None
+    ) -> bool:
+        """Delete one generation of a step unless somebody reads it, or has just tagged it (False). `staying`: another checkpoint
+        that must be there in the transaction that takes this one away; so of two that delete the last two, one is told.
+        Raises NotFoundError, ConflictError (`staying` is gone)."""
         if self.is_leased(name):
             return False
         hidden = self.paths.trash + f"/{name}-{self.host.random.getrandbits(32):08x}".encode()
-        self.volume.rename(self.paths.checkpoint(name), hidden, replace=False)
+        beside = b"" if staying is None else staying.encode()
+        self.volume.rename(self.paths.checkpoint(name), hidden, replace=False, beside=beside)
         crash.here("checkpoint.trashed")
         if self.is_leased(name) or (
             spare_tagged and self._is_tagged(name)

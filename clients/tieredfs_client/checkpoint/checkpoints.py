@@ -24,7 +24,7 @@ from tieredfs.errors import (
     UnstorableError,
 )
 from tieredfs.host import Host, local_host
-from tieredfs.model import Durability
+from tieredfs.model import Durability, Progress
 from tieredfs.volume.contract import FileSystemContract
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs_client.checkpoint.assemble import Extra
@@ -88,6 +88,8 @@ class CheckpointManager:
     together through one of them (None: those of one machine). `staging_bytes`: the most memory that `save_async` copies
     into; `when_full`: whether it then waits or raises. `reuse`: unchanged tensors refer to the blocks of the last checkpoint.
 
+    `progress`: told of the bytes that this process writes, as `tieredfs.model.Progress` says.
+
     `compression`, lossless: `none`; `auto`, only tensors of which a sample says that the save ends sooner by it; `zstd`, all that
     shrink, as fast as it can be done; `zstd:1` to `zstd:19`, smaller and much slower. A save can ask for another. Each process
     decides for its own tensors; a load needs to know nothing of it. Needs numpy and zstandard (NotSupportedError).
@@ -113,6 +115,7 @@ class CheckpointManager:
         reuse: bool = True,
         compression: str = "none",
         host: Host | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if when_full not in ("wait", "raise"):
             raise InvalidRequestError(
@@ -136,7 +139,7 @@ class CheckpointManager:
         self.catalog = Catalog(self._volume, self._host, paths, self._remove_later)
         self._keeper = Keeper(self.catalog)
         self._ownership = Ownership(self._volume, self._host, paths, self.group.job)
-        self._writer = PartWriter(self._host)
+        self._writer = PartWriter(self._host, progress)
         self._staging = StagingBuffer(staging_bytes)
         self._background = ThreadPoolExecutor(1, "tieredfs-ckpt-save")
         self._pending: Pending | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tieredfs.cli.outcomes import PROBLEMS_FOUND
-from tieredfs.cli.render import emit
+from tieredfs.cli.render import emit, progress_bar
 from tieredfs.cli.session import AsJson, MetaUrlArgument, new_verbs
 from tieredfs.config import parse_meta_url
 from tieredfs.errors import ConfigurationError, InvalidRequestError
@@ -131,8 +131,8 @@ def verify(
     """
     from tieredfs_client.checkpoint.keeping import Keeper
 
-    with _catalog(meta_url, run, "ckpt verify") as catalog:
-        problems = Keeper(catalog).verify(_which(which))
+    with _catalog(meta_url, run, "ckpt verify") as catalog, progress_bar(f"verifying {which}", as_json) as progress:
+        problems = Keeper(catalog).verify(_which(which), progress)
     emit({"problems": problems} if as_json else problems, as_json=as_json, empty="every byte is as it was written")
     if problems:
         raise typer.Exit(PROBLEMS_FOUND)
@@ -234,8 +234,9 @@ def export_to(
     """
     from tieredfs_client.checkpoint.exchange import export_checkpoint
 
-    with _catalog(meta_url, run, "ckpt export") as catalog:
-        emit(export_checkpoint(catalog, _which(which), directory), as_json=as_json)
+    with _catalog(meta_url, run, "ckpt export") as catalog, progress_bar(f"exporting {which}", as_json) as progress:
+        written = export_checkpoint(catalog, _which(which), directory, progress=progress)
+    emit(written, as_json=as_json)
 
 
 @verbs.command("import")
@@ -252,6 +253,7 @@ def import_from(
     compression: Annotated[
         str, typer.Option(metavar="none|auto|zstd|zstd:LEVEL", help="How its tensors are stored.")
     ] = "none",
+    as_json: AsJson = False,
 ) -> None:
     """Make a checkpoint of a file of another program. Nothing in it is executed.
 
@@ -265,6 +267,9 @@ def import_from(
         raise InvalidRequestError("steps count from 0")
     with (
         FileSystem.at(str(parse_meta_url(meta_url)), purpose="ckpt import") as volume,
-        CheckpointManager(volume, run, rank=0, world_size=1, compression=compression) as manager,
+        progress_bar(f"importing step {step}", as_json) as progress,
+        CheckpointManager(volume, run, rank=0, world_size=1, compression=compression, progress=progress) as manager,
     ):
-        manager.save(step, read_foreign(source))
+        saved = manager.save(step, read_foreign(source))
+    report = {"step": saved.step, "written_bytes": saved.written_bytes, "reused_bytes": saved.reused_bytes}
+    emit(report | {"duration_s": saved.seconds}, as_json=as_json)

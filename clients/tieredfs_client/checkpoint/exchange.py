@@ -17,9 +17,10 @@ from typing import Any, Final
 
 from tieredfs.errors import ConfigurationError, CorruptError, UnstorableError
 from tieredfs.host import Host
+from tieredfs.model import Progress
 from tieredfs_client.checkpoint.catalog import Catalog
 from tieredfs_client.checkpoint.layout import FILE_BYTES_MAX, Item, StoredTensor, lay_out, split_into_files
-from tieredfs_client.checkpoint.load import Loader
+from tieredfs_client.checkpoint.load import Loader, unwatched
 
 SAFETENSORS: Final = ".safetensors"
 _DCP_METADATA: Final = ".metadata"
@@ -27,12 +28,18 @@ TORCH_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def export_checkpoint(
-    catalog: Catalog, which: int | str, directory: str, file_bytes: int = FILE_BYTES_MAX
+    catalog: Catalog,
+    which: int | str,
+    directory: str,
+    file_bytes: int = FILE_BYTES_MAX,
+    progress: Progress = unwatched,
 ) -> list[str]:
     """Write whole tensors as safetensors into a new or empty directory, `checkpoint.json` (step, metadata, metrics) last;
-    the paths. Raises ConfigurationError where the directory has anything in it."""
+    the paths. Raises ConfigurationError where it is none, or has anything in it."""
     files = catalog.host.files
     with catalog.leased(which) as name:
+        if os.path.exists(directory) and not os.path.isdir(directory):
+            raise ConfigurationError(f"{directory} is not a directory: name a new one")
         files.make_directory(directory)
         if files.list_directory(directory):
             raise ConfigurationError(f"{directory} is not empty: name a new directory")
@@ -40,7 +47,7 @@ def export_checkpoint(
         tensors = _one_of_each_key(manifest.tensors)
         groups = split_into_files([tensor.size_bytes for _, tensor in tensors], file_bytes)
         written = []
-        with Loader(catalog, name, manifest) as loader:
+        with Loader(catalog, name, manifest, progress=_over_files(progress, tensors)) as loader:
             for number, group in enumerate(groups):
                 counted = f"model-{number + 1:05d}-of-{len(groups):05d}" if len(groups) > 1 else "model"
                 path = os.path.join(directory, counted + SAFETENSORS)
@@ -50,6 +57,19 @@ def export_checkpoint(
     path = os.path.join(directory, "checkpoint.json")
     files.save(path, json.dumps(about, indent=1).encode())
     return [*written, path]
+
+
+def _over_files(progress: Progress, tensors: Sequence[tuple[int, StoredTensor]]) -> Progress:
+    """What a loader tells of one file after the other, as one whole."""
+    whole = sum(tensor.size_bytes for _, tensor in tensors)
+    before = 0
+
+    def tell(done: int, total: int, unit: str) -> None:
+        nonlocal before
+        progress(min(before + done, whole), whole, unit)
+        before += total if done == total else 0
+
+    return tell
 
 
 def _one_of_each_key(tensors: Sequence[StoredTensor]) -> list[tuple[int, StoredTensor]]:

@@ -1,14 +1,16 @@
 """What a run keeps and what is said of it: after a commit, on demand, and for the command line."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tieredfs.errors import BusyError, InvalidRequestError, NotFoundError, TieredError
-from tieredfs_client.checkpoint.catalog import Catalog
+from tieredfs.errors import BusyError, ConflictError, InvalidRequestError, NotFoundError, TieredError
+from tieredfs.model import Progress
+from tieredfs_client.checkpoint.catalog import LOOKS_MAX, Catalog
 from tieredfs_client.checkpoint.layout import Manifest, RankRecord, StoredFile, StoredTensor
-from tieredfs_client.checkpoint.load import Loader
+from tieredfs_client.checkpoint.load import Loader, unwatched
 from tieredfs_client.checkpoint.names import CheckpointName
 from tieredfs_client.checkpoint.retention import Retention, to_delete
 
@@ -60,16 +62,16 @@ class Keeper:
             _log.warning("step %d is saved, but tidying up after it failed: %s", committed.step, error)
 
     def prune(self, retention: Retention) -> list[CheckpointName]:
-        """Delete what no rule keeps and nobody reads."""
+        """Delete what no rule keeps and nobody reads, beside the newest, which stays."""
         found = {one.name.step: one.name for one in self._catalog.checkpoints()}
         tagged = {name.step for name in self._catalog.tags().values()}
         metrics = {step: self._metrics(name) for step, name in found.items()} if retention.keep_best else {}
         deleted = []
         for step in to_delete(retention, list(found), tagged, metrics):
             try:
-                if self._catalog.delete(found[step], spare_tagged=True):
+                if self._catalog.delete(found[step], spare_tagged=True, staying=found[max(found)]):
                     deleted.append(found[step])
-            except NotFoundError:
+            except (NotFoundError, ConflictError):
                 continue  # somebody else was faster
         self._catalog.sweep()
         return deleted
@@ -85,16 +87,25 @@ class Keeper:
     def delete(self, which: int | str, *, force: bool = False) -> CheckpointName:
         """Raises NotFoundError, BusyError, InvalidRequestError."""
         name = self._catalog.resolve(which)
+        for _ in range(LOOKS_MAX):
+            with contextlib.suppress(ConflictError):  # the one that was to stay has gone meanwhile
+                return self._delete_beside_another(name, force=force)
+        raise BusyError(f"step {name.step}: others delete checkpoints of this run at the same time")
+
+    def _delete_beside_another(self, name: CheckpointName, *, force: bool) -> CheckpointName:
+        """Raises ConflictError where the last other checkpoint is deleted at the same time, and as `delete` does."""
         tags = [tag for tag, target in self._catalog.tags().items() if target.step == name.step]
         if tags and not force:
             raise InvalidRequestError(f"step {name.step} has the tag {tags[0]!r}; remove it first, or force")
-        if len(self._catalog.checkpoints()) == 1 and not force:
+        others = [found.name for found in self._catalog.checkpoints() if found.name.step != name.step]
+        if not others and not force:
             raise InvalidRequestError(
                 f"step {name.step} is the last checkpoint of this run; force to delete it all the same"
             )
         generations = [found.name for found in self._catalog.generations() if found.name.step == name.step]
+        staying = None if force else others[-1]
         for generation in generations:  # the oldest first: until the last one is gone, the step is what it was
-            if not self._catalog.delete(generation, spare_tagged=not force):
+            if not self._catalog.delete(generation, spare_tagged=not force, staying=staying):
                 raise BusyError(f"step {name.step} is being read, or was just tagged")
         for tag in tags:
             self._catalog.remove_tag(tag)
@@ -145,12 +156,12 @@ class Keeper:
             return "incomplete"
         return "stored" if stored else "staged"
 
-    def verify(self, which: int | str) -> list[str]:
+    def verify(self, which: int | str, progress: Progress = unwatched) -> list[str]:
         """Every byte of a checkpoint against its checksums; what is wrong."""
         with self._catalog.leased(which) as name:
             try:
                 manifest = self._catalog.manifest(name)
-                with Loader(self._catalog, name, manifest) as loader:
+                with Loader(self._catalog, name, manifest, progress=progress) as loader:
                     return list(loader.check())
             except TieredError as error:
                 return [str(error)]

@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from tieredfs.errors import CorruptError, StateMismatchError
+from tieredfs.model import Progress
 from tieredfs.volume.contract import Reading
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.catalog import Catalog
@@ -69,6 +70,23 @@ class _Job:
     target: memoryview
 
 
+def unwatched(_done: int, _total: int, _unit: str) -> None:
+    """A progress that nobody looks at."""
+
+
+class _Counted:
+    """Bytes of a whole, told as they are done."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def add(self, size_bytes: int) -> None:
+        self._done += size_bytes
+        self._progress(self._done, self._total, "bytes")
+
+
 class _Thread(threading.local):
     """What each thread has of its own, made when it is needed."""
 
@@ -95,11 +113,21 @@ class _Thread(threading.local):
 class Loader:
     """Loads from one checkpoint. A context manager; one load at a time."""
 
-    def __init__(self, catalog: Catalog, name: CheckpointName, manifest: Manifest, *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        name: CheckpointName,
+        manifest: Manifest,
+        *,
+        verify: bool = True,
+        progress: Progress = unwatched,
+    ) -> None:
+        """`progress`: told by `fill_memory` and `check`, in bytes, from the thread that calls them."""
         self._catalog = catalog
         self._path = catalog.paths.checkpoint(name)
         self._manifest = manifest
         self._verify = verify
+        self._progress = progress
         self._pool = ThreadPoolExecutor(THREADS, "tieredfs-ckpt-load")
         self._open_files = contextlib.ExitStack()
         self._readings: dict[int, Reading] = {}
@@ -175,18 +203,21 @@ class Loader:
 
     def check(self) -> Iterator[str]:
         """Read and verify every stored byte; yields what is wrong, for each damaged tensor."""
-        for number, tensor in enumerate(self._manifest.tensors):
+        tensors = self._manifest.tensors
+        counted = _Counted(self._progress, sum(tensor.size_bytes for tensor in tensors))
+        for number, tensor in enumerate(tensors):
             for shard in tensor.shards:
                 try:
-                    self._check_blob(tensor.key, self._manifest.blobs[shard.blob])
+                    self._check_blob(tensor.key, self._manifest.blobs[shard.blob], counted)
                 except CorruptError as error:
                     yield f"tensor {number} ({tensor.key}): {error}"
 
-    def _check_blob(self, key: str, blob: Blob) -> None:
+    def _check_blob(self, key: str, blob: Blob, counted: "_Counted") -> None:
         run = Copy(0, 0, blob.size_bytes)
         scratch = memoryview(bytearray(min(blob.size_bytes, 8 * PIECE_BYTES)))
         for read in reads(iter([run]), blob.size_bytes, verified=True):
             self._execute(_Job(key, blob, Read(read.offset, read.length, 0), scratch))
+            counted.add(read.length)
 
     def _tensor(self, number: int) -> StoredTensor:
         if not isinstance(number, int) or not 0 <= number < len(self._manifest.tensors):
@@ -221,8 +252,10 @@ class Loader:
         direct.sort(key=lambda job: (job.blob.file, job.blob.offset + job.read.offset))
         for job in direct:
             self._reading(job.blob.file)
-        for _ in self._pool.map(self._execute_all, _batches(direct)):
-            pass
+        batches = list(_batches(direct))
+        counted = _Counted(self._progress, sum(job.read.length for job in direct))
+        for batch, _ in zip(batches, self._pool.map(self._execute_all, batches), strict=True):
+            counted.add(sum(job.read.length for job in batch))
         for _ in self._pool.map(self._fill_indirect, indirect):
             pass
 

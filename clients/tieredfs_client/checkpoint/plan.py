@@ -9,6 +9,7 @@ verified. Boxes are (offsets, shape), row-major, in elements.
 import bisect
 import heapq
 import itertools
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,26 @@ def covered(boxes: Sequence[Box]) -> int:
     return total
 
 
+def flaw(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
+    """Why different boxes do not make up a tensor of that shape, each element once, for a message. None: they do."""
+    expected, there = volume(shape), covered(boxes)
+    if there != expected:
+        return f"the shards of all ranks have {there} of the {expected} elements of shape {tuple(shape)}"
+    if sum(volume(box[1]) for box in boxes) != expected:
+        return "shards overlap, " + " and ".join(f"{box[1]} at {box[0]}" for box in _overlapping(boxes))
+    return None
+
+
+def _overlapping(boxes: Sequence[Box]) -> tuple[Box, Box]:
+    """Two of boxes of which some overlap: the first that does with those before it, and one of these."""
+    last = bisect.bisect_left(range(len(boxes)), 1, key=lambda end: _lost(boxes[: end + 1]) > 0)
+    return next((box, boxes[last]) for box in boxes[:last] if intersection(box, boxes[last]) is not None)
+
+
+def _lost(boxes: Sequence[Box]) -> int:
+    return sum(volume(box[1]) for box in boxes) - covered(boxes)
+
+
 def copies(stored: Box, wanted: Box, item_bytes: int) -> Iterator[Copy]:
     """What of `stored` goes where in `wanted`, in order of the source; runs as long as both sides allow."""
     common = intersection(stored, wanted)
@@ -237,10 +258,7 @@ def _strides(shape: Sequence[int], item_bytes: int) -> list[int]:
 
 def volume(shape: Sequence[int]) -> int:
     """Elements."""
-    count = 1
-    for length in shape:
-        count *= length
-    return count
+    return math.prod(shape)
 
 
 # ---- loading: copies to reads ----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from tieredfs.errors import NoSpaceError, UnavailableError
 from tieredfs.host import Host
+from tieredfs.model import Progress
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.checksums import Digest, PieceSums, digest_of, joined, probe_of, sums_of
 from tieredfs_client.checkpoint.layout import PROBE_BYTES, Blob, StoredFile
@@ -81,8 +82,10 @@ def identity(leaf: Leaf) -> tuple[object, ...]:
 class PartWriter:
     """Its threads live as long as it does. One save at a time."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, progress: Progress | None = None) -> None:
+        """`progress`: told of the bytes of each write, from its threads, one at a time."""
         self._host = host
+        self._progress = progress
         self._pool = ThreadPoolExecutor(THREADS, "tieredfs-ckpt-write")
         self._syncs = ThreadPoolExecutor(1, "tieredfs-ckpt-sync")
         self._packing = PackThreads(PACK_THREADS)
@@ -170,7 +173,8 @@ class PartWriter:
 
         Returns when no thread uses the descriptors any more. Raises NoSpaceError, UnavailableError.
         """
-        behind = _Behind(self._host, self._syncs)
+        total = 0 if packed else sum(leaves[target.leaf].size_bytes for target in targets)
+        behind = _Behind(self._host, self._syncs, self._progress, total)
         plain = _Flow(self._host, self._pool, behind.wrote, leaves, known)
         packing = PackFlow(self._host, self._packing, behind.wrote, leaves, known, level)
         with speaking_the_domain():
@@ -217,8 +221,12 @@ class _Pending:
 class _Behind:
     """Files are synced behind those who write, every `SYNC_EVERY_BYTES`. Safe from any thread."""
 
-    def __init__(self, host: Host, syncs: ThreadPoolExecutor) -> None:
+    def __init__(self, host: Host, syncs: ThreadPoolExecutor, progress: Progress | None = None, total: int = 0) -> None:
+        """`total`: of all that will be written (0: not known)."""
         self._files = host.files
+        self._progress = progress
+        self._total = total
+        self._done = 0
         self._syncs = syncs
         self._lock = threading.Lock()
         self._unsynced: dict[int, int] = {}
@@ -231,6 +239,9 @@ class _Behind:
             self._unsynced[descriptor] = 0 if due else unsynced
             if due:
                 self._started.append(self._syncs.submit(self._files.sync, descriptor))
+            if self._progress is not None:
+                self._done += size
+                self._progress(self._done, self._total, "bytes")
 
     def settle(self) -> None:
         """After it no sync uses a descriptor. Raises what a sync did."""

@@ -36,6 +36,7 @@ from tieredfs.model import Durability, FileKind
 from tieredfs_client.checkpoint.documents import write_document
 from tieredfs_client.checkpoint.dtypes import code_of_torch
 from tieredfs_client.checkpoint.layout import Item
+from tieredfs_client.checkpoint.plan import flaw
 from tieredfs_client.dcp.items import ItemWriter, Piece
 from tieredfs_client.dcp.manifest import (
     MANIFEST_NAME,
@@ -140,7 +141,8 @@ class TieredWriter(StorageWriter):
     # ---- the coordinator --------------------------------------------------------------------------------------------
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Raises ConflictError where another save has swept what this one wrote; then the checkpoint is as it was."""
+        """Raises ConflictError where another save has swept what this one wrote, UnstorableError where the chunks of a tensor do
+        not make it up, or overlap; then the checkpoint is as it was."""
         written: dict[ChunkKey, Stored] = {
             (one.index.fqn, _offsets(one.index.offset)): one.storage_data for own in results for one in own
         }
@@ -223,6 +225,9 @@ def _tensor(key: str, about: TensorStorageMetadata, written: Mapping[ChunkKey, S
         for one in about.chunks
     )
     dtype = about.properties.dtype
+    found = flaw(about.size, [(chunk.offsets, chunk.shape) for chunk in chunks])
+    if found is not None:  # DCP's own planner looks at that, but not of one rank; others need not
+        raise UnstorableError(f"{key}: {found}")
     return StoredTensor(_code(dtype), dtype.itemsize, tuple(about.size), about.properties.requires_grad, chunks)
 
 

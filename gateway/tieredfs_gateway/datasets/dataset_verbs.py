@@ -196,7 +196,7 @@ def show_stats(
     """
     from tieredfs_gateway.datasets.contract import Position
 
-    with opened(meta_url, source, column, filter_text, kind) as reader, progress_bar("rows") as progress:
+    with opened(meta_url, source, column, filter_text, kind) as reader, progress_bar("rows", as_json) as progress:
         columns = {field.name: _Column() for field in reader.schema}
         rows, total = 0, reader.row_count()
         for batch in reader.batches(Position(0, 0)):

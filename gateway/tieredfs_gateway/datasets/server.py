@@ -31,7 +31,7 @@ from tieredfs_gateway.datasets.slabs import SlabPool
 from tieredfs_gateway.datasets.transform_pool import TransformPool
 from tieredfs_gateway.datasets.transforms import Transform
 from tieredfs_gateway.datasets.wire import is_loopback
-from tieredfs_gateway.listening import check_free, server_of
+from tieredfs_gateway.listening import check_free, check_tls, server_of
 
 EXPIRE_EVERY_S: Final = 30.0
 WINDOWS_PER_MEMORY: Final = 8
@@ -68,6 +68,7 @@ def serve(asked: Serving) -> None:
             f"{asked.host} is not loopback: off this machine trainers need tokens; give a secret "
             "(TIEREDFS_GATEWAY_SECRET or --secret-file), and make tokens with `tieredfs gateway-token`"
         )
+    check_tls(asked.cert, asked.key)
     check_free(asked.host, asked.port)
     memory.keep_freed_memory_low()
     with FileSystem.at(asked.meta_url, purpose="gateway", cache_bytes=asked.cache_bytes) as volume:

@@ -73,9 +73,15 @@ class Keystore:
 
     def remove(self, access_key_id: str) -> None:
         """Raises NotFoundError."""
+        missing = NotFoundError(
+            f"no access key {access_key_id!r}: `tieredfs s3-key list META_URL` shows those there are"
+        )
         if not _is_id(access_key_id):
-            raise NotFoundError(f"no access key {access_key_id!r}")
-        self._volume.remove(_path(access_key_id))
+            raise missing
+        try:
+            self._volume.remove(_path(access_key_id))
+        except NotFoundError:
+            raise missing from None
 
     def listed(self) -> list[AccessKey]:
         found: list[AccessKey] = []

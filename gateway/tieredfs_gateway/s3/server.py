@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from tieredfs.host import memory
 from tieredfs.host.turn import Turn
 from tieredfs.volume import FileSystem, Volume
-from tieredfs_gateway.listening import check_free, server_of
+from tieredfs_gateway.listening import check_free, check_tls, server_of
 from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
@@ -73,11 +73,14 @@ def _is_probe(scope: Mapping[str, Any]) -> bool:
 def serve(asked: Serving) -> None:
     """Until SIGTERM or SIGINT. Raises what opening the volume raises, BusyError, ConfigurationError."""
     _begin_logging(asked)
+    check_tls(asked.cert, asked.key)
     check_free(asked.host, asked.port)
     if asked.workers == 1:
         serve_alone(asked)
         return
-    with Volume.open(asked.meta_url, purpose="s3"):  # what is wrong with it is said once, and here
+    with Volume.open(
+        asked.meta_url, purpose="s3", memory_bytes=asked.memory_bytes
+    ):  # what is wrong with it is said once, and here
         pass
     asyncio.run(Supervisor(asked).run())
 
