@@ -202,7 +202,9 @@ def lose_metadata(stage: Stage, tiered: DemoVolume, newest: Path, fingerprint: s
     narrator = stage.narrator
     with narrator.step("Delete the metadata database: a dump of it lies on three of the disks"):
         dump = Path(tiered.lose_metadata())
-        narrator.say("tieredfs dump (a mount does it by itself every hour); rm volume.db; tieredfs load (from the disks)")
+        narrator.say(
+            "tieredfs dump (a mount does it by itself every hour); rm volume.db; tieredfs load (from the disks)"
+        )
         narrator.say(f"loaded {dump.relative_to(tiered.directory)}, {dump.stat().st_size / 1e3:.0f} kB")
         forget(stage, tiered, newest)
         narrator.check("mounted again, the checkpoint is bit-identical", sha256(newest) == fingerprint)
