@@ -33,7 +33,7 @@ class SsdTier:
 
     def __init__(self, volume: Volume, path: str, capacity_bytes: int) -> None:
         """Take the directory and recover it. Raises BusyError, ForeignDataError, and what metadata raises."""
-        files = volume.host.files
+        files, self._heal = volume.host.files, volume.heal
         self.directory = CacheDirectory(path, volume.config.uuid, files)
         try:
             record = volume.metadata.register_cache(self.directory.uuid, volume.host.name, self.directory.path)
@@ -62,6 +62,7 @@ class SsdTier:
     def start(self) -> None:
         self.drainer.start()
         self.evictor.start()
+        self._heal()
 
     def hurry(self, cache: CacheId) -> None:
         """Somebody waits for what is staged in `cache`: this one, or another process's of this host."""
