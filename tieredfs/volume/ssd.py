@@ -17,7 +17,7 @@ from tieredfs.config import parse_meta_url
 from tieredfs.core.budget import Traffic
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import BusyError, DeadlineError
-from tieredfs.host.bell import Bell, ring
+from tieredfs.host.bell import Bell
 from tieredfs.limits import CACHE_BYTES_DEFAULT
 from tieredfs.model import NO_CACHE, CacheId, Progress
 from tieredfs.volume.volume import Volume
@@ -69,10 +69,7 @@ class SsdTier:
         if cache == self.tier.cache:
             self.drainer.hurry()
             return
-        part = self.tier.part
-        for record in part.metadata.caches():
-            if record.cache == cache and record.host == part.host.name:
-                ring(bell_path(record.path))
+        self.tier.part.neighbours.hurry(cache)
 
     def pace(self, traffic: Traffic, size_bytes: int) -> None:
         """Wait for the turn of so many bytes, if there is a budget. Raises DeadlineError."""
