@@ -112,6 +112,5 @@ class Room:
                 f"the file system of {self.path} has {format_size(free)} free, of which {format_size(CACHE_FREE_RESERVE_BYTES)} "
                 "must stay free, and nothing there waits for the store; make room there"
             )
-        if not self._dirty:
-            return f"the SSD below {self.path} is full of copies that stay: open, pinned, or of blocks that lack redundancy"
-        return f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s"
+        copies = "" if self._dirty else ", or of copies that stay: open, pinned, or of blocks that lack redundancy"
+        return f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s{copies}"
