@@ -83,6 +83,12 @@ CARE_THREADS: Final = 3
 """Blocks checked or rebuilt at a time; each works on all its chunks in parallel."""
 SWEEP_BATCH: Final = 4096
 """Chunk names that are looked up in one snapshot."""
+HEAL_LOOK_S: Final = 1.0
+"""How often the healer looks whether there are blocks that lack chunks, and disks that take them."""
+HEAL_AGAIN_S: Final = 30.0
+"""After a pass that healed nothing the healer waits this long, or until other disks take chunks than did then."""
+SHORT_COUNTED_MAX: Final = 100_000
+"""Short blocks that a status counts, at 2.2 us each; there may be more."""
 FINDINGS_MAX: Final = 10_000
 """What a check lists one by one; the rest is counted."""
 PATHS_PER_LOSS_MAX: Final = 100

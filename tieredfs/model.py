@@ -157,6 +157,44 @@ class Block:
     chunk_bytes: int
     chunks: tuple[ChunkLocation, ...]
 
+    @property
+    def spare(self) -> int:
+        """How many of the chunks that it has can be lost."""
+        return max(0, len(self.chunks) - self.code.data_count)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indexes without a place, ascending."""
+        placed = {chunk.index for chunk in self.chunks}
+        return [index for index in range(self.code.width) if index not in placed]
+
+
+@dataclass(frozen=True, slots=True)
+class ShortBlock:
+    """A block with fewer chunks than its code says, since `since_ns`: it can lose `spare` more, and is to get `missing_bytes`."""
+
+    block: BlockId
+    spare: int
+    since_ns: int
+    size_bytes: int
+    missing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """All short blocks of a volume. `bare`: of them, those that can lose no chunk; on an SSD that has their content, it stays.
+
+    `since_ns` is that of the oldest, `least_spare` what the nearest to being lost can lose; None: there is none. Only the first
+    `SHORT_COUNTED_MAX` are counted, nearest to being lost first.
+    """
+
+    blocks: int
+    bare: int
+    size_bytes: int
+    missing_bytes: int
+    since_ns: int | None = None
+    least_spare: int | None = None
+
 
 class DiskState(enum.IntEnum):
     """At rest in disk records: never renumber."""

@@ -304,16 +304,61 @@ def test_with_five_disks_of_six_blocks_are_thinner_until_repaired(make: Maker) -
     assert volume.blocks.check(repaired) == []
 
 
-@pytest.mark.parametrize("error", [UnavailableError("gone"), NoSpaceError("full")])
-def test_with_too_few_disks_nothing_is_acknowledged_and_nothing_left(make: Maker, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("code", "disks", "gone"), [(RS42, 6, 2), (REPLICA3, 3, 2), (Code(CodeKind.REPLICA, 1, 1), 2, 1)]
+)
+def test_with_any_m_disks_gone_blocks_are_written_bare_and_become_whole(
+    make: Maker, code: Code, disks: int, gone: int
+) -> None:
+    volume = make(code, disks)
+    lost = [DiskId(number) for number in range(1, gone + 1)]
+    for disk in lost:
+        volume.stores[disk].fail("put", UnavailableError("gone"))
+    block = volume.store(pattern(BLOCK_BYTES))
+    assert {location.disk for location in block.chunks} == volume.stores.keys() - set(lost)
+    assert (block.spare, len(block.missing)) == (0, gone)
+    assert volume.read(block) == pattern(BLOCK_BYTES)
+    assert volume.blocks.placeable(block) == []
+    for disk in lost:
+        volume.stores[disk].heal()
+    volume.clock.now_s += DISK_REST_S
+    assert volume.blocks.placeable(block) == block.missing
+    whole = volume.blocks.restore(block, block.missing)
+    assert (whole.spare, whole.missing) == (code.parity_count, [])
+    assert volume.blocks.check(whole) == []
+    for disk in [disk for disk in volume.stores if disk not in lost][:gone]:
+        volume.take_away(disk)
+    assert volume.read(whole) == pattern(BLOCK_BYTES)
+
+
+def test_before_a_block_is_written_bare_disks_that_rest_are_tried(make: Maker) -> None:
     volume = make()
     for disk in (1, 2):
-        volume.stores[DiskId(disk)].fail("put", error)
+        volume.stores[DiskId(disk)].fail("put", UnavailableError("hiccup"), times=1)
+    assert len(volume.store(pattern(BLOCK_BYTES)).chunks) == 4
+    assert len(volume.store(pattern(BLOCK_BYTES)).chunks) == 6, "they rest, and yet they took theirs"
+
+
+@pytest.mark.parametrize(("error", "count"), [(UnavailableError("gone"), 3), (NoSpaceError("full"), 2)])
+def test_with_too_few_disks_nothing_is_acknowledged_and_nothing_left(make: Maker, error: Exception, count: int) -> None:
+    """Room does not come back by itself, so a block is not written with nothing to spare for want of it."""
+    volume = make()
+    failing = [DiskId(number) for number in range(1, count + 1)]
+    for disk in failing:
+        volume.stores[disk].fail("put", error)
     with pytest.raises(type(error)):
         volume.store(pattern(BLOCK_BYTES))
-    assert sum(volume.stores[DiskId(disk)].happened["put"] for disk in (1, 2)) == 2
+    assert sum(volume.stores[disk].happened["put"] for disk in failing) == count
     assert volume.metadata.reserved_now == set()
     assert volume.all_chunk_names() == set()
+
+
+def test_a_disk_that_is_missing_is_not_called_full(make: Maker) -> None:
+    volume = make()
+    for disk in (1, 2, 3):
+        volume.take_away(DiskId(disk))
+    with pytest.raises(UnavailableError, match="needs 4 disks at least; 3 of 6"):
+        volume.store(b"x")
 
 
 def test_full_disks_take_no_chunk_and_a_full_store_says_so(make: Maker) -> None:

@@ -333,14 +333,33 @@ def test_a_staged_file_that_vanished_from_the_ssd_does_not_stop_the_others() -> 
 
 
 @pytest.mark.allows_warnings(DRAIN_FAILED)
-def test_two_disks_are_enough_less_and_three_are_too_many() -> None:
+def test_with_three_disks_of_4_plus_2_gone_nothing_is_stored() -> None:
     with rig(**WIDE) as made:
-        for disk in (0, 1):
+        for disk in (0, 1, 2):
             shutil.rmtree(made.root / f"d{disk}")
         inode = made.put("file", noise(2 * BLOCK))
-        with pytest.raises(TieredError):
+        with pytest.raises(TieredError, match="needs 4 disks at least; 3 of 6"):
             made.ssd.flush(1.0)
-        assert is_staged(made, inode), "four chunks of six would not survive one more disk"
+        assert is_staged(made, inode)
+
+
+def test_with_two_gone_it_is_stored_and_stays_on_the_ssd_until_it_is_whole() -> None:
+    with rig(**WIDE) as made:
+        tier, metadata = made.tier, made.volume.metadata
+        whole, data = made.put("before", noise(BLOCK, 1)), noise(2 * BLOCK)
+        made.flush()
+        for disk in (0, 1):
+            (made.root / f"d{disk}").rename(made.root / f"away{disk}")
+        inode = made.put("file", data)
+        made.flush()
+        assert not is_staged(made, inode)
+        assert [tier.evict(inode), tier.evict_bytes(1 << 40)] == [False, 1], "only what was stored before may go"
+        assert [tier.state_of(found) for found in (whole, inode)] == [FileState.ABSENT, FileState.RESIDENT]
+        for disk in (0, 1):
+            (made.root / f"away{disk}").rename(made.root / f"d{disk}")
+        wait_until(lambda: metadata.shortage().blocks == 0, "all is healed")
+        assert tier.evict_bytes(1 << 40) == 1
+        assert made.get(inode) == data
 
 
 # ---- room ------------------------------------------------------------------------------------------------------------

@@ -48,8 +48,8 @@ def test_a_write_waits_until_the_other_tier_has_stored_the_file() -> None:
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
         assert not done.wait(0.3), "the first tier does not drain yet, so the second may not write"
+        wait_until(lambda: one.ssd.drainer._hurry_until_s > 0, "the first is told that somebody waits")
         one.ssd.start()
-        one.ssd.drainer.hurry(30)
         writer.join(30)
         assert done.is_set()
         assert one.get(inode) == b"by other"

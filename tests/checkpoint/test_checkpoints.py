@@ -4,9 +4,12 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -611,3 +614,24 @@ def test_summaries_say_what_is_new(manager: CheckpointManager) -> None:
     assert (first.size_bytes, first.new_bytes, first.reused_ratio) == (tensor.nbytes, tensor.nbytes, 0.0)
     assert (second.size_bytes, second.new_bytes, second.reused_ratio) == (tensor.nbytes, 0, 1.0)
     assert (second.metrics, second.world_size, second.slowest_rank) == ({"loss": 1.0}, 1, 0)
+
+
+def test_a_save_while_a_disk_is_gone_is_stored_and_survives_the_next_disk(url: str, tmp_path: Path) -> None:
+    model, optimizer = trained()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "large": torch.arange(3 << 20)}
+    (tmp_path / "d0").rename(tmp_path / "away")
+    with FileSystem.at(url, purpose="test") as volume, CheckpointManager(volume, RUN) as manager:
+        manager.save(1, state)
+        volume.flush(60)
+        assert volume.volume.short().bare_count > 0
+        (tmp_path / "away").rename(tmp_path / "d0")
+        deadline_s = time.monotonic() + 60
+        while volume.volume.short().block_count:
+            assert time.monotonic() < deadline_s, "it is healed by itself"
+            time.sleep(0.05)
+    shutil.rmtree(tmp_path / "clients")
+    (tmp_path / "d1").rename(tmp_path / "away")
+    with FileSystem.at(url, purpose="test") as volume, CheckpointManager(volume, RUN) as manager:
+        loaded = manager.load(1)
+    assert torch.equal(loaded["large"], state["large"])
+    assert all(torch.equal(loaded["model"][name], tensor) for name, tensor in state["model"].items())

@@ -22,10 +22,16 @@ def test_chunks_are_no_larger_than_needed() -> None:
 
 
 def test_a_stored_block_can_lose_one_chunk_where_there_is_parity() -> None:
-    assert chunks_needed(RS42) == 5
-    assert chunks_needed(REPLICA3) == 2
-    assert chunks_needed(Code(CodeKind.REPLICA, 1, 0)) == 1
-    assert chunks_needed(Code(CodeKind.REED_SOLOMON, 4, 0)) == 4
+    assert chunks_needed(RS42, some_are_away=False) == 5
+    assert chunks_needed(REPLICA3, some_are_away=False) == 2
+    assert chunks_needed(Code(CodeKind.REPLICA, 1, 0), some_are_away=False) == 1
+    assert chunks_needed(Code(CodeKind.REED_SOLOMON, 4, 0), some_are_away=False) == 4
+
+
+def test_while_disks_are_away_a_stored_block_is_one_that_can_be_read() -> None:
+    assert chunks_needed(RS42, some_are_away=True) == 4
+    assert chunks_needed(REPLICA3, some_are_away=True) == 1
+    assert chunks_needed(Code(CodeKind.REPLICA, 1, 0), some_are_away=True) == 1
 
 
 @given(st.integers(1, 100), st.integers(0, 1000), st.integers(0, 1000))

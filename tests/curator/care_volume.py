@@ -16,7 +16,7 @@ from tieredfs.block.store import BlockStore
 from tieredfs.chunk.directory import DiskIdentity, chunk_path, format_disk
 from tieredfs.chunk.disk import DiskStore, open_store
 from tieredfs.chunk.store import ChunkName, ChunkStore
-from tieredfs.curator import CheckReport, Curator, FindingKind
+from tieredfs.curator import CheckReport, Curator, FindingKind, Healer
 from tieredfs.errors import TieredError
 from tieredfs.host import Host, LocalFiles, SystemClock, crash
 from tieredfs.host.buffers import BufferPool
@@ -265,6 +265,11 @@ class CareVolume:
         return report
 
 
+def turn_name(volume: CareVolume) -> str:
+    """In place of the volume's uuid, which all volumes of these tests share."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, str(volume.root)))
+
+
 @contextmanager
 def care_volume(root: Path, *, disk_count: int = 6, code: Code = RS42) -> Iterator[CareVolume]:
     volume = CareVolume(root, disk_count=disk_count, code=code)
@@ -307,6 +312,8 @@ def _main(root: str, job: str, *arguments: str) -> None:
         volume.curator.collect_garbage(nothing)
     elif job == "write":
         volume.store_file(b"never", b"x" * BLOCK_BYTES)
+    elif job == "heal":
+        Healer(volume.curator.holdings, turn_name(volume)).turn()
     elif job == "rebuild":
         volume.curator.rebuild_disk(DiskId(int(arguments[0])), nothing)
     else:

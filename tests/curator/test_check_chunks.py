@@ -175,6 +175,7 @@ def test_a_block_written_thin_gets_its_missing_chunks(tmp_path: Path) -> None:
         assert kinds == [FindingKind.CHUNK_UNPLACED] * 2
         assert volume.check(repair=True).clean
         assert all(len(block.chunks) == 6 for block in volume.all_blocks())
+        assert volume.metadata.shortage().blocks == 0
         volume.assert_clean()
         volume.assert_contents()
 

@@ -30,6 +30,7 @@ from tieredfs.model import (
     FileKind,
     InodeId,
     SessionId,
+    ShortBlock,
 )
 
 Break = Callable[["Scene", Writer], None]
@@ -138,6 +139,17 @@ MENDED: dict[str, tuple[FindingKind, Break]] = {
         put(lambda scene: keys.block_on_disk(DiskId(77), scene.block.block)),
     ),
     "disk lists no block": (FindingKind.DISK_INDEX, put(lambda scene: keys.block_on_disk(DiskId(1), BlockId(999)))),
+    "whole and listed as short": (
+        FindingKind.SHORT_INDEX,
+        put(
+            lambda scene: keys.short_block(0, scene.block.block),
+            records.encode_short(ShortBlock(BlockId(0), 0, 1, 2, 3)),
+        ),
+    ),
+    "no block and listed as short": (
+        FindingKind.SHORT_INDEX,
+        put(lambda scene: keys.short_block(0, BlockId(999)), records.encode_short(ShortBlock(BlockId(0), 0, 1, 2, 3))),
+    ),
     "staged and not listed": (FindingKind.STAGED, delete(lambda scene: keys.staged(scene.cache, scene.staged))),
     "listed and not staged": (
         FindingKind.STAGED,

@@ -32,6 +32,7 @@ from tieredfs.model import (
     InodeId,
     Session,
     SessionId,
+    ShortBlock,
     StagedRecord,
     VolumeConfig,
 )
@@ -68,6 +69,7 @@ KEYS: dict[str, bytes] = {
     "block_user": keys.block_user(BLOCK, INODE),
     "block_on_disk": keys.block_on_disk(DiskId(0x0102), BLOCK),
     "dead_block": keys.dead_block(BLOCK),
+    "short_block": keys.short_block(1, BLOCK),
     "intent": keys.intent(BLOCK),
     "follower": keys.follower(SessionId(4)),
     "change": keys.change(5),
@@ -96,6 +98,11 @@ RECORDS: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
     "session": (records.encode_session(SESSION), lambda v: records.decode_session(SessionId(4), v), SESSION),
     "cache": (records.encode_cache(CACHE), lambda v: records.decode_cache(CacheId(2), v), CACHE),
     "block": (records.encode_block(BLOCK_RECORD), lambda v: records.decode_block(BLOCK, v), BLOCK_RECORD),
+    "short": (
+        records.encode_short(ShortBlock(BLOCK, 1, -7, 1000, 8192)),
+        lambda v: records.decode_short(BLOCK, 1, v),
+        ShortBlock(BLOCK, 1, -7, 1000, 8192),
+    ),
     "disk": (records.encode_disk(DISK), lambda v: records.decode_disk(DiskId(7), v), DISK),
     "change": (
         records.encode_change(SessionId(4), [keys.inode(INODE), keys.name(INODE, b"n")]),

@@ -31,6 +31,7 @@ class Lab:
 
     root: Path
     mounts: list[MountedVolume] = field(default_factory=list)
+    started: "list[subprocess.Popen[str]]" = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -91,12 +92,23 @@ class Lab:
             timeout=timeout_s,
         )
 
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """`tieredfs` as a user runs it, and goes on meanwhile; what it says can be read."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tieredfs", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.started.append(process)
+        return process
+
     def json(self, *arguments: str) -> Any:
         done = self.run(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     def clean(self) -> None:
+        for process in self.started:
+            with process:  # closes its pipes
+                process.kill()
         for mounted in self.mounts:
             while is_mounted(Path(mounted.mountpoint)):
                 libc.unmount(mounted.mountpoint, libc.MNT_DETACH)

@@ -52,24 +52,26 @@ class ChunkAccess:
         known = self._disks.get(disk)
         return DiskState.LOST if known is None else known[0].state
 
-    def options(self, payload_bytes: int) -> list[DiskOption]:
-        """Every disk, for placement of chunks of that size."""
+    def options(self, payload_bytes: int, *, wake: bool = False) -> list[DiskOption]:
+        """Every disk, for placement of chunks of that size. `wake`: those that rest are to try, too."""
         disks = self._disks
-        return [self._option(*disks[disk], payload_bytes) for disk in sorted(disks)]
+        return [self._option(*disks[disk], payload_bytes, wake=wake) for disk in sorted(disks)]
 
-    def _option(self, disk: Disk, store: ChunkStore | None, payload_bytes: int) -> DiskOption:
-        free_bytes = 0
-        if store is not None and disk.state is DiskState.ACTIVE and self.is_well(disk.disk):
-            try:
-                free_bytes = store.space().free_bytes - STORE_FREE_RESERVE_BYTES - CHUNK_HEADER_BYTES
-            except UnavailableError:
-                self._rest(disk.disk)
+    def _option(self, disk: Disk, store: ChunkStore | None, payload_bytes: int, *, wake: bool) -> DiskOption:
+        if store is None or disk.state is not DiskState.ACTIVE or not self.is_well(disk.disk, wake=wake):
+            return DiskOption(disk.disk, disk.domain, 0, usable=False, away=True)
+        try:
+            free_bytes = store.space().free_bytes - STORE_FREE_RESERVE_BYTES - CHUNK_HEADER_BYTES
+        except UnavailableError:
+            self._rest(disk.disk)
+            return DiskOption(disk.disk, disk.domain, 0, usable=False, away=True)
         return DiskOption(disk.disk, disk.domain, max(free_bytes, 0), free_bytes > payload_bytes)
 
-    def is_well(self, disk: DiskId) -> bool:
+    def is_well(self, disk: DiskId, *, wake: bool = False) -> bool:
+        """`wake`: whether it rests does not matter; a call that does not end does."""
         with self._lock:
             until = self._rests_until.get(disk)
-            rested = until is None or self._host.clock.monotonic_s() >= until
+            rested = wake or until is None or self._host.clock.monotonic_s() >= until
             return rested and not self._stalled[disk]
 
     def unreachable(self, block: Block) -> set[int]:

@@ -49,6 +49,14 @@ class BlockRepairer:
             location.index for location in block.chunks if self._access.state(location.disk) is not DiskState.ACTIVE
         ]
 
+    def placeable(self, block: Block) -> list[int]:
+        """Missing indexes, as many as there are disks that can take one now."""
+        options = self._access.options(block.chunk_bytes)
+        taken = {location.disk for location in block.chunks}
+        free = sum(option.usable and option.disk not in taken for option in options)
+        shared = self._access.disk_count() < block.code.width and any(option.usable for option in options)
+        return block.missing if shared else block.missing[:free]
+
     def restore(self, block: Block, indexes: Collection[int]) -> Block:
         """Make chunks `indexes` anew, one after another; the record as it then is."""
         damaged = set(indexes)

@@ -23,14 +23,14 @@ from tieredfs.block.loans import BlockLoans
 from tieredfs.block.read import BlockReader
 from tieredfs.block.repair import BlockRepairer
 from tieredfs.block.write import BlockWriter
-from tieredfs.core.layout import encoded_bytes
+from tieredfs.core.layout import chunk_bytes, encoded_bytes
 from tieredfs.core.patience import Patience
 from tieredfs.errors import TieredError, UnavailableError
 from tieredfs.host import Host, crash
 from tieredfs.host.buffers import BufferPool
 from tieredfs.limits import CHUNK_STALL_S, SCRATCH_BYTES, SCRATCH_COUNT
 from tieredfs.meta.metadata import Metadata
-from tieredfs.model import Block, Code, SessionId
+from tieredfs.model import Block, Code, DiskId, SessionId
 
 _THREADS_MAX: Final = 32
 _THREADS_PER_DISK: Final = 3
@@ -103,10 +103,10 @@ class BlockStore:
     def write(self, buffer: BlockBuffer, size_bytes: int) -> Block:
         """Encode and store `buffer.data[:size_bytes]`: durable on return, but not referenced.
 
-        `Metadata.commit_stored` does that. A chunk whose disk fails goes to another disk; with too few healthy disks
-        for all k + m (or n replicas), the block is written with at least k + 1 chunks (k when the code has no parity)
-        and repaired later. Raises NoSpaceError, UnavailableError; then nothing is left but chunks that garbage
-        collection finds.
+        `Metadata.commit_stored` does that. A chunk whose disk fails goes to another disk; with too few disks that take one
+        for all k + m (or n replicas), the block is written short: with at least k chunks when disks are away, k + 1 where
+        only room is lacking (k when the code has no parity). It is healed later. Raises NoSpaceError, UnavailableError;
+        then nothing is left but chunks that garbage collection finds.
         """
         assert 0 < size_bytes <= len(buffer.data)
         block = self._metadata.reserve_block(self._session)
@@ -157,6 +157,15 @@ class BlockStore:
         A chunk on a draining disk is copied, any other is decoded from its siblings. Returns and raises as `repair`.
         """
         return self._repairer.restore(block, indexes)
+
+    def takers(self) -> frozenset[DiskId]:
+        """Disks that take chunks now, if they are of a full block."""
+        options = self._access.options(chunk_bytes(self._code, self._block_bytes))
+        return frozenset(option.disk for option in options if option.usable)
+
+    def placeable(self, block: Block) -> list[int]:
+        """Those of the block's missing chunks for which there is a disk now: what `restore` would not refuse."""
+        return self._repairer.placeable(block)
 
     def check(self, block: Block) -> list[int]:
         """Indexes of chunks that are missing, unreadable or rotten: reads every byte of every chunk."""

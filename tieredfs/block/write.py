@@ -78,13 +78,13 @@ class BlockWriter:
         """Durable on return. Raises NoSpaceError, UnavailableError."""
         payloads = encode(whole, code, size_bytes)
         chunks = self._sealed(block, code, size_bytes, payloads)
-        disks = self._place(code, len(payloads[0]))
-        attempt = _Attempt(whole, dict(zip(range(code.width), disks, strict=False)))
+        disks, some_are_away = self._place(code, len(payloads[0]))
+        attempt = _Attempt(whole, dict(zip(range(code.width), disks, strict=False)), some_are_away)
         pending = [(chunks[index], disk) for index, disk in attempt.disk_of.items()]
         while pending:
             self._put_all(attempt, pending)
             pending = self._elsewhere(attempt, chunks, [chunk for chunk, _ in pending])
-        if len(attempt.stored) < chunks_needed(code):
+        if len(attempt.stored) < chunks_needed(code, some_are_away=attempt.some_are_away):
             self._take_back(block, attempt)
             raise attempt.failure()
         locations = [attempt.stored[index] for index in sorted(attempt.stored)]
@@ -105,23 +105,24 @@ class BlockWriter:
             return [SealedChunk(info, one.payload, one.cell_crcs) for info in infos]
         return [seal(block, index, code, size_bytes, payload) for index, payload in enumerate(payloads)]
 
-    def _place(self, code: Code, payload_bytes: int) -> list[DiskId]:
-        """As many disks as chunks, or as there are: then the block is written thinner and repaired later.
+    def _place(self, code: Code, payload_bytes: int) -> tuple[list[DiskId], bool]:
+        """As many disks as chunks, or as there are: then the block is written short and healed later. Whether some are away.
 
         A volume made with fewer disks than chunks has several chunks on a disk.
         """
         options = self._access.options(payload_bytes)
+        if sum(option.usable for option in options) < chunks_needed(code, some_are_away=False):
+            options = self._access.options(payload_bytes, wake=True)  # a block with nothing to spare is the last resort
         usable = sum(option.usable for option in options)
+        away = sum(option.away for option in options)
         draw = self._host.random.random
         if self._access.disk_count() < code.width and usable:
-            return place(options, code.width, draw, may_share=True)
-        if usable < chunks_needed(code):
-            full = sum(option.free_bytes <= payload_bytes and self._access.is_well(option.disk) for option in options)
-            error = NoSpaceError if usable + full >= chunks_needed(code) else UnavailableError
-            raise error(
-                f"{code} needs {chunks_needed(code)} disks at least; {usable} of {len(options)} can take a chunk"
-            )
-        return place(options, min(code.width, usable), draw)
+            return place(options, code.width, draw, may_share=True), away > 0
+        needed = chunks_needed(code, some_are_away=away > 0)
+        if usable < needed:
+            error = NoSpaceError if len(options) - away >= needed else UnavailableError
+            raise error(f"{code} needs {needed} disks at least; {usable} of {len(options)} can take a chunk")
+        return place(options, min(code.width, usable), draw), away > 0
 
     def _put_all(self, attempt: "_Attempt", pending: list[tuple[SealedChunk, DiskId]]) -> None:
         calls = {
@@ -170,9 +171,10 @@ class BlockWriter:
 class _Attempt:
     """What became of one block's chunks so far."""
 
-    def __init__(self, whole: memoryview, disk_of: dict[int, DiskId]) -> None:
+    def __init__(self, whole: memoryview, disk_of: dict[int, DiskId], some_are_away: bool) -> None:
         self.whole = whole
         self.disk_of = disk_of
+        self.some_are_away = some_are_away
         self.stored: dict[int, ChunkLocation] = {}
         self.failed_disks: set[DiskId] = set()
         self._errors: list[TieredError] = []
@@ -180,6 +182,7 @@ class _Attempt:
     def failed(self, index: int, disk: DiskId, error: TieredError) -> None:
         self.disk_of.pop(index)
         self.failed_disks.add(disk)
+        self.some_are_away |= not isinstance(error, NoSpaceError)
         self._errors.append(error)
 
     def failure(self) -> TieredError:

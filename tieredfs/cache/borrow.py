@@ -17,9 +17,10 @@ import os
 import socket
 from typing import Final
 
-from tieredfs.cache.layout import content_path, is_of_this_boot
+from tieredfs.cache.layout import bell_path, content_path, is_of_this_boot
 from tieredfs.errors import UnavailableError
 from tieredfs.host import Host
+from tieredfs.host.bell import ring
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import FILL_WAIT_S, MIB, PACKED_FILE_BYTES_MAX
 from tieredfs.meta.metadata import Metadata
@@ -76,6 +77,12 @@ class Neighbours:
         self._volume_uuid = volume_uuid
         self._looked_s = -BELIEVED_S
         self._paths: list[str] = []
+
+    def hurry(self, cache: CacheId) -> None:
+        """Somebody waits for what is staged in another cache: if that is of this host, it is drained without delay."""
+        for record in self._metadata.caches():
+            if record.cache == cache and record.host == self._host.name:
+                ring(bell_path(record.path))
 
     def open_copy(self, attributes: Attributes) -> int | None:
         """A descriptor of a whole copy of this stored content, for reading; None: nobody here has one."""

@@ -1,5 +1,6 @@
 """The evictor: keeps the SSD below its watermarks."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -7,7 +8,9 @@ from typing import Final
 from tieredfs.cache.drain import Drainer
 from tieredfs.cache.tier import Tier
 from tieredfs.core.file_life import DIRTY
+from tieredfs.errors import TieredError
 
+_log: Final = logging.getLogger("tieredfs.cache.evict")
 _TICK_S: Final = 0.25
 
 
@@ -41,7 +44,10 @@ class Evictor:
 
     def _run(self) -> None:
         while not self._closing:
-            self.turn()
+            try:
+                self.turn()
+            except TieredError as error:
+                _log.warning("eviction was left for the next time: %s", error)
             self._wake.wait(_TICK_S)
             self._wake.clear()
 

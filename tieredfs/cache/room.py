@@ -124,8 +124,9 @@ class Room:
             return
         if self._is_filled_by_others():
             raise NoSpaceError(self._tell_of_others())
+        copies = "" if self._dirty else ", or of copies that stay: open, pinned, or of blocks that lack redundancy"
         raise NoSpaceError(
-            f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s"
+            f"the SSD below {self.path} is full of data that the store did not take within {timeout_s:.0f} s{copies}"
         )
 
     def _wait(self, until: Callable[[], bool], timeout_s: float) -> bool:

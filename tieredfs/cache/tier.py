@@ -7,7 +7,7 @@ Invariants, in the order in which they are established:
 2. A version is written by one cache only. A drain commits the version it has read, and an opening for writing makes a new
    one: an overtaken drain changes nothing.
 3. A local file with a version that the metadata does not name is worthless, and is deleted by whoever finds it.
-4. Only clean contents without handles and without a pin are evicted.
+4. Only clean contents without handles, without a pin, and without a bare block (`tieredfs.meta.shortage`) are evicted.
 
 Locks: `LocalFile.lock` is held over metadata transactions and file calls of that one inode; the tier's own lock only over
 look-ups in its tables. Order: file lock, then tier lock. Nobody holds two file locks.
@@ -274,6 +274,7 @@ class Tier:
             return True
         attributes = self.part.metadata.attributes(file.inode)
         if attributes.staged_in not in {NO_CACHE, self.cache}:
+            self.part.neighbours.hurry(attributes.staged_in)
             raise BusyError("the file is being written on another mount and is not stored yet")
         if file.state is FileState.DISCARDED or file.borrowed:
             self._set_aside(file)
@@ -559,16 +560,18 @@ class Tier:
 
     def _evict_entry(self, file: LocalFile) -> bool:
         """Who is just opening it waits for the lock, and fetches it again."""
-        with file.lock:
-            evicted = not file.handles and file.state is FileState.RESIDENT
-            if evicted:
-                crash.here("evict.begun")
-                with contextlib.suppress(FileNotFoundError):
-                    self.part.host.files.unlink(file.path)
-                file.apply(FileEvent.EVICTED)
-                file.path = ""
-        self.leave(file)
-        return evicted
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.leave, file)
+            stack.enter_context(file.lock)
+            idle = not file.handles and file.state is FileState.RESIDENT
+            if not idle or self.part.metadata.is_bare(file.inode):
+                return False
+            crash.here("evict.begun")
+            with contextlib.suppress(FileNotFoundError):
+                self.part.host.files.unlink(file.path)
+            file.apply(FileEvent.EVICTED)
+            file.path = ""
+            return True
 
     def warm(self, inode: InodeId, *, pin: bool) -> None:
         """Bring the whole file here. Raises what a fill raises."""

@@ -25,6 +25,7 @@ from tieredfs.chunk.descriptors import OpenChunks, Opened
 from tieredfs.chunk.directory import (
     CHUNKS_NAME,
     FAN_OUT,
+    IDENTITY_NAME,
     DiskIdentity,
     check_identity,
     chunk_path,
@@ -285,7 +286,9 @@ class DiskStore:
                     yield name
 
     def space(self) -> StoreSpace:
+        """A mount point without its disk has space, too; the identity is what goes with the disk."""
         try:
+            self._files.stat_path(f"{self.root}/{IDENTITY_NAME}")
             return StoreSpace(self._files.total_bytes(self.root), self._files.free_bytes(self.root))
         except OSError as error:
             raise UnavailableError(f"{self.root} does not answer: {error}") from error

@@ -16,6 +16,7 @@ from tieredfs.cli.backend import Backend, Mounted, MountRequest, Place
 from tieredfs.cli.outcomes import CONDITION, PROBLEMS_FOUND
 from tieredfs.cli.render import emit, progress_bar, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
+from tieredfs.cli.stuck import drain_reason, saying_why
 from tieredfs.config import DataUrl, MetaUrl, format_size, parse_code, parse_meta_url, volume_name_from
 from tieredfs.config.sizes import parse_positive_size
 from tieredfs.errors import ConfigurationError, NotAMountError, NotFoundError, ReadOnlyError
@@ -177,8 +178,13 @@ def umount(
     Example: tieredfs umount --flush /mnt/train
     """
     point = os.path.abspath(mountpoint)
-    with progress_bar("storing what is staged" if flush else "unmounting", as_json) as progress:
-        backend_of(context).unmount(point, flush=flush, progress=progress)
+    backend = backend_of(context)
+    mount = next((mount for mount in backend.mounts() if mount.mount_point == os.path.realpath(point)), None)
+    with contextlib.ExitStack() as stack:
+        if flush and mount is not None:
+            stack.enter_context(saying_why(drain_reason(backend, mount.mount_id)))
+        progress = stack.enter_context(progress_bar("storing what is staged" if flush else "unmounting", as_json))
+        backend.unmount(point, flush=flush, progress=progress)
     if as_json:
         emit({"unmounted": point, "flushed": flush}, as_json=True)
     else:

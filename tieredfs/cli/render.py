@@ -81,7 +81,7 @@ def _sayable(tree: object) -> object:
 
 def say(line: str) -> None:
     """One line for people, on standard output."""
-    _write(_printable(line) + "\n")
+    _write(printable(line) + "\n")
 
 
 def _write(text: str) -> None:
@@ -92,7 +92,7 @@ def _write(text: str) -> None:
         raise ReaderLeftError from error
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names may hold any bytes; a terminal gets no control characters and no lone surrogates."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
@@ -143,7 +143,7 @@ def _label(key: str) -> str:
         if key.endswith(suffix):
             key = key.removesuffix(suffix)
             break
-    return _printable(key.replace("_", " "))
+    return printable(key.replace("_", " "))
 
 
 def _cell(key: str, value: object) -> str:
@@ -157,7 +157,7 @@ def _cell(key: str, value: object) -> str:
         return ", ".join(f"{_label(part)} {_cell(part, item)}" for part, item in value.items())
     if isinstance(value, int | float):
         return _number(key, value)
-    return _printable(str(value))
+    return printable(str(value))
 
 
 def _number(key: str, value: float) -> str:

@@ -10,6 +10,7 @@ from tieredfs.cli.backend import Backend, Place
 from tieredfs.cli.outcomes import PROBLEMS_FOUND
 from tieredfs.cli.render import emit, plain, progress_bar, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
+from tieredfs.cli.stuck import drain_reason, saying_why
 from tieredfs.config import (
     parse_code,
     parse_data_urls,
@@ -21,7 +22,7 @@ from tieredfs.config import (
 from tieredfs.errors import ConfigurationError, NotAMountError, UnavailableError
 
 CODE_HELP = "rs:k+m (k data chunks, any m may be lost) or replica:n."
-DURABILITY_HELP = "What fsync waits for: ssd (this host's SSD) or store (full redundancy)."
+DURABILITY_HELP = "What fsync waits for: ssd (this host's SSD) or store (all disks that take chunks)."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -164,14 +165,17 @@ def drain(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Wait until everything that is on SSDs only is in the store at its full redundancy.
+    """Wait until everything that is on SSDs only is in the store, on all disks that take chunks.
+
+    If the store takes nothing, it says why.
 
     Example: tieredfs drain /mnt/train
     """
     backend = backend_of(context)
     if not is_url(volume):
-        with progress_bar("storing", as_json) as progress:
-            answer = backend.ask(_mount_of(backend, volume).mount_id, "drain", {}, progress)
+        mount = _mount_of(backend, volume)
+        with progress_bar("storing", as_json) as progress, saying_why(drain_reason(backend, mount.mount_id)):
+            answer = backend.ask(mount.mount_id, "drain", {}, progress)
         emit(answer, as_json=as_json, empty="all is stored")
         return
     emit(_drain_volume(backend, str(parse_meta_url(volume)), as_json), as_json=as_json)
@@ -188,7 +192,8 @@ def _drain_volume(backend: Backend, url: str, as_json: bool) -> dict[str, object
     for mount, answer in mounts_of(backend, settings.name, settings.uuid) if before.file_count else []:
         if answer is not None:
             live_caches.add(_part(answer, "cache").get("path"))
-            with progress_bar(f"storing what {mount.mount_point} has staged", as_json) as progress:
+            title, reason = f"storing what {mount.mount_point} has staged", drain_reason(backend, mount.mount_id)
+            with progress_bar(title, as_json) as progress, saying_why(reason):
                 backend.ask(mount.mount_id, "drain", {}, progress)
     if before.file_count and _staged_without_daemon(backend, url, live_caches):
         with progress_bar("storing", as_json) as progress:

@@ -31,7 +31,7 @@ class FileState(enum.Enum):
     DRAINING = "draining"
     """Being written to the store."""
     STORED = "stored"
-    """In the store at full redundancy, and here, with handles open."""
+    """In the store, on all disks that take chunks, and here, with handles open."""
     RESIDENT = "resident"
     """In the store, and here as a copy that may be evicted."""
     DISCARDED = "discarded"

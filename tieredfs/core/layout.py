@@ -43,9 +43,13 @@ def encoded_bytes(code: Code, size_bytes: int) -> int:
     return count * chunk_bytes(code, size_bytes)
 
 
-def chunks_needed(code: Code) -> int:
-    """The fewest chunks with which a new block is called stored: one more than reading takes, where there is parity."""
-    return min(code.data_count + 1, code.width)
+def chunks_needed(code: Code, *, some_are_away: bool) -> int:
+    """The fewest chunks with which a new block is called stored: one more than reading takes, where there is parity.
+
+    As many as reading takes when disks are away that would have taken others: any parity's worth of disks may be. Not so where
+    only room is lacking: that does not come back by itself.
+    """
+    return code.data_count if some_are_away else min(code.data_count + 1, code.width)
 
 
 def pieces(chunk_size_bytes: int, offset: int, length: int) -> list[Piece]:

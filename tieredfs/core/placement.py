@@ -31,12 +31,13 @@ Draw = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class DiskOption:
-    """A disk as placement sees it. `usable`: it may take a chunk now."""
+    """A disk as placement sees it. `usable`: it may take a chunk now; `away`: it may not, and not for want of room."""
 
     disk: DiskId
     domain: str
     free_bytes: int
     usable: bool
+    away: bool = False
 
 
 def place(options: Sequence[DiskOption], width: int, draw: Draw, *, may_share: bool = False) -> list[DiskId]:

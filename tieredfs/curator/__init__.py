@@ -2,6 +2,7 @@
 
 from tieredfs.core.care import RepairCounts
 from tieredfs.curator.curator import Curator
+from tieredfs.curator.healer import HealCounts, Healer
 from tieredfs.curator.holdings import Holdings
 from tieredfs.curator.repairer import Repairer
 from tieredfs.curator.report import CheckReport, DataLoss, Finding, FindingKind, GarbageReport, RebuildReport
@@ -14,6 +15,8 @@ __all__ = [
     "Finding",
     "FindingKind",
     "GarbageReport",
+    "HealCounts",
+    "Healer",
     "Holdings",
     "RebuildReport",
     "RepairCounts",

@@ -11,7 +11,7 @@ from tieredfs.format import keys, records
 from tieredfs.format.keys import END_OF_KEYS, Counter, Tag
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import blocks as block_layer
-from tieredfs.meta import inodes, names, sessions
+from tieredfs.meta import inodes, names, sessions, shortage
 from tieredfs.model import BlockId, CacheId, DiskId, FileKind, InodeId, SessionId
 
 LOST_AND_FOUND = b"lost+found"
@@ -118,6 +118,13 @@ def on_disk(writer: Writer, disk: DiskId, block: BlockId) -> None:
         writer.put(key, records.EMPTY)
     else:
         writer.delete(key)
+
+
+def short(writer: Writer, block: BlockId, now_ns: int) -> None:
+    """List it for healing if it lacks chunks and is in use, and not otherwise."""
+    record = block_layer.read_blocks(writer, [block]).get(block)
+    in_use = record if writer.get(keys.dead_block(block)) is None else None
+    shortage.settle(writer, block, in_use, now_ns)
 
 
 # ---- sessions and counters -------------------------------------------------------------------------------------------

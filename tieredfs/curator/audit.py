@@ -26,7 +26,7 @@ from tieredfs.format.keys import END_OF_KEYS, Counter, Tag
 from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import DIRECTORY_DEPTH_MAX, FINDINGS_MAX, LINKS_WINDOW
-from tieredfs.meta import allocation, inodes, sessions, volumes
+from tieredfs.meta import allocation, inodes, sessions, shortage, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.model import NO_CACHE, ROOT, Block, BlockId, CacheId, DiskId, Extent, FileKind, InodeId, SessionId
 
@@ -148,6 +148,7 @@ class _FirstPass:
             Tag.BLOCK_USER: self._block_user,
             Tag.BLOCK_ON_DISK: self._block_on_disk,
             Tag.DEAD_BLOCK: self._dead_block,
+            Tag.SHORT_BLOCK: self._short_block,
             Tag.INTENT: self._intent,
             Tag.VOLUME: lambda _, value: _ignore(records.decode_volume(value)),
             Tag.COUNTER: lambda _, value: _ignore(records.decode_number(value)),
@@ -345,6 +346,17 @@ class _FirstPass:
                 detail = "the disk does not list it" if disk else "the list of all blocks lacks it"
                 self._suspect(FindingKind.DISK_INDEX, f"block {number:x}, disk {disk}", detail, amendment)
         self._check_death(block)
+        if block.missing and self.reader.get(keys.dead_block(number)) is None:
+            self._check_listed_as_short(block)
+
+    def _check_listed_as_short(self, block: Block) -> None:
+        if self.reader.get(keys.short_block(block.spare, block.block)) is None:
+            detail = f"it lacks chunks {block.missing} and is not listed for healing"
+            self._suspect_short(block.block, detail)
+
+    def _suspect_short(self, number: BlockId, detail: str) -> None:
+        amendment = partial(amends.short, block=number, now_ns=self.now_ns)
+        self._suspect(FindingKind.SHORT_INDEX, f"block {number:x}", detail, amendment)
 
     def _check_death(self, block: Block) -> None:
         used = block_layer.is_used(self.reader, block.block)
@@ -374,6 +386,15 @@ class _FirstPass:
         if self.reader.get(keys.block(number)) is None:
             amendment = partial(amends.death, block=number, now_ns=self.now_ns)
             self._suspect(FindingKind.DEATH, f"block {number:x}", "it is marked dead and does not exist", amendment)
+
+    def _short_block(self, key: bytes, value: bytes) -> None:
+        number, spare = BlockId(keys.last_u64(key)), keys.spare_of(key)
+        short = records.decode_short(number, spare, value)
+        record = self.reader.get(keys.block(number))
+        dead = self.reader.get(keys.dead_block(number)) is not None
+        block = None if record is None or dead else records.decode_block(number, record)
+        if block is None or not block.missing or shortage.entry_of(block, short.since_ns) != short:
+            self._suspect_short(number, "it is listed for healing and lacks nothing, something else, or is not in use")
 
     def _intent(self, key: bytes, value: bytes) -> None:
         session, number = SessionId(records.decode_number(value)), BlockId(keys.last_u64(key))

@@ -17,6 +17,7 @@ from tieredfs.curator.sweep import SeenChunk, sweep
 from tieredfs.errors import NotFoundError, TieredError, UnavailableError
 from tieredfs.host import crash
 from tieredfs.limits import CARE_BATCH, DEAD_BLOCK_GRACE_S, SESSION_HEARTBEAT_S
+from tieredfs.meta import blocks as block_layer
 from tieredfs.model import DiskId, Progress, SessionId
 
 
@@ -38,7 +39,7 @@ def collect_garbage(holdings: Holdings, progress: Progress) -> GarbageReport:
     _end_dead_sessions(holdings, tally)
     _delete_dead_blocks(holdings, tally, progress)
     _delete_unnamed_chunks(holdings, tally, progress)
-    waiting = holdings.metadata.waiting_blocks()
+    waiting = holdings.metadata.inspect(block_layer.not_condemned)
     return GarbageReport(
         tuple(tally.sessions),
         tally.orphans,

@@ -38,6 +38,8 @@ class FindingKind(enum.StrEnum):
     DEATH = "death"
     """A block that is marked dead and has a user, or has none and is not marked."""
     DISK_INDEX = "disk-index"
+    SHORT_INDEX = "short-index"
+    """A block that lacks chunks and is not listed for healing (an earlier version wrote it), or the other way round."""
     STAGED = "staged"
     ORPHAN = "orphan"
     INTENT = "intent"

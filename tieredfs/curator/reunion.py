@@ -30,7 +30,7 @@ class Reunion:
     newer: int
 
 
-def reunite(engine: Engine, stores: Mapping[DiskId, ChunkStore], progress: Progress) -> Reunion:
+def reunite(engine: Engine, stores: Mapping[DiskId, ChunkStore], now_ns: int, progress: Progress) -> Reunion:
     """Look at every chunk of these disks. A disk that stops answering is left where it was. Raises what metadata raise."""
     chunks = moved = newer = 0
     for disk, store in stores.items():
@@ -40,7 +40,7 @@ def reunite(engine: Engine, stores: Mapping[DiskId, ChunkStore], progress: Progr
                 record = known.get(name.block)
                 if record is None:
                     newer += 1
-                elif _adopt(engine, record, name, disk, stores):
+                elif _adopt(engine, record, name, disk, stores, now_ns):
                     moved += 1
             chunks += len(batch)
             progress(chunks, 0, _UNITS)
@@ -59,7 +59,9 @@ def _batches(store: ChunkStore) -> Iterator[list[ChunkName]]:
         yield batch
 
 
-def _adopt(engine: Engine, record: Block, name: ChunkName, disk: DiskId, stores: Mapping[DiskId, ChunkStore]) -> bool:
+def _adopt(
+    engine: Engine, record: Block, name: ChunkName, disk: DiskId, stores: Mapping[DiskId, ChunkStore], now_ns: int
+) -> bool:
     """Let the record name this chunk, if the one that it names is not there. Whether it was changed."""
     named = next((chunk for chunk in record.chunks if chunk.index == name.index), None)
     if name.index >= record.code.width or (named is not None and (named.disk == disk or _has(stores, named, name))):
@@ -73,7 +75,7 @@ def _adopt(engine: Engine, record: Block, name: ChunkName, disk: DiskId, stores:
     if named is not None and named.crc32c != info.crc32c:
         return False
     found = ChunkLocation(name.index, disk, info.crc32c)
-    return engine.write(partial(block_layer.replace_chunk, block=record.block, old=named, new=found))
+    return engine.write(partial(block_layer.replace_chunk, block=record.block, old=named, new=found, now_ns=now_ns))
 
 
 def _has(stores: Mapping[DiskId, ChunkStore], named: ChunkLocation, name: ChunkName) -> bool:

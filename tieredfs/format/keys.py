@@ -54,6 +54,8 @@ class Tag(enum.IntEnum):
     INTENT = ord("W")
     FOLLOWER = ord("F")
     CHANGE = ord("H")
+    SHORT_BLOCK = ord("M")
+    """M: missing chunks."""
 
 
 class Counter(enum.IntEnum):
@@ -84,6 +86,7 @@ _head_and_u64 = struct.Struct(">HBQQ").pack
 _U64: Final = struct.Struct(">Q")
 _COUNTER = struct.Struct(">HBB").pack
 _DISK: Final = struct.Struct(">HBH")
+_SHORT: Final = struct.Struct(">HBBQ")
 
 
 END_OF_KEYS: Final = b"\xff" * KEY_BYTES_MAX
@@ -283,6 +286,21 @@ def dead_block(block_id: BlockId) -> bytes:
     return _head(0, Tag.DEAD_BLOCK, block_id)
 
 
+SHORT_BLOCKS_PREFIX: Final = struct.pack(">HB", 0, Tag.SHORT_BLOCK)
+
+
+def short_block(spare: int, block_id: BlockId) -> bytes:
+    """-> since when, and how many bytes. Exists exactly while the block has a user and its record lacks chunks; `spare` is how
+    many more it can lose, so those come first that cannot lose any.
+    """
+    return _SHORT.pack(0, Tag.SHORT_BLOCK, spare, block_id)
+
+
+def short_blocks(spare: int) -> bytes:
+    """Prefix of the short blocks with so many chunks to spare."""
+    return struct.pack(">HBB", 0, Tag.SHORT_BLOCK, spare)
+
+
 # ---- reading keys back -----------------------------------------------------------------------------------------------
 
 
@@ -311,6 +329,14 @@ def first_u64(key: bytes) -> int:
 def disk_of(key: bytes) -> DiskId:
     """The disk of a DISK key."""
     return DiskId(_DISK.unpack(key)[2])
+
+
+def spare_of(key: bytes) -> int:
+    """Of a SHORT_BLOCK key."""
+    if len(key) != _SHORT.size:
+        raise CorruptError(f"metadata key {key.hex()} is no short block's")
+    spare: int = _SHORT.unpack(key)[2]
+    return spare
 
 
 def text_after_u64(key: bytes) -> bytes:

@@ -34,6 +34,7 @@ from tieredfs.model import (
     InodeId,
     Session,
     SessionId,
+    ShortBlock,
     StagedRecord,
     VolumeConfig,
 )
@@ -55,6 +56,7 @@ _NUMBER: Final = struct.Struct("<BQ")
 _SESSION: Final = struct.Struct("<BQqq")
 _BLOCK: Final = struct.Struct("<BBBBQQB")
 _CHUNK: Final = struct.Struct("<BHI")
+_SHORT: Final = struct.Struct("<BqQQ")
 _CODE_AND_SIZES: Final = struct.Struct("<BHqBBBQB")
 _TEXT: Final = struct.Struct("<H")
 
@@ -294,6 +296,15 @@ def decode_block(block: BlockId, value: bytes) -> Block:
     if indexes != sorted(set(indexes)) or any(index >= code.width for index in indexes):
         raise CorruptError(f"block record has chunks {indexes} of {code}")
     return Block(block, code, size_bytes, chunk_bytes, chunks)
+
+
+def encode_short(short: ShortBlock) -> bytes:
+    return _sealed(_SHORT.pack(VERSION, short.since_ns, short.size_bytes, short.missing_bytes))
+
+
+def decode_short(block: BlockId, spare: int, value: bytes) -> ShortBlock:
+    _, since_ns, size_bytes, missing_bytes = _SHORT.unpack(_opened(value, "short block", _SHORT.size))
+    return ShortBlock(block, spare, since_ns, size_bytes, missing_bytes)
 
 
 def encode_disk(disk: Disk) -> bytes:

@@ -71,6 +71,7 @@ class MountVerbs:
                 "last_error": drainer.last_error,
             },
             "repair": asdict(self._volume.repairs()),
+            "heal": asdict(self._volume.heals()),
             "memory": {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024},
             "volume": asdict(self._volume.status()),
         }
@@ -206,7 +207,8 @@ class MountVerbs:
                     "code": str(block.code),
                     "size_bytes": block.size_bytes,
                     "chunk_bytes": block.chunk_bytes,
-                    "missing_chunks": block.code.width - len(block.chunks),
+                    "missing_chunks": len(block.missing),
+                    "spare_chunks": block.spare,
                 }
                 for block in blocks.values()
             ],

@@ -8,6 +8,7 @@ Invariants, each kept inside one transaction:
   alone would leave a gap: chunks deleted, record not yet, and a content that comes to refer to it.)
 - `BLOCK_ON_DISK (disk, block)` exists exactly while the block record has a chunk on that disk; under `ALL_DISKS`,
   always.
+- `SHORT_BLOCK (spare, block)` exists exactly while the record lacks chunks and the block has a user (`tieredfs.meta.shortage`).
 - An id that is reserved and not committed has an `INTENT`; with the record comes the end of the intent.
 """
 
@@ -17,6 +18,7 @@ from typing import Final
 from tieredfs.errors import ConflictError, NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.kv.engine import Reader, Writer
+from tieredfs.meta import shortage
 from tieredfs.meta.changes import DeadBlocks
 from tieredfs.model import Block, BlockId, ChunkLocation, DiskId, DiskState, InodeId, SessionId
 
@@ -40,7 +42,7 @@ def read_blocks(reader: Reader, wanted: Iterable[BlockId]) -> dict[BlockId, Bloc
     }
 
 
-def record_block(writer: Writer, block: Block) -> None:
+def record_block(writer: Writer, block: Block, now_ns: int) -> None:
     """Add a block that was reserved and written; its users are added by `change_users`.
 
     Raises ConflictError when the reservation is gone: its session was taken for dead, and garbage collection may have
@@ -55,6 +57,7 @@ def record_block(writer: Writer, block: Block) -> None:
     writer.put(keys.block_on_disk(keys.ALL_DISKS, block.block), records.EMPTY)
     for chunk in block.chunks:
         writer.put(keys.block_on_disk(chunk.disk, block.block), records.EMPTY)
+    shortage.enter(writer, block, now_ns)
 
 
 def _check_disks(writer: Writer, chunks: Sequence[ChunkLocation]) -> None:
@@ -81,22 +84,28 @@ def change_users(writer: Writer, inode: InodeId, before: set[BlockId], after: se
 
 def bury(writer: Writer, suspects: Iterable[BlockId], now_ns: int) -> None:
     """Mark those of `suspects` dead that have no user."""
+    some_are_short = shortage.exists(writer)
     for block in suspects:
         if not is_used(writer, block):
             writer.put(keys.dead_block(block), records.encode_number(now_ns))
+            if some_are_short:
+                shortage.leave(writer, read_block(writer, block))
 
 
 def revive(writer: Writer, blocks: Iterable[BlockId]) -> None:
     """Blocks that get a user again are not dead. Raises ConflictError for one that is condemned or forgotten."""
     for block in blocks:
-        if writer.get(keys.block(block)) is None:
+        value = writer.get(keys.block(block))
+        if value is None:
             raise ConflictError(f"an extent points to block {block}, which does not exist (any more)")
         death = writer.get(keys.dead_block(block))
         if death is None:
             continue
-        if records.decode_number(death) == CONDEMNED:
+        died_ns = records.decode_number(death)
+        if died_ns == CONDEMNED:
             raise ConflictError(f"an extent points to block {block}, whose chunks are being deleted")
         writer.delete(keys.dead_block(block))
+        shortage.enter(writer, records.decode_block(block, value), died_ns)
 
 
 def is_used(reader: Reader, block: BlockId) -> bool:
@@ -140,6 +149,7 @@ def condemn(writer: Writer, before_ns: int, limit: int) -> list[Block]:
     for block in dead(writer, before_ns, limit):
         if is_used(writer, block.block):
             writer.delete(keys.dead_block(block.block))
+            shortage.enter(writer, block, before_ns)
         else:
             writer.put(keys.dead_block(block.block), records.encode_number(CONDEMNED))
             condemned.append(block)
@@ -173,7 +183,9 @@ def listed(reader: Reader, after: BlockId, limit: int) -> list[Block]:
     return list(read_blocks(reader, on_disk(reader, keys.ALL_DISKS, after, limit)).values())
 
 
-def replace_chunk(writer: Writer, block: BlockId, old: ChunkLocation | None, new: ChunkLocation | None) -> bool:
+def replace_chunk(
+    writer: Writer, block: BlockId, old: ChunkLocation | None, new: ChunkLocation | None, now_ns: int
+) -> bool:
     """Move, add or drop one chunk's location; False, and nothing, when the record does not have `old` (any more).
 
     Raises ConflictError when the disk of `new` has been removed.
@@ -197,6 +209,8 @@ def replace_chunk(writer: Writer, block: BlockId, old: ChunkLocation | None, new
         writer.delete(keys.block_on_disk(old.disk, block))
     if new is not None:
         writer.put(keys.block_on_disk(new.disk, block), records.EMPTY)
+    if writer.get(keys.dead_block(block)) is None:
+        shortage.follow(writer, record, changed, now_ns)
     return True
 
 

@@ -21,7 +21,7 @@ from tieredfs.format import keys, records
 from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX
-from tieredfs.meta import blocks, inodes
+from tieredfs.meta import blocks, inodes, shortage
 from tieredfs.model import (
     NO_CACHE,
     AttributeChange,
@@ -193,7 +193,7 @@ def commit_stored(
     records.
     """
     for block in new_blocks:
-        blocks.record_block(writer, block)
+        blocks.record_block(writer, block, now_ns)
     fresh = {block.block for block in new_blocks}
     values = writer.get_many([keys.inode(content.inode) for content in contents])
     taken: set[InodeId] = set()
@@ -232,6 +232,13 @@ def replace_extents(
     blocks.revive(writer, new - old - fresh)
     blocks.change_users(writer, inode, old, new)
     return old - new
+
+
+def is_bare(reader: Reader, inode: InodeId) -> bool:
+    """Whether a block of the stored content is bare; one look while no block of the volume is."""
+    if not shortage.some_are_bare(reader):
+        return False
+    return shortage.any_bare(reader, {extent.block for extent in inodes.extents(reader, inode)})
 
 
 def _check_extents(extents: Sequence[Extent]) -> None:

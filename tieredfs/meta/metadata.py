@@ -14,10 +14,10 @@ from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
 from tieredfs.kv.engine import Engine, Reader, Writer
-from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, volumes
+from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, shortage, volumes
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta.allocation import IdRange
-from tieredfs.meta.changes import Content, Creation, DeadBlocks, Placement, Receipt, Removed
+from tieredfs.meta.changes import Content, Creation, Placement, Receipt, Removed
 from tieredfs.meta.looks import Looks
 from tieredfs.model import (
     NOBODY,
@@ -38,6 +38,7 @@ from tieredfs.model import (
     InodeId,
     Session,
     SessionId,
+    Shortage,
     StagedRecord,
     StoredContent,
     VolumeConfig,
@@ -466,15 +467,20 @@ class Metadata:
         """Move, add or drop one chunk's location; False (and nothing) when `old` is not what the record says, or the
         block is gone.
         """
-        return self._write(lambda writer: block_layer.replace_chunk(writer, block, old, new))
+        now_ns = self._clock.wall_ns()
+        return self._write(lambda writer: block_layer.replace_chunk(writer, block, old, new, now_ns))
+
+    def shortage(self) -> Shortage:
+        """Blocks that lack chunks."""
+        return self._engine.read(shortage.summary)
+
+    def is_bare(self, inode: InodeId) -> bool:
+        """Whether the stored content has a block that can lose no chunk, and should have more."""
+        return self._engine.read(lambda reader: files.is_bare(reader, inode))
 
     def dead_blocks(self, before_ns: int, limit: int) -> list[Block]:
         """Blocks without a reference since before that time."""
         return self._engine.read(lambda reader: block_layer.dead(reader, before_ns, limit))
-
-    def waiting_blocks(self) -> DeadBlocks:
-        """Dead blocks that are not condemned."""
-        return self._engine.read(block_layer.not_condemned)
 
     def condemn_blocks(self, before_ns: int, limit: int) -> list[Block]:
         """`dead_blocks`, and from now on no content can refer to them again: their chunks may be deleted.

@@ -21,6 +21,7 @@ from tieredfs.model import (
     FileKind,
     InodeId,
     SessionId,
+    ShortBlock,
     StagedRecord,
 )
 
@@ -40,6 +41,8 @@ class Tables:
         self.users: dict[int, set[int]] = defaultdict(set)
         self.on_disk: dict[int, set[int]] = defaultdict(set)
         self.dead: set[int] = set()
+        self.short: dict[int, ShortBlock] = {}
+        self.listed_twice: set[int] = set()
         self.intents: set[int] = set()
         for key, value in engine.read(lambda reader: list(reader.scan(b"\0", b"\xff" * 16))):
             self._add(key, value)
@@ -49,7 +52,8 @@ class Tables:
         if tag in _NOT_CHECKED:
             return
         if tag in _OF_BLOCKS:
-            self._add_of_block(tag, keys.first_u64(key), keys.last_u64(key), value)
+            spare = keys.spare_of(key) if tag is Tag.SHORT_BLOCK else 0
+            self._add_of_block(tag, keys.first_u64(key), keys.last_u64(key), value, spare)
         else:
             self._add_of_inode(tag, key, value)
 
@@ -73,7 +77,7 @@ class Tables:
             case _:
                 raise AssertionError(f"table {tag.name} is not checked")
 
-    def _add_of_block(self, tag: Tag, first: int, last: int, value: bytes) -> None:
+    def _add_of_block(self, tag: Tag, first: int, last: int, value: bytes, spare: int) -> None:
         match tag:
             case Tag.BLOCK:
                 self.blocks[first] = records.decode_block(BlockId(first), value)
@@ -83,12 +87,15 @@ class Tables:
                 self.on_disk[first].add(last)
             case Tag.DEAD_BLOCK:
                 self.dead.add(first)
+            case Tag.SHORT_BLOCK:
+                self.listed_twice |= {last} & self.short.keys()
+                self.short[last] = records.decode_short(BlockId(last), spare, value)
             case _:
                 self.intents.add(first)
 
 
 _NOT_CHECKED = {Tag.FOLLOWER, Tag.CHANGE, Tag.VOLUME, Tag.COUNTER, Tag.RECEIPT, Tag.SESSION, Tag.CACHE, Tag.DISK}
-_OF_BLOCKS = {Tag.BLOCK, Tag.BLOCK_USER, Tag.BLOCK_ON_DISK, Tag.DEAD_BLOCK, Tag.INTENT}
+_OF_BLOCKS = {Tag.BLOCK, Tag.BLOCK_USER, Tag.BLOCK_ON_DISK, Tag.DEAD_BLOCK, Tag.SHORT_BLOCK, Tag.INTENT}
 
 
 def broken_invariants(engine: Engine) -> list[str]:
@@ -199,5 +206,16 @@ def _blocks(tables: Tables) -> Iterator[str]:
             on_disk[DiskId(chunk.disk)].add(number)
     if on_disk != {disk: found for disk, found in tables.on_disk.items() if found}:
         yield f"blocks are on {dict(on_disk)} and the index says {dict(tables.on_disk)}"
+    short = {
+        number: (
+            max(0, len(block.chunks) - block.code.data_count),
+            (block.code.width - len(block.chunks)) * block.chunk_bytes,
+        )
+        for number, block in tables.blocks.items()
+        if len(block.chunks) < block.code.width and number not in tables.dead
+    }
+    listed = {number: (entry.spare, entry.missing_bytes) for number, entry in tables.short.items()}
+    if listed != short or tables.listed_twice:
+        yield f"short are {short}, listed {listed}, twice {tables.listed_twice}"
     if tables.intents & tables.blocks.keys():
         yield f"committed and still reserved: {tables.intents & tables.blocks.keys()}"

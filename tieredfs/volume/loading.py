@@ -161,7 +161,7 @@ def _load(found: _Found, path: str, progress: Progress, host: Host) -> LoadRepor
             _give_caches(host, caches, config)
             stores, away = _give_disks(host, engine, config)
             crash.here("load.given")
-            chunks = _reunite(engine, stores, progress)
+            chunks = _reunite(engine, stores, host.clock.wall_ns(), progress)
             dumping.complete(engine, config)
     except BaseException:
         remove_database(path)
@@ -203,9 +203,9 @@ def _give_disk(host: Host, disk: Disk, config: VolumeConfig) -> ChunkStore:
     return open_store(disk, config.uuid, host)
 
 
-def _reunite(engine: Engine, stores: dict[DiskId, ChunkStore], progress: Progress) -> Reunion:
+def _reunite(engine: Engine, stores: dict[DiskId, ChunkStore], now_ns: int, progress: Progress) -> Reunion:
     try:
-        return reunite(engine, stores, progress)
+        return reunite(engine, stores, now_ns, progress)
     finally:
         for store in stores.values():
             store.close()

@@ -17,7 +17,7 @@ from tieredfs.config import parse_meta_url
 from tieredfs.core.budget import Traffic
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import BusyError, DeadlineError
-from tieredfs.host.bell import Bell, ring
+from tieredfs.host.bell import Bell
 from tieredfs.limits import CACHE_BYTES_DEFAULT
 from tieredfs.model import NO_CACHE, CacheId, Progress
 from tieredfs.volume.volume import Volume
@@ -33,7 +33,7 @@ class SsdTier:
 
     def __init__(self, volume: Volume, path: str, capacity_bytes: int) -> None:
         """Take the directory and recover it. Raises BusyError, ForeignDataError, and what metadata raises."""
-        files = volume.host.files
+        files, self._heal = volume.host.files, volume.heal
         self.directory = CacheDirectory(path, volume.config.uuid, files)
         try:
             record = volume.metadata.register_cache(self.directory.uuid, volume.host.name, self.directory.path)
@@ -62,16 +62,14 @@ class SsdTier:
     def start(self) -> None:
         self.drainer.start()
         self.evictor.start()
+        self._heal()
 
     def hurry(self, cache: CacheId) -> None:
         """Somebody waits for what is staged in `cache`: this one, or another process's of this host."""
         if cache == self.tier.cache:
             self.drainer.hurry()
             return
-        part = self.tier.part
-        for record in part.metadata.caches():
-            if record.cache == cache and record.host == part.host.name:
-                ring(bell_path(record.path))
+        self.tier.part.neighbours.hurry(cache)
 
     def _others_have_staged(self) -> bool:
         """In other caches of this host."""

@@ -28,6 +28,18 @@ class StagedSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortStatus:
+    """Blocks that lack chunks, and get them by themselves when disks take them. `bare_count`: those that can lose no disk more,
+    whose content stays on the SSDs that have it. `missing_bytes`: of the chunks that are to come."""
+
+    block_count: int
+    bare_count: int
+    size_bytes: int
+    missing_bytes: int
+    oldest_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SessionStatus:
     """A process that has the volume open. `alive`: its heartbeat is recent."""
 
@@ -59,7 +71,8 @@ class DumpStatus:
 
 @dataclass(frozen=True, slots=True)
 class VolumeStatus:
-    """A volume at a glance. `safe`: nothing is staged. `redundancy`: how many more disks may be lost now."""
+    """A volume at a glance. `safe`: nothing depends on an SSD: nothing is staged, and no block is bare. `redundancy`: how many more
+    disks may be lost now."""
 
     name: str
     uuid: str
@@ -71,6 +84,7 @@ class VolumeStatus:
     safe: bool
     redundancy: int
     staged: StagedSummary
+    short: ShortStatus
     disks: tuple[DiskStatus, ...]
     sessions: tuple[SessionStatus, ...]
     caches: tuple[CacheStatus, ...]

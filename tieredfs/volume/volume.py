@@ -18,7 +18,17 @@ from tieredfs.chunk.directory import DiskIdentity, format_disk
 from tieredfs.chunk.disk import open_store
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import parse_data_url, parse_meta_url
-from tieredfs.curator import CheckReport, Curator, GarbageReport, Holdings, RebuildReport, RepairCounts, Repairer
+from tieredfs.curator import (
+    CheckReport,
+    Curator,
+    GarbageReport,
+    HealCounts,
+    Healer,
+    Holdings,
+    RebuildReport,
+    RepairCounts,
+    Repairer,
+)
 from tieredfs.errors import AlreadyExistsError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import Host, local_host
 from tieredfs.kv.engine import Engine
@@ -35,12 +45,21 @@ from tieredfs.model import (
     Durability,
     Progress,
     SessionId,
+    Shortage,
     VolumeConfig,
 )
 from tieredfs.volume import dumps
 from tieredfs.volume.dumps import DumpReport
 from tieredfs.volume.memory import plan_memory
-from tieredfs.volume.status import CacheStatus, DiskStatus, DumpStatus, SessionStatus, StagedSummary, VolumeStatus
+from tieredfs.volume.status import (
+    CacheStatus,
+    DiskStatus,
+    DumpStatus,
+    SessionStatus,
+    ShortStatus,
+    StagedSummary,
+    VolumeStatus,
+)
 
 _log: Final = logging.getLogger("tieredfs.volume")
 
@@ -71,6 +90,7 @@ class Volume:
             on_damage=self._damaged,
         )
         self._holdings = Holdings(self.metadata, self.blocks, self._stores, self.session, host)
+        self._healer = Healer(self._holdings, self._config.uuid)
         self._closing = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -108,6 +128,7 @@ class Volume:
     def close(self) -> None:
         self._closing.set()
         self._heart.join()
+        self._healer.close()
         self._repairer.close()
         self.blocks.close()
         for _, store in self._stores.values():
@@ -304,6 +325,23 @@ class Volume:
         """What was found damaged by reads of this process, and mended."""
         return self._repairer.counts()
 
+    def heal(self) -> None:
+        """From now on, blocks that lack chunks get them: for processes that drain, as long as they live."""
+        self._healer.start()
+
+    def heals(self) -> HealCounts:
+        """What this process healed."""
+        return self._healer.counts()
+
+    def short(self) -> ShortStatus:
+        """Amount and age of what lacks chunks."""
+        return self._short_status(self.metadata.shortage())
+
+    def _short_status(self, found: Shortage) -> ShortStatus:
+        now_ns = self.host.clock.wall_ns()
+        age_s = 0.0 if found.since_ns is None else max(0.0, (now_ns - found.since_ns) / 1e9)
+        return ShortStatus(found.blocks, found.bare, found.size_bytes, found.missing_bytes, age_s)
+
     def caches(self) -> list[CacheRecord]:
         return self.metadata.caches()
 
@@ -322,7 +360,8 @@ class Volume:
     def status(self) -> VolumeStatus:
         disks = tuple(self.disks())
         unreachable = sum(not disk.reachable for disk in disks)
-        staged = self.staged()
+        staged, shortage = self.staged(), self.metadata.shortage()
+        spare = self._config.code.parity_count - unreachable
         return VolumeStatus(
             name=self._config.name,
             uuid=self._config.uuid,
@@ -331,9 +370,10 @@ class Volume:
             durability=self._config.durability.name.lower(),
             block_bytes=self._config.block_bytes,
             inode_count=self.metadata.count_inodes(),
-            safe=staged.file_count == 0,
-            redundancy=max(0, self._config.code.parity_count - unreachable),
+            safe=staged.file_count == 0 and shortage.bare == 0,
+            redundancy=max(0, spare if shortage.least_spare is None else min(spare, shortage.least_spare)),
             staged=staged,
+            short=self._short_status(shortage),
             disks=disks,
             sessions=tuple(self._session_statuses()),
             caches=tuple(self._cache_statuses()),

@@ -8,8 +8,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from tieredfs.volume import Volume
 from tieredfs_gateway.datasets.sessions import Sessions
 from tieredfs_gateway.datasets.transform_pool import TransformPool
+from tieredfs_gateway.volume_metrics import VolumeMetrics
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _PREFIX: Final = "tieredfs_gateway"
@@ -18,11 +20,13 @@ _PREFIX: Final = "tieredfs_gateway"
 class Metrics(Collector):
     """A registry of its own: two gateways in one process do not meet. Safe from any thread."""
 
-    def __init__(self, sessions: Sessions, transforms: TransformPool) -> None:
+    def __init__(self, sessions: Sessions, transforms: TransformPool, volume: Volume | None = None) -> None:
         self._sessions = sessions
         self._transforms = transforms
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        if volume is not None:
+            self._registry.register(VolumeMetrics(volume))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -17,7 +17,7 @@ from tieredfs.core.budget import Budget
 from tieredfs.errors import ConfigurationError
 from tieredfs.host import memory
 from tieredfs.limits import GIB
-from tieredfs.volume import FileSystem
+from tieredfs.volume import FileSystem, Volume
 from tieredfs_gateway.datasets import local_socket
 from tieredfs_gateway.datasets.app import Authorizer, Gateway, create_app
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Reader
@@ -81,13 +81,13 @@ def serve(asked: Serving) -> None:
             memory_bytes = asked.memory_bytes // READERS_MAX
             return open_reader(volume, spec, order, memory_bytes=memory_bytes, version=version, pins=pins)
 
-        with gateway_over(opened, asked) as gateway, _flight(asked, gateway, volume), pins:
+        with gateway_over(opened, asked, volume.volume) as gateway, _flight(asked, gateway, volume), pins:
             asyncio.run(_serve(asked, gateway))
 
 
 @contextlib.contextmanager
-def gateway_over(opened: OpenReader, asked: Serving) -> Iterator[Gateway]:
-    """All but HTTP, over any readers; ends it in the reverse order."""
+def gateway_over(opened: OpenReader, asked: Serving, volume: Volume | None = None) -> Iterator[Gateway]:
+    """All but HTTP, over any readers; ends it in the reverse order. `volume`: whose metrics are shown, too."""
     slabs = SlabPool(asked.shared_bytes)
     encoders = Encoders(slabs)
     transforms = TransformPool(asked.transforms)
@@ -105,7 +105,7 @@ def gateway_over(opened: OpenReader, asked: Serving) -> Iterator[Gateway]:
             stack.callback(listening.close)
             local = LocalOffer(boot_id=local_socket.boot_id(), socket=name)
         executor = stack.enter_context(ThreadPoolExecutor(STREAMS_MAX + 16, thread_name_prefix="gateway"))
-        yield Gateway(sessions, authorize, Metrics(sessions, transforms), executor, local)
+        yield Gateway(sessions, authorize, Metrics(sessions, transforms, volume), executor, local)
         sessions.close_all()
 
 

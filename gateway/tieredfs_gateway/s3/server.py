@@ -24,6 +24,7 @@ from tieredfs_gateway.s3.epoch import Epoch, shared_directory
 from tieredfs_gateway.s3.serving import Serving
 from tieredfs_gateway.s3.sweep import Sweep
 from tieredfs_gateway.s3.workers import Supervisor
+from tieredfs_gateway.volume_metrics import VolumeMetrics
 
 THREADS: Final = 32
 TURN_NAME: Final = "s3-sweep"
@@ -45,7 +46,7 @@ class S3App(FastAPI):
     middleware costs more than a small GET. `openapi()` describes the probes; it has no address, which would be a bucket's.
     """
 
-    def __init__(self, endpoint: Endpoint, metrics: counting.Metrics) -> None:
+    def __init__(self, endpoint: Endpoint, metrics: counting.Metrics, of_volume: VolumeMetrics | None = None) -> None:
         super().__init__(title="TieredFS S3", docs_url=None, redoc_url=None, openapi_url=None)
         self._endpoint = endpoint
 
@@ -55,7 +56,8 @@ class S3App(FastAPI):
 
         @self.get("/metrics", response_class=PlainTextResponse)
         async def show_metrics() -> Response:
-            return Response(metrics.text(), media_type=counting.CONTENT_TYPE)
+            stored = b"" if of_volume is None else await asyncio.to_thread(of_volume.text)
+            return Response(metrics.text() + stored, media_type=counting.CONTENT_TYPE)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_probe(scope):
@@ -106,7 +108,13 @@ async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> No
         clock, epoch = volume.volume.host.clock, Epoch.of(asked.meta_url)
         endpoint = Endpoint(volume, clock, executor, metrics, asked.domains, epoch, asked.share)
         await asyncio.get_running_loop().run_in_executor(executor, endpoint.uploads.sweep)
-        server = server_of(S3App(endpoint, metrics), asked.host, asked.port, cert=asked.cert, key=asked.key)
+        server = server_of(
+            S3App(endpoint, metrics, VolumeMetrics(volume.volume)),
+            asked.host,
+            asked.port,
+            cert=asked.cert,
+            key=asked.key,
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
