@@ -272,17 +272,16 @@ class DatasetReader:
         if not pieces:
             return NumberedBatch(number, frames.empty(self._schema), is_followed=is_followed)
         only = pieces[0] if len(pieces) == 1 else None
+        if only is not None and not self._dataset.encoded:
+            return NumberedBatch(number, only.whole, only.start, only.count, is_followed)
         rows = only.rows() if only is not None else pa.concat_batches([each.rows() for each in pieces])
         if self._dataset.encoded:
             columns = [
                 column.dictionary_encode() if name in self._dataset.encoded else column
                 for name, column in zip(rows.schema.names, rows.columns, strict=True)
             ]
-            encoded = pa.RecordBatch.from_arrays(columns, schema=self._schema)
-            return NumberedBatch(number, encoded, is_followed=is_followed)
-        if only is None:
-            return NumberedBatch(number, rows, is_followed=is_followed)
-        return NumberedBatch(number, rows, only.whole, only.start, is_followed)
+            rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        return NumberedBatch(number, rows, is_followed=is_followed)
 
     # ---- epochs -----------------------------------------------------------------------------------------------------
 
