@@ -82,8 +82,8 @@ class Scale:
 
     def bytes_of(self, batch: NumberedBatch) -> int:
         if batch.whole is not self._whole:
-            self._whole, self._bytes = batch.whole, batch.whole.nbytes
-        return self._bytes * batch.row_count // max(1, batch.whole.num_rows)
+            self._whole, self._bytes = batch.whole, int(batch.whole.nbytes)
+        return self._bytes * batch.row_count // max(1, int(batch.whole.num_rows))
 
 
 class Parcel:

@@ -293,11 +293,19 @@ class ParquetSource:
     def _opened(
         self, file: PinnedFile, metadata: pq.FileMetaData | None, planned: int = 0, repeated: Sequence[str] = ()
     ) -> Iterator[pq.ParquetFile]:
-        """`planned`: bytes that will be read; C++ reads a whole file unseen. `repeated`: columns to read as dictionaries."""
+        """`planned`: bytes that will be read; C++ reads a whole file unseen. `repeated`: columns to read as dictionaries.
+
+        Of a file that is still coming everything is asked for at once, by threads of Arrow's. One that is on the SSD is read
+        by the thread that decodes it: a trainer's epoch took 7 % longer where it waited for another one each time."""
         with (
             self._snapshot.reading(file) as reading,
             arrow_file(reading, self._count, planned) as native,
-            pq.ParquetFile(native, metadata=metadata, pre_buffer=True, read_dictionary=list(repeated)) as opened,
+            pq.ParquetFile(
+                native,
+                metadata=metadata,
+                pre_buffer=reading.descriptor is None,
+                read_dictionary=list(repeated),
+            ) as opened,
         ):
             yield opened
 
@@ -322,7 +330,7 @@ def _texts(chunk: pa.DictionaryArray) -> pa.Array:
     if not width or lengths["min"] != width or texts.null_count or chunk.indices.null_count:
         return chunk.dictionary_decode()
     taken = texts.cast(pa.binary(width)).take(chunk.indices)
-    offsets = pa.array(np.arange(0, (len(chunk) + 1) * width, width, dtype=np.int32))
+    offsets = pa.array(np.arange(len(chunk) + 1, dtype=np.int32) * np.int32(width))
     return pa.Array.from_buffers(texts.type, len(chunk), [None, offsets.buffers()[1], taken.buffers()[1]])
 
 
