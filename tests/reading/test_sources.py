@@ -141,6 +141,8 @@ def test_texts_stored_by_dictionary(
         {
             "t": words,
             "b": pa.array([b"\0" * (n % 3) for n in range(SOME)], pa.binary()),
+            "same": [f"é{n % 9}" for n in range(SOME)],
+            "two": pa.array([b"\0%d" % (n % 2) for n in range(SOME)], pa.binary()),
             "none": pa.nulls(SOME, pa.string()),
             "all": [f"{n:06d}" for n in range(SOME)],
             "large": pa.array(words, pa.large_string()),
@@ -153,7 +155,8 @@ def test_texts_stored_by_dictionary(
     found = read(volume, folder)
     assert found.to_pylist() == table.to_pylist()
     assert found.schema.field("t").type == pa.string()
-    assert seen == {"t", "b", "none"}
+    assert seen == {"t", "b", "same", "two", "none"}
+    found.validate(full=True)
 
 
 def test_hive_directories_are_columns_and_prune(volume: FileSystem, folder: str) -> None:

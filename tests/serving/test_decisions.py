@@ -213,8 +213,8 @@ def test_frames_of_any_codec_make_one_stream_with_a_dictionary_per_batch() -> No
 
 def test_a_stream_fits_exactly_into_its_length_and_is_cut_into_what_it_was_made_of() -> None:
     whole = numbers(1000).combine_chunks().to_batches()[0]
-    batches = [NumberedBatch(at // 300, whole.slice(at, 300), whole, at) for at in (0, 300, 600)]
-    batches.append(NumberedBatch(3, whole.slice(0, 0)))
+    batches = [NumberedBatch(at // 300, whole, at, 300) for at in (0, 300, 600)]
+    batches.append(NumberedBatch(3, whole, 0, 0))
     rows = frames.joined(batches)
     assert len(rows) == 1, "neighbours are written as one"
     target = bytearray(frames.stream_bytes(rows))

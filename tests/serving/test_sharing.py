@@ -155,8 +155,7 @@ def test_batches_at_hand_together_share_a_slab_and_neighbours_are_written_as_one
 
     def batches(position: Position, stride: int) -> Iterator[NumberedBatch]:
         for index in range(position.batches, 10, stride):
-            rows = whole.slice(100 * index, 100)
-            yield NumberedBatch(index, rows, whole, 100 * index, is_followed=index + stride < 10)
+            yield NumberedBatch(index, whole, 100 * index, 100, is_followed=index + stride < 10)
 
     share = Share(whole.schema, batches, encoders, 4 * MIB)
     with share.follow(Position(0, 0), 1, SHARED) as follower, share.follow(Position(0, 1), 3, SHARED) as strided:

@@ -93,17 +93,26 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class NumberedBatch:
-    """Batch `index` of its epoch. Dictionary columns have a dictionary of their own in each batch.
+    """Batch `index` of its epoch: `count` rows of `whole` from `start` on (None: all that follow). Dictionary columns have a
+    dictionary of their own in each batch.
 
-    `whole`, `start`: where the rows lie, if they are a slice of something; neighbours in it can be written at once.
-    `is_followed`: the next batch of the same iterator is at hand, too.
+    Neighbours in one `whole` can be written at once, and then nobody has to cut them out. `is_followed`: the next batch of the
+    same iterator is at hand, too.
     """
 
     index: int
-    rows: "pa.RecordBatch"
-    whole: "pa.RecordBatch | None" = None
+    whole: "pa.RecordBatch"
     start: int = 0
+    count: int | None = None
     is_followed: bool = False
+
+    @property
+    def rows(self) -> "pa.RecordBatch":
+        return self.whole.slice(self.start, self.row_count)
+
+    @property
+    def row_count(self) -> int:
+        return int(self.whole.num_rows) - self.start if self.count is None else self.count
 
 
 class Reader(Protocol):

@@ -82,6 +82,8 @@ class Dataset:
         self._matched_last = True
         """A guess at the next split: where nothing matches, reading the filter's columns alone, first, costs less."""
         self._can: dict[int, bool] = {}
+        self._stored: dict[int, int] = {}
+        """Bytes of splits, before any narrowing: each epoch is announced twice."""
         self._narrow_rows = self._narrowed_rows = 0
         """Of splits that have pages: all rows, and those that were read. Under the lock."""
         self.splits_decoded = self.rows_decoded = self.bytes_decoded = 0
@@ -195,7 +197,9 @@ class Dataset:
         if self._sized is None:
             return -(-each.file.size_bytes // max(1, len(each.index.rows)))
         there = [path for path in self._wanted if path[0] not in each.constants]
-        stored = self._sized.stored_bytes(each.index, split.part, there)
+        stored = self._stored.get(number)
+        if stored is None:
+            stored = self._stored[number] = self._sized.stored_bytes(each.index, split.part, there)
         filtering = self.filter.paths if self.filter else ()
         if not (filtering and self._paged is not None and self._paged.may_narrow(each.index, split.part, filtering)):
             return stored

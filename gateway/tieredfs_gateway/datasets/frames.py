@@ -81,21 +81,15 @@ def frame(rows: pa.RecordBatch, head_bytes: int, codec: Codec) -> memoryview:
 
 def joined(batches: Sequence[NumberedBatch]) -> list[pa.RecordBatch]:
     """Their rows, as one batch where they lie beside each other in what was decoded; those without rows only when all are."""
-    found: list[pa.RecordBatch] = []
-    before: NumberedBatch | None = None
-    start = end = 0
+    runs: list[tuple[pa.RecordBatch, int, int]] = []
     for batch in batches:
-        count = batch.rows.num_rows
-        if not count:
+        start, end = batch.start, batch.start + batch.row_count
+        if start == end:
             continue
-        whole = batch.whole
-        if before is not None and whole is before.whole and whole is not None and batch.start == end:
-            found[-1] = whole.slice(start, end + count - start)
-        else:
-            start = batch.start
-            found.append(batch.rows)
-        before, end = batch, batch.start + count
-    return found or [batches[0].rows]
+        if runs and runs[-1][0] is batch.whole and runs[-1][2] == start:
+            start = runs.pop()[1]
+        runs.append((batch.whole, start, end))
+    return [whole.slice(start, end - start) for whole, start, end in runs] or [batches[0].rows]
 
 
 def cut(data: object, row_counts: Iterable[int]) -> list[pa.RecordBatch]:

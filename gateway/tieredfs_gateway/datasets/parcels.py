@@ -72,13 +72,29 @@ class Encoders:
                 setattr(self.counts, name, getattr(self.counts, name) + number)
 
 
-class Parcel:
-    """Batches `first`, `first + stride` … of an epoch; at least one."""
+class Scale:
+    """How much memory batches take: a share of what they lie in, for that is asked of Arrow once, which looks at each column
+    (34 us for 19). For one thread at a time."""
 
-    def __init__(self, batches: Sequence[NumberedBatch], stride: int, head: bytes, encoders: Encoders) -> None:
+    def __init__(self) -> None:
+        self._whole: pa.RecordBatch | None = None
+        self._bytes = 0
+
+    def bytes_of(self, batch: NumberedBatch) -> int:
+        if batch.whole is not self._whole:
+            self._whole, self._bytes = batch.whole, int(batch.whole.nbytes)
+        return self._bytes * batch.row_count // max(1, int(batch.whole.num_rows))
+
+
+class Parcel:
+    """Batches `first`, `first + stride` … of an epoch; at least one. They take about `size_bytes`."""
+
+    def __init__(
+        self, batches: Sequence[NumberedBatch], stride: int, size_bytes: int, head: bytes, encoders: Encoders
+    ) -> None:
         self.first, self.stride = batches[0].index, stride
-        self.row_counts: tuple[int, ...] = tuple(batch.rows.num_rows for batch in batches)
-        self.size_bytes = max(1, sum(batch.rows.nbytes for batch in batches))
+        self.row_counts: tuple[int, ...] = tuple(batch.row_count for batch in batches)
+        self.size_bytes = max(1, size_bytes)
         self._batches: Sequence[NumberedBatch] | None = batches
         self._head = head
         self._encoders = encoders

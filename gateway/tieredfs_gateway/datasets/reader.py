@@ -256,8 +256,11 @@ class DatasetReader:
             with self._work():
                 self._announce(position.epoch, epoch, number * size)
             while True:
-                with self._work():
-                    pieces = cursor.rows(number * size, (number + 1) * size)
+                self._check_open()
+                pieces = cursor.rows_at_hand(number * size, (number + 1) * size)
+                if pieces is None:
+                    with self._work():
+                        pieces = cursor.rows(number * size, (number + 1) * size)
                 if pieces is None:
                     return
                 is_followed = cursor.is_at_hand((number + stride) * size, (number + stride + 1) * size)
@@ -272,17 +275,16 @@ class DatasetReader:
         if not pieces:
             return NumberedBatch(number, frames.empty(self._schema), is_followed=is_followed)
         only = pieces[0] if len(pieces) == 1 else None
+        if only is not None and not self._dataset.encoded:
+            return NumberedBatch(number, only.whole, only.start, only.count, is_followed)
         rows = only.rows() if only is not None else pa.concat_batches([each.rows() for each in pieces])
         if self._dataset.encoded:
             columns = [
                 column.dictionary_encode() if name in self._dataset.encoded else column
                 for name, column in zip(rows.schema.names, rows.columns, strict=True)
             ]
-            encoded = pa.RecordBatch.from_arrays(columns, schema=self._schema)
-            return NumberedBatch(number, encoded, is_followed=is_followed)
-        if only is None:
-            return NumberedBatch(number, rows, is_followed=is_followed)
-        return NumberedBatch(number, rows, only.whole, only.start, is_followed)
+            rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        return NumberedBatch(number, rows, is_followed=is_followed)
 
     # ---- epochs -----------------------------------------------------------------------------------------------------
 
@@ -399,8 +401,11 @@ class _Cursor:
         self._ahead = min(AHEAD_MAX, 2 * threads.count)
         self._loans: dict[int, Loan[Segment]] = {}
         self._begun = False
+        self._is_short_of_room = False
         self._number = -1
         self._start = 0
+        self._here: Segment | None = None
+        """The segment that begins at `_start`."""
 
     def rows(self, start: int, end: int) -> list[Slice] | None:
         """Those of the positions [start, end), which only move forward; None beyond the last position."""
@@ -417,20 +422,26 @@ class _Cursor:
             at = stop
         return pieces
 
+    def rows_at_hand(self, start: int, end: int) -> list[Slice] | None:
+        """As `rows`, where nothing has to be read for it, and no lock taken; None elsewhere."""
+        if self._here is None or self._is_short_of_room or not self.is_at_hand(start, end):
+            return None
+        return self._here.slice(start - self._start, end - self._start)
+
     def is_at_hand(self, start: int, end: int) -> bool:
         """Whether those positions are all in what the last ones were in."""
-        length = self._plan.length(self._number) if 0 <= self._number < self._plan.segment_count else None
-        return length is not None and self._start <= start and end <= self._start + length
+        return self._here is not None and self._start <= start and end <= self._start + self._here.length
 
     def _forward(self, row: int) -> Segment | None:
         """The segment with that position."""
         while self._number < self._plan.segment_count:
             length = self._plan.length(self._number)
             if length is None or row < self._start + length:
-                segment = self._segment()
+                self._here = segment = self._segment()
                 if row < self._start + segment.length:
                     return segment
                 length = segment.length
+            self._here = None
             self._release(self._number)
             self._number += 1
             self._start += length
@@ -449,10 +460,12 @@ class _Cursor:
 
     def _read_ahead(self) -> None:
         last = min(self._number + self._ahead, self._plan.segment_count - 1)
+        self._is_short_of_room = False
         for number in range(self._number + 1, last + 1):
             if number not in self._loans:
                 loan = self._shelf.borrow_ahead(*self._order(number))
                 if loan is None:
+                    self._is_short_of_room = True
                     return
                 self._loans[number] = loan
                 self._threads.submit(loan.fill)

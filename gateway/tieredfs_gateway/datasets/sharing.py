@@ -33,6 +33,7 @@ from tieredfs_gateway.datasets.parcels import (
     Form,
     Item,
     Parcel,
+    Scale,
 )
 
 AHEAD_BATCHES: Final = 16
@@ -131,8 +132,8 @@ class Lane:
         try:
             batches = self._batches(Position(self.epoch, self.first), self.stride)
             with contextlib.closing(batches):  # type: ignore[type-var]
-                most = 1  # the first comes alone, at once
-                while self._may_go_on() and self._make_some(batches, most):
+                most, scale = 1, Scale()  # the first comes alone, at once
+                while self._may_go_on() and self._make_some(batches, most, scale):
                     most = min(2 * most, PARCEL_BATCHES)
         except BaseException as error:  # noqa: BLE001 - followers raise it, in their threads
             self._failure = error
@@ -142,20 +143,20 @@ class Lane:
         if self._closed:
             self._clear()
 
-    def _make_some(self, batches: Iterator[NumberedBatch], most: int) -> bool:
+    def _make_some(self, batches: Iterator[NumberedBatch], most: int, scale: Scale) -> bool:
         """The next batch, and those after it that need no waiting, up to a parcel. False when there are no more."""
         found: list[NumberedBatch] = []
         size_bytes = 0
         try:
             while (batch := next(batches, None)) is not None:
                 found.append(batch)
-                size_bytes += batch.rows.nbytes
+                size_bytes += scale.bytes_of(batch)
                 is_full = len(found) >= most or size_bytes + size_bytes // len(found) > PARCEL_BYTES
                 if is_full or not batch.is_followed:
                     break
         finally:  # what was good before an error is given to those who follow
             if found:
-                self._put(found)
+                self._put(found, size_bytes)
         return bool(found)
 
     def _may_go_on(self) -> bool:
@@ -172,10 +173,10 @@ class Lane:
         ahead_bytes = sum(parcel.size_bytes for parcel in self._parcels if parcel.last >= fastest)
         return ahead >= AHEAD_BATCHES or ahead_bytes >= AHEAD_BYTES
 
-    def _put(self, batches: list[NumberedBatch]) -> None:
+    def _put(self, batches: list[NumberedBatch], size_bytes: int) -> None:
         encoders = self._window.encoders
-        encoders.note(made=len(batches), rows=sum(batch.rows.num_rows for batch in batches))
-        parcel = Parcel(batches, self.stride, self._window.head, encoders)
+        encoders.note(made=len(batches), rows=sum(batch.row_count for batch in batches))
+        parcel = Parcel(batches, self.stride, size_bytes, self._window.head, encoders)
         with self._changed:
             dropped = self._make_room(parcel.size_bytes)
             forms = {form for follower in self._followers for form in follower.forms}

@@ -16,6 +16,9 @@ from tieredfs_gateway.datasets.dataset_verbs import dataset_verbs
 from tieredfs_gateway.s3.verbs import parse_listen
 
 SECRET_VARIABLE: Final = "TIEREDFS_GATEWAY_SECRET"
+FREED_MEMORY_KEPT: Final = ("MIMALLOC_PURGE_DELAY", "10000")
+"""Milliseconds, for Arrow's allocator, which reads it when it is loaded: what one split leaves, the next one takes. With its own
+10 ms a trainer's epoch took 7 % longer, and twice as many page faults."""
 LIFE_MAX_S: Final = 30 * 24 * 3600
 SecretFile = Annotated[
     Path | None, typer.Option(help=f"File with the secret; else {SECRET_VARIABLE} is used.", exists=True)
@@ -58,6 +61,7 @@ def gateway(
 
     Example: tieredfs gateway sqlite:///data/volume.db --listen 127.0.0.1:8800
     """
+    os.environ.setdefault(*FREED_MEMORY_KEPT)
     from tieredfs_gateway.datasets.server import Serving, serve
     from tieredfs_gateway.datasets.tokens import check_secret
     from tieredfs_gateway.datasets.transforms import parse_transforms

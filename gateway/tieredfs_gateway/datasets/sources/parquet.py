@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -118,6 +119,8 @@ class ParquetSource:
     def __init__(self, snapshot: Snapshot, count: ByteCount) -> None:
         self._snapshot = snapshot
         self._count = count
+        self._lock = threading.Lock()
+        self._under_way = 0
 
     def look(self, file: PinnedFile) -> FileIndex:
         with _translated(file), self._opened(file, None, min(FOOTER_BYTES, file.size_bytes)) as opened:
@@ -143,11 +146,29 @@ class ParquetSource:
         planned = sum(size for size, _ in _chunks(index, part, names))
         there = {name.partition(".")[0] for name in names}
         repeated = index.detail.repeated(index.schema, part, there)
-        with _translated(file), self._opened(file, index.detail.metadata, planned, repeated) as opened:
-            table = _written_out(opened.read_row_group(part, columns=names, use_threads=True), repeated)
+        with (
+            self._decoding() as is_helped,
+            _translated(file),
+            self._opened(file, index.detail.metadata, planned, repeated) as opened,
+        ):
+            found = opened.read_row_group(part, columns=names, use_threads=is_helped)
+            table = _written_out(found, repeated)
         if table.num_rows != index.rows[part]:
             raise CorruptError(f"{file.name}: row group {part} has {table.num_rows} rows, not {index.rows[part]}")
         return table
+
+    @contextmanager
+    def _decoding(self) -> Iterator[bool]:
+        """Whether Arrow's threads should help, each with a column: only while fewer row groups are decoded than there are cores.
+        Beyond that they only take turns; a trainer's epoch took 6 % longer that way."""
+        with self._lock:
+            self._under_way += 1
+            is_helped = self._under_way < pa.cpu_count()
+        try:
+            yield is_helped
+        finally:
+            with self._lock:
+                self._under_way -= 1
 
     def may_narrow(self, index: FileIndex, part: int, filtering: Sequence[Path]) -> bool:
         """See `HasPages`."""
@@ -272,11 +293,19 @@ class ParquetSource:
     def _opened(
         self, file: PinnedFile, metadata: pq.FileMetaData | None, planned: int = 0, repeated: Sequence[str] = ()
     ) -> Iterator[pq.ParquetFile]:
-        """`planned`: bytes that will be read; C++ reads a whole file unseen. `repeated`: columns to read as dictionaries."""
+        """`planned`: bytes that will be read; C++ reads a whole file unseen. `repeated`: columns to read as dictionaries.
+
+        Of a file that is still coming everything is asked for at once, by threads of Arrow's. One that is on the SSD is read
+        by the thread that decodes it: a trainer's epoch took 7 % longer where it waited for another one each time."""
         with (
             self._snapshot.reading(file) as reading,
             arrow_file(reading, self._count, planned) as native,
-            pq.ParquetFile(native, metadata=metadata, pre_buffer=True, read_dictionary=list(repeated)) as opened,
+            pq.ParquetFile(
+                native,
+                metadata=metadata,
+                pre_buffer=reading.descriptor is None,
+                read_dictionary=list(repeated),
+            ) as opened,
         ):
             yield opened
 
@@ -287,9 +316,22 @@ def _written_out(table: pa.Table, repeated: Collection[str]) -> pa.Table:
         if name in repeated and pa.types.is_dictionary(table.column(at).type):
             kind = table.column(at).type.value_type
             pieces = [piece for chunk in table.column(at).chunks for piece in _short_enough(chunk)]
-            column = pa.chunked_array([piece.dictionary_decode() for piece in pieces], kind)
+            column = pa.chunked_array([_texts(piece) for piece in pieces], kind)
             table = table.set_column(at, name, column)
     return table
+
+
+def _texts(chunk: pa.DictionaryArray) -> pa.Array:
+    """Where all texts of the dictionary are equally long and none is missing, they are taken as fixed-size bytes, and offsets
+    are counted: 2.7 ns a text of three bytes, 0.5 of two; 4.9 where each one's length is looked at."""
+    texts = chunk.dictionary
+    lengths = pc.min_max(pc.binary_length(texts)).as_py()
+    width = lengths["max"]
+    if not width or lengths["min"] != width or texts.null_count or chunk.indices.null_count:
+        return chunk.dictionary_decode()
+    taken = texts.cast(pa.binary(width)).take(chunk.indices)
+    offsets = pa.array(np.arange(len(chunk) + 1, dtype=np.int32) * np.int32(width))
+    return pa.Array.from_buffers(texts.type, len(chunk), [None, offsets.buffers()[1], taken.buffers()[1]])
 
 
 def _short_enough(chunk: pa.DictionaryArray) -> Iterator[pa.DictionaryArray]:
