@@ -127,6 +127,23 @@ def test_a_session_lives_as_long_as_its_volume_is_open() -> None:
         assert made.meta.orphans() == [], "what it had open went with it"
 
 
+@pytest.mark.allows_warnings("taken for dead", "session 1 was ended; it can reserve no block")
+def test_a_process_that_was_taken_for_dead_stores_again_what_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Stopped for longer than sessions live, while garbage was collected: without a session no block can be reserved."""
+    with volume_folder() as root, opened(root, cache="a") as one, opened(root, cache="b") as other:
+        number = one.volume.session
+        other.meta.end_session(number)
+        data = noise(3 * BLOCK)
+        inode = one.put("file", data)
+        wait_until(lambda: not other.meta.staged(), "the drain of a process that has a session again")
+        assert number in {session.session for session in other.meta.sessions()}
+        assert "taken for dead" in caplog.text
+        assert other.get(inode) == data
+        other.change(inode, b"second")
+        other.flush()
+        assert one.get(inode)[:6] == b"second"
+
+
 def test_what_a_mount_left_staged_is_found_again() -> None:
     with volume_folder() as root:
         with opened(root, start=False) as made:

@@ -402,10 +402,23 @@ class Metadata:
         self._write(lambda writer: sessions.heartbeat(writer, session, now_ns))
         self._record_deleted()
 
-    def end_session(self, session: SessionId) -> list[InodeId]:
-        """Delete the session, its orphans (returned) and its block intents. Also how a dead one is reclaimed."""
+    def revive_session(self, session: SessionId, host: str, process: int, purpose: str) -> None:
+        """After `heartbeat` raised: this process lives, and what it held is gone. It follows again what it followed."""
         now_ns = self._clock.wall_ns()
-        reclaimed = self._write(lambda writer: sessions.end(writer, session, now_ns))
+        revived = Session(session, host, process, purpose, now_ns, now_ns)
+        self._write(lambda writer: sessions.revive(writer, revived, follows=self._origin == session))
+
+    def end_session(self, session: SessionId, heartbeat_ns: int | None = None) -> list[InodeId]:
+        """Delete the session, its orphans (returned) and its block intents. Also how a dead one is reclaimed: ConflictError
+        if `heartbeat_ns` is not its last heartbeat (`NEVER_NS`: if it exists)."""
+        now_ns = self._clock.wall_ns()
+
+        def change(writer: Writer) -> list[InodeId]:
+            if heartbeat_ns is not None:
+                sessions.check_silent(writer, session, heartbeat_ns)
+            return sessions.end(writer, session, now_ns)
+
+        reclaimed = self._write(change)
         self._count_deleted(len(reclaimed))
         self._record_deleted()
         return reclaimed
