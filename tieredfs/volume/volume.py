@@ -124,7 +124,7 @@ class Volume:
     def _begin_session(self, *, adopt: bool) -> SessionId:
         if adopt:
             for session in self.metadata.sessions():
-                if session.purpose == self._purpose and session.host == self.host.name:
+                if session.purpose == self._purpose:
                     self.metadata.heartbeat(session.session)
                     return session.session
         return self.metadata.open_session(self.host.name, os.getpid(), self._purpose).session
