@@ -219,7 +219,8 @@ class SqliteEngine:
             self._create()
         elif not os.path.isfile(self.path):
             raise VolumeNotFoundError(
-                f"no metadata database at {self.path}; if it was lost, `tieredfs load` makes it anew from a dump"
+                f"no metadata database at {self.path}; "
+                f"`tieredfs format` makes a volume, `tieredfs load` brings a lost one back from a dump"
             )
         try:
             self._open()
