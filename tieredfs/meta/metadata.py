@@ -412,13 +412,7 @@ class Metadata:
         """Delete the session, its orphans (returned) and its block intents. Also how a dead one is reclaimed: ConflictError
         if `heartbeat_ns` is not its last heartbeat (`NEVER_NS`: if it exists)."""
         now_ns = self._clock.wall_ns()
-
-        def change(writer: Writer) -> list[InodeId]:
-            if heartbeat_ns is not None:
-                sessions.check_silent(writer, session, heartbeat_ns)
-            return sessions.end(writer, session, now_ns)
-
-        reclaimed = self._write(change)
+        reclaimed = self._write(lambda writer: sessions.end(writer, session, now_ns, heartbeat_ns))
         self._count_deleted(len(reclaimed))
         self._record_deleted()
         return reclaimed

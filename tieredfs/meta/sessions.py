@@ -72,15 +72,17 @@ def reclaim_orphan(writer: Writer, inode: InodeId, holder: SessionId, now_ns: in
     return True
 
 
-def check_silent(reader: Reader, number: SessionId, heartbeat_ns: int) -> None:
+def _check_silent(reader: Reader, number: SessionId, heartbeat_ns: int) -> None:
     """Raises ConflictError when that is not its last heartbeat (`NEVER_NS`: when it exists)."""
     value = reader.get(keys.session(number))
     if heartbeat_ns != (NEVER_NS if value is None else records.decode_session(number, value).heartbeat_ns):
         raise ConflictError(f"session {number} is alive")
 
 
-def end(writer: Writer, number: SessionId, now_ns: int) -> list[InodeId]:
-    """Delete the session, its orphans and its intents; returns the orphans."""
+def end(writer: Writer, number: SessionId, now_ns: int, heartbeat_ns: int | None = None) -> list[InodeId]:
+    """Delete the session, its orphans and its intents; returns the orphans. ConflictError if it beat after `heartbeat_ns`."""
+    if heartbeat_ns is not None:
+        _check_silent(writer, number, heartbeat_ns)
     prefix = keys.orphans_of(number)
     found = [InodeId(keys.last_u64(key)) for key, _ in writer.scan(prefix, keys.end_of(prefix))]
     for inode in found:
