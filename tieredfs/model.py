@@ -22,6 +22,8 @@ Progress = Callable[[int, int, str], None]
 ROOT: Final = InodeId(1)
 NOBODY: Final = SessionId(0)
 NO_CACHE: Final = CacheId(0)
+NEVER_NS: Final = 0
+"""In place of the time of a heartbeat: there was none."""
 
 
 class FileKind(enum.IntEnum):

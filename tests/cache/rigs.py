@@ -106,10 +106,13 @@ class GatedBlocks:
 class Rig:
     """One volume and one tier over it; `again` makes a second tier over a second opening of the volume."""
 
-    def __init__(self, root: Path, *, cache: str = "cache", capacity: int = GIB, start: bool = True) -> None:
+    def __init__(
+        self, root: Path, *, cache: str = "cache", capacity: int = GIB, start: bool = True, host: str = ""
+    ) -> None:
         self.root = root
         self.files = LyingFiles()
-        self.host: Host = replace(local_host(), files=self.files)
+        machine = local_host()
+        self.host: Host = replace(machine, files=self.files, name=host or machine.name)
         self.volume = Volume.open(self.url, purpose="test", host=self.host)
         self.blocks = GatedBlocks(self.volume.blocks)
         self.volume.blocks = self.blocks  # type: ignore[assignment]

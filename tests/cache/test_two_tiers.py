@@ -5,12 +5,13 @@ import threading
 
 import pytest
 
-from tests.cache.rigs import Rig, in_threads, noise, opened, volume_folder, wait_until
+from tests.cache.rigs import WAIT_S, Rig, in_threads, noise, opened, volume_folder, wait_until
 from tieredfs.core.file_life import FileState
-from tieredfs.errors import BusyError, ForeignDataError, NewerFormatError, NotFoundError
+from tieredfs.errors import BusyError, ForeignDataError, NewerFormatError, NotFoundError, UnavailableError
 from tieredfs.limits import KIB
 from tieredfs.model import InodeId
 from tieredfs.volume import Volume
+from tieredfs.volume.ssd import drain_abandoned
 
 BLOCK = 64 * KIB
 
@@ -125,6 +126,50 @@ def test_a_session_lives_as_long_as_its_volume_is_open() -> None:
             assert other.metadata.orphans() == [(other.session, inode)]
         assert [session.session for session in made.meta.sessions()] == [number]
         assert made.meta.orphans() == [], "what it had open went with it"
+
+
+@pytest.mark.allows_warnings("taken for dead", "session 1 was ended; it can reserve no block")
+def test_a_process_that_was_taken_for_dead_stores_again_what_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Stopped for longer than sessions live, while garbage was collected: without a session no block can be reserved."""
+    with volume_folder() as root, opened(root, cache="a") as one, opened(root, cache="b") as other:
+        number = one.volume.session
+        other.meta.end_session(number)
+        data = noise(3 * BLOCK)
+        inode = one.put("file", data)
+        wait_until(lambda: not other.meta.staged(), "the drain of a process that has a session again")
+        assert number in {session.session for session in other.meta.sessions()}
+        assert "taken for dead" in caplog.text
+        assert other.get(inode) == data
+        other.change(inode, b"second")
+        other.flush()
+        assert one.get(inode)[:6] == b"second"
+
+
+def test_what_was_staged_while_the_machine_was_called_otherwise_is_read_and_stored() -> None:
+    """A lease or a container gives a machine another name; the SSD directory stays where it is, and what it is."""
+    with volume_folder() as root:
+        data = noise(3 * BLOCK)
+        with opened(root, cache="a", start=False, host="before") as one:
+            inode = one.put("file", data)
+            with opened(root, cache="b", host="after") as other:
+                assert other.get(inode) == data, "read where it is staged"
+                assert drain_abandoned(other.volume, lambda *_: None, WAIT_S) == 0, "its process lives"
+        with opened(root, cache="b", host="after") as other:
+            assert drain_abandoned(other.volume, lambda *_: None, WAIT_S, other.tier.cache) == 1
+            assert other.meta.staged() == []
+            assert other.get(inode) == data
+            other.change(inode, b"second")
+
+
+def test_a_directory_that_another_cache_has_taken_is_not_read_as_the_one_before() -> None:
+    with volume_folder() as root, opened(root, cache="a", start=False, host="before") as one:
+        inode = one.put("file", noise(BLOCK))
+        with opened(root, cache="b", host="after") as other:
+            identity = root / "a/tieredfs-cache.json"
+            for damaged in (identity.read_text().replace('"cache": "', '"cache": "f'), "[]", "{", None):
+                identity.unlink() if damaged is None else identity.write_text(damaged)
+                with pytest.raises(UnavailableError, match="another host"):
+                    other.get(inode)
 
 
 def test_what_a_mount_left_staged_is_found_again() -> None:

@@ -53,7 +53,11 @@ def test_sessions_are_dead_when_they_are_silent_twice() -> None:
         return Session(SessionId(number), "h", 1, "mount", 0, now_ns - int(age_s * 1e9))
 
     old = SESSION_TIMEOUT_S + 1
-    first = timed_out([session(1, old), session(2, old), session(3, 1), session(4, old)], now_ns, SessionId(4))
-    assert set(first) == {1, 2}
-    second = timed_out([session(1, old), session(2, 0.5)], now_ns, SessionId(4))
+    first = timed_out(
+        [session(1, old), session(2, old), session(3, 1), session(4, old)], [SessionId(5)], now_ns, SessionId(4)
+    )
+    assert set(first) == {1, 2, 5}
+    second = timed_out([session(1, old), session(2, 0.5), session(5, 0.5)], [], now_ns, SessionId(4))
     assert still_silent(first, second) == [1]
+    lost = timed_out([], [SessionId(5)], now_ns, SessionId(4))
+    assert still_silent(first, lost) == [5]

@@ -14,7 +14,7 @@ from tieredfs.chunk.store import ChunkName, ChunkStore
 from tieredfs.curator import FindingKind, GarbageReport
 from tieredfs.errors import ConflictError, NotFoundError
 from tieredfs.limits import CHUNK_HEADER_BYTES, DEAD_BLOCK_GRACE_S, SESSION_TIMEOUT_S
-from tieredfs.model import ROOT, Block, BlockId, ChunkLocation, DiskId, Extent, StoredContent
+from tieredfs.model import NEVER_NS, ROOT, Block, BlockId, ChunkLocation, DiskId, Extent, StoredContent
 
 
 @pytest.fixture
@@ -76,6 +76,34 @@ def test_a_session_that_beats_again_after_the_machine_slept_is_alive(volume: Car
     volume.clock.on_sleep = lambda: volume.metadata.heartbeat(sleeper)
     assert collect(volume).sessions_ended == ()
     assert len(volume.metadata.orphans()) == 1
+
+
+def test_what_a_process_held_that_died_after_its_session_is_reclaimed(volume: CareVolume) -> None:
+    lost = volume.metadata.open_session("elsewhere", 7, "mount").session
+    volume.metadata.end_session(lost)
+    volume.metadata.unlink(ROOT, b"file-0", lost)
+    report = collect(volume)
+    assert (report.sessions_ended, report.orphans_reclaimed) == ((lost,), 1)
+    assert volume.metadata.orphans() == []
+
+
+def test_what_a_process_holds_that_goes_on_after_its_session_is_kept(volume: CareVolume) -> None:
+    stopped = volume.metadata.open_session("elsewhere", 7, "mount").session
+    volume.metadata.end_session(stopped)
+    volume.metadata.unlink(ROOT, b"file-0", stopped)
+    volume.clock.on_sleep = lambda: volume.metadata.revive_session(stopped, "elsewhere", 7, "mount")
+    assert collect(volume).sessions_ended == ()
+    assert [session for session, _ in volume.metadata.orphans()] == [stopped]
+
+
+def test_a_session_whose_heartbeat_had_to_wait_as_garbage_collection_did_is_alive(volume: CareVolume) -> None:
+    waiting = volume.metadata.open_session("elsewhere", 7, "mount")
+    volume.metadata.heartbeat(waiting.session)
+    with pytest.raises(ConflictError, match="alive"):
+        volume.metadata.end_session(waiting.session, waiting.heartbeat_ns - 1)
+    with pytest.raises(ConflictError, match="alive"):
+        volume.metadata.end_session(waiting.session, NEVER_NS)
+    assert waiting.session in [session.session for session in volume.metadata.sessions()]
 
 
 # ---- dead blocks -----------------------------------------------------------------------------------------------------

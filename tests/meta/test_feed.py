@@ -96,6 +96,22 @@ def test_a_session_that_ends_follows_no_more(made: Volume) -> None:
     assert records_of(made) == 0
 
 
+def test_a_session_that_is_revived_follows_again(made: Volume) -> None:
+    follower, session = another(made)
+    made.metadata.end_session(session)
+    follower.revive_session(session, "host", 2, "mount")
+    file = made.metadata.create(ROOT, b"a", FILE).inode
+    assert follower.changes().inodes >= {file}
+    unfollowing = Metadata(SqliteEngine(made.path), SystemClock())
+    other = unfollowing.open_session("host", 3, "client").session
+    made.metadata.end_session(session)
+    made.metadata.end_session(other)
+    unfollowing.revive_session(other, "host", 3, "client")
+    before = records_of(made)
+    made.metadata.create(ROOT, b"b", FILE)
+    assert records_of(made) == before, "nobody follows any more"
+
+
 def test_a_successor_hears_what_its_predecessor_did_not_ask_for(made: Volume) -> None:
     _, session = another(made)
     file = made.metadata.create(ROOT, b"a", FILE).inode

@@ -544,6 +544,20 @@ class TestMetadataFile:
             refused(lab.run(*verb), REQUEST, f"has schema {version + 1}; this program knows {version}")
         assert not is_mounted(lab.mnt)
 
+    @ROOT_ONLY
+    def test_one_on_a_full_file_system_names_the_one_that_needs_room(self, lab: Lab) -> None:
+        """Deleting files of the volume, the advice for a full store, needs room there itself."""
+        with small_disk(lab.root / "small", 2 * MIB) as small:
+            url = f"sqlite://{small}/volume.db"
+            assert lab.run(*format_arguments(lab, url=url)).returncode == 0
+            with (small / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+                while True:
+                    filler.write(b"x" * 4096)
+            for verb in ("gc", "status"):
+                refused(lab.run(verb, url), CONDITION, str(small), "make room on the file system that it is on")
+            (small / "filler").unlink()
+            assert lab.run("fsck", url).returncode == 0
+
     def test_a_missing_one(self, lab: Lab) -> None:
         for verb in ("status", "gc", "fsck", "config", "drain"):
             refused(lab.run(verb, lab.url), REQUEST, "volume.db", "tieredfs format")

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,14 @@ def test_all_comes_back_stored_and_staged(place: Place, filled: dict[bytes, byte
     assert report.chunks.chunks > 0
     assert_all_there(place, filled)
     place.assert_clean()
+
+
+def test_what_was_staged_comes_back_on_a_machine_that_is_called_otherwise_by_now(
+    place: Place, filled: dict[bytes, bytes]
+) -> None:
+    place.lose_database()
+    load_volume(place.url, [str(disk) for disk in place.disks], quiet, host=replace(local_host(), name="after"))
+    assert_all_there(place, filled)
 
 
 def test_ids_go_on_far_above_what_anybody_can_have_seen(place: Place, filled: dict[bytes, bytes]) -> None:

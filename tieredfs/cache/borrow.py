@@ -17,7 +17,7 @@ import os
 import socket
 from typing import Final
 
-from tieredfs.cache.layout import bell_path, content_path, is_of_this_boot
+from tieredfs.cache.layout import bell_path, content_path, is_here, is_of_this_boot
 from tieredfs.errors import UnavailableError
 from tieredfs.host import Host
 from tieredfs.host.bell import ring
@@ -37,7 +37,7 @@ _PAUSE_LAST_S: Final = 0.05
 def borrow(metadata: Metadata, host: Host, attributes: Attributes) -> int:
     """A descriptor of the staged file, for reading. Raises UnavailableError when it is on another host, or just moved."""
     record = next((record for record in metadata.caches() if record.cache == attributes.staged_in), None)
-    if record is None or record.host != host.name:
+    if record is None or not is_here(record, host):
         raise UnavailableError("the file is staged on another host and is not stored yet")
     try:
         return host.files.open(content_path(record.path, attributes.inode, attributes.version), os.O_RDONLY)
@@ -81,7 +81,7 @@ class Neighbours:
     def hurry(self, cache: CacheId) -> None:
         """Somebody waits for what is staged in another cache: if that is of this host, it is drained without delay."""
         for record in self._metadata.caches():
-            if record.cache == cache and record.host == self._host.name:
+            if record.cache == cache and is_here(record, self._host):
                 ring(bell_path(record.path))
 
     def open_copy(self, attributes: Attributes) -> int | None:
@@ -128,9 +128,9 @@ class Neighbours:
             self._paths = [
                 record.path
                 for record in self._metadata.caches()
-                if record.host == self._host.name
-                and record.cache != self._own
+                if record.cache != self._own
                 and os.path.dirname(record.path) == self._root
+                and is_here(record, self._host)
                 and is_of_this_boot(record.path, self._host.files)
             ]
             self._looked_s = now_s

@@ -27,10 +27,10 @@ from functools import partial
 from typing import Final
 
 from tieredfs.errors import BusyError, CorruptError, ForeignDataError, NewerFormatError
-from tieredfs.host import Files
+from tieredfs.host import Files, Host
 from tieredfs.host.files import forgo_access_times
 from tieredfs.host.shared_sync import SharedSync
-from tieredfs.model import InodeId
+from tieredfs.model import CacheRecord, InodeId
 
 IDENTITY: Final = "tieredfs-cache.json"
 FORMAT_VERSION: Final = 1
@@ -47,6 +47,18 @@ def is_of_this_boot(root: str, files: Files) -> bool:
     try:
         return files.load(f"{root}/boot") == files.load(_BOOT_ID_PATH)
     except OSError:  # none yet, or not ours to read
+        return False
+
+
+def is_here(record: CacheRecord, host: Host) -> bool:
+    """Whether the directory of a cache is on this machine. A machine may be called otherwise than when the record was written
+    (a new lease, a new container): then the directory itself says whether it is that cache.
+    """
+    if record.host == host.name:
+        return True
+    try:
+        return bool(json.loads(host.files.load(f"{record.path}/{IDENTITY}"))["cache"] == record.uuid)
+    except (OSError, ValueError, KeyError, TypeError):  # not there, not ours to read, or something else
         return False
 
 

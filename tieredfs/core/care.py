@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tieredfs.limits import REPAIR_ATTEMPTS_MAX, REPAIR_PAUSE_FIRST_S, REPAIR_PAUSE_LAST_S, SESSION_TIMEOUT_S
-from tieredfs.model import Block, BlockId, Code, DiskId, Session, SessionId
+from tieredfs.model import NEVER_NS, Block, BlockId, Code, DiskId, Session, SessionId
 
 _NS_PER_S: Final = 1_000_000_000
 
@@ -18,14 +18,16 @@ _NS_PER_S: Final = 1_000_000_000
 # ---- sessions --------------------------------------------------------------------------------------------------------
 
 
-def timed_out(sessions: Iterable[Session], now_ns: int, own: SessionId) -> dict[SessionId, int]:
-    """Sessions without a heartbeat for `SESSION_TIMEOUT_S`, with that of their last one; never our own."""
+def timed_out(
+    sessions: Iterable[Session], lost: Iterable[SessionId], now_ns: int, own: SessionId
+) -> dict[SessionId, int]:
+    """Sessions without a heartbeat for `SESSION_TIMEOUT_S`, with that of their last one; never our own.
+
+    `lost`: those that were ended and hold something all the same. Their processes, if they live, are about to beat.
+    """
     limit_ns = now_ns - int(SESSION_TIMEOUT_S * _NS_PER_S)
-    return {
-        session.session: session.heartbeat_ns
-        for session in sessions
-        if session.session != own and session.heartbeat_ns < limit_ns
-    }
+    beats = dict.fromkeys(lost, NEVER_NS) | {session.session: session.heartbeat_ns for session in sessions}
+    return {session: beat_ns for session, beat_ns in beats.items() if session != own and beat_ns < limit_ns}
 
 
 def still_silent(before: Mapping[SessionId, int], after: Mapping[SessionId, int]) -> list[SessionId]:

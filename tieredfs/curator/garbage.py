@@ -14,10 +14,11 @@ from tieredfs.core.care import ChunkFate, still_silent, timed_out
 from tieredfs.curator.holdings import Holdings
 from tieredfs.curator.report import GarbageReport
 from tieredfs.curator.sweep import SeenChunk, sweep
-from tieredfs.errors import NotFoundError, TieredError, UnavailableError
+from tieredfs.errors import ConflictError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import crash
 from tieredfs.limits import CARE_BATCH, DEAD_BLOCK_GRACE_S, SESSION_HEARTBEAT_S
 from tieredfs.meta import blocks as block_layer
+from tieredfs.meta.sessions import lost_holders
 from tieredfs.model import DiskId, Progress, SessionId
 
 
@@ -64,12 +65,16 @@ def _end_dead_sessions(holdings: Holdings, tally: _Tally) -> None:
         return
     holdings.host.clock.sleep(1.5 * SESSION_HEARTBEAT_S)
     for session in still_silent(first, _timed_out(holdings)):
-        tally.orphans += len(holdings.metadata.end_session(session))
+        try:
+            tally.orphans += len(holdings.metadata.end_session(session, first[session]))
+        except ConflictError:
+            continue  # it waited for this very transaction, as we did
         tally.sessions.append(session)
 
 
 def _timed_out(holdings: Holdings) -> dict[SessionId, int]:
-    return timed_out(holdings.metadata.sessions(), holdings.host.clock.wall_ns(), holdings.session)
+    lost = holdings.metadata.inspect(lost_holders)
+    return timed_out(holdings.metadata.sessions(), lost, holdings.host.clock.wall_ns(), holdings.session)
 
 
 def _delete_dead_blocks(holdings: Holdings, tally: _Tally, progress: Progress) -> None:

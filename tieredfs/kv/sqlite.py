@@ -83,19 +83,24 @@ _DOMAIN_ERRORS: Final[dict[int, type[TieredError]]] = {
     sqlite3.SQLITE_NOTADB: CorruptError,
     sqlite3.SQLITE_FULL: NoSpaceError,
     sqlite3.SQLITE_READONLY: ReadOnlyError,
+    sqlite3.SQLITE_IOERR_SHMSIZE: NoSpaceError,  # the wal-index, which the first to open the database makes
 }
-"""By primary result code; anything else (I/O errors, no descriptors left) is `UnavailableError`."""
+"""By extended or primary result code; anything else (I/O errors, no descriptors left) is `UnavailableError`."""
+
+
+_ADVICE: Final[dict[type[TieredError], str]] = {
+    CorruptError: "; `tieredfs load` makes it anew from a dump",  # no redundancy of ours covers this file
+    NoSpaceError: "; make room on the file system that it is on",  # deleting files of the volume needs some, too
+    ReadOnlyError: "; make it writable, and the file system that it is on",
+}
 
 
 def _raise_domain_error(error: sqlite3.Error, path: str) -> NoReturn:
     if isinstance(error, sqlite3.ProgrammingError):
         raise error  # ours: a closed engine, a wrong statement
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR)
-    kind = _DOMAIN_ERRORS.get(code & 0xFF, UnavailableError)
-    advice = (
-        "; `tieredfs load` makes it anew from a dump" if kind is CorruptError else ""
-    )  # no redundancy of ours covers this file
-    raise kind(f"metadata database {path}: {error}{advice}") from error
+    kind = _DOMAIN_ERRORS.get(code) or _DOMAIN_ERRORS.get(code & 0xFF, UnavailableError)
+    raise kind(f"metadata database {path}: {error}{_ADVICE.get(kind, '')}") from error
 
 
 class _Transaction:
@@ -214,7 +219,8 @@ class SqliteEngine:
             self._create()
         elif not os.path.isfile(self.path):
             raise VolumeNotFoundError(
-                f"no metadata database at {self.path}; if it was lost, `tieredfs load` makes it anew from a dump"
+                f"no metadata database at {self.path}; "
+                f"`tieredfs format` makes a volume, `tieredfs load` brings a lost one back from a dump"
             )
         try:
             self._open()

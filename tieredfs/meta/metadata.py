@@ -6,7 +6,7 @@ one, and what is taken before it begins: the time, ids, and checks that need no 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from tieredfs.errors import NotFoundError, TieredError
@@ -14,9 +14,9 @@ from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
 from tieredfs.kv.engine import Engine, Reader, Writer
-from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, shortage, volumes
-from tieredfs.meta import blocks as block_layer
+from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta.allocation import IdRange
+from tieredfs.meta.block_maps import BlockMaps
 from tieredfs.meta.changes import Content, Creation, Placement, Receipt, Removed
 from tieredfs.meta.looks import Looks
 from tieredfs.model import (
@@ -24,21 +24,16 @@ from tieredfs.model import (
     AttributeChange,
     Attributes,
     Block,
-    BlockId,
     CacheId,
     CacheRecord,
-    ChunkLocation,
     Code,
     Disk,
-    DiskId,
-    DiskState,
     Entry,
     Extent,
     FileKind,
     InodeId,
     Session,
     SessionId,
-    Shortage,
     StagedRecord,
     StoredContent,
     VolumeConfig,
@@ -56,7 +51,7 @@ def format_volume(engine: Engine, config: VolumeConfig, disks: Sequence[Disk], u
     engine.write(lambda writer: volumes.format_volume(writer, config, disks, uid, gid))
 
 
-class Metadata:
+class Metadata(BlockMaps):
     """The three layers over one engine. Safe from any thread; every method is one transaction unless it says otherwise.
 
     Names are checked here (NameTooLongError; InvalidRequestError for an empty name, `.`, `..`, or one with `/` or NUL).
@@ -65,10 +60,8 @@ class Metadata:
     """
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
-        self._clock = clock
+        super().__init__(engine, clock)
         self._inode_ids = IdRange(engine, Counter.INODE)
-        self._block_ids = IdRange(engine, Counter.BLOCK)
         self._known_caches: set[CacheId] = set()
         self._code: tuple[float, Code] | None = None
         self._deleted_lock = threading.Lock()
@@ -403,10 +396,17 @@ class Metadata:
         self._write(lambda writer: sessions.heartbeat(writer, session, now_ns))
         self._record_deleted()
 
-    def end_session(self, session: SessionId) -> list[InodeId]:
-        """Delete the session, its orphans (returned) and its block intents. Also how a dead one is reclaimed."""
+    def revive_session(self, session: SessionId, host: str, process: int, purpose: str) -> None:
+        """After `heartbeat` raised: this process lives, and what it held is gone. It follows again what it followed."""
         now_ns = self._clock.wall_ns()
-        reclaimed = self._write(lambda writer: sessions.end(writer, session, now_ns))
+        revived = Session(session, host, process, purpose, now_ns, now_ns)
+        self._write(lambda writer: sessions.revive(writer, revived, follows=self._origin == session))
+
+    def end_session(self, session: SessionId, heartbeat_ns: int | None = None) -> list[InodeId]:
+        """Delete the session, its orphans (returned) and its block intents. Also how a dead one is reclaimed: ConflictError
+        if `heartbeat_ns` is not its last heartbeat (`NEVER_NS`: if it exists)."""
+        now_ns = self._clock.wall_ns()
+        reclaimed = self._write(lambda writer: sessions.end(writer, session, now_ns, heartbeat_ns))
         self._count_deleted(len(reclaimed))
         self._record_deleted()
         return reclaimed
@@ -425,83 +425,6 @@ class Metadata:
         """Raises BusyError while something is staged there."""
         self._write(lambda writer: sessions.forget_cache(writer, cache))
         self._known_caches.discard(cache)
-
-    # ---- blocks and disks --------------------------------------------------------------------------------------------
-
-    def reserve_block(self, session: SessionId) -> BlockId:
-        """A new id with an intent record, so that garbage collection spares its chunks while the session lives."""
-        block = BlockId(self._block_ids.take())
-        self._write(lambda writer: block_layer.reserve(writer, block, session))
-        return block
-
-    def release_reservation(self, block: BlockId) -> None:
-        """The block will not be committed."""
-        self._write(lambda writer: writer.delete(keys.intent(block)))
-
-    def reserved(self, block: BlockId) -> bool:
-        """An intent of a live session exists."""
-        return self._engine.read(lambda reader: block_layer.reserved(reader, block))
-
-    def block(self, block: BlockId) -> Block:
-        """Raises NotFoundError."""
-        return self._engine.read(lambda reader: block_layer.read_block(reader, block))
-
-    def blocks(self, wanted: Iterable[BlockId]) -> dict[BlockId, Block]:
-        """Those of `wanted` that exist, in one snapshot."""
-        listed = list(wanted)
-        return self._engine.read(lambda reader: block_layer.read_blocks(reader, listed))
-
-    def list_blocks(self, after: BlockId, limit: int) -> list[Block]:
-        """Blocks in an order of the engine's choosing that `after` continues (0: from the start)."""
-        return self._engine.read(lambda reader: block_layer.listed(reader, after, limit))
-
-    def blocks_on_disk(self, disk: DiskId, after: BlockId, limit: int) -> list[BlockId]:
-        """One range scan, ascending, ids greater than `after`."""
-        return self._engine.read(lambda reader: block_layer.on_disk(reader, disk, after, limit))
-
-    def block_users(self, block: BlockId) -> list[InodeId]:
-        """Inodes with an extent in the block."""
-        return self._engine.read(lambda reader: block_layer.users(reader, block))
-
-    def replace_chunk(self, block: BlockId, old: ChunkLocation | None, new: ChunkLocation | None) -> bool:
-        """Move, add or drop one chunk's location; False (and nothing) when `old` is not what the record says, or the
-        block is gone.
-        """
-        now_ns = self._clock.wall_ns()
-        return self._write(lambda writer: block_layer.replace_chunk(writer, block, old, new, now_ns))
-
-    def shortage(self) -> Shortage:
-        """Blocks that lack chunks."""
-        return self._engine.read(shortage.summary)
-
-    def is_bare(self, inode: InodeId) -> bool:
-        """Whether the stored content has a block that can lose no chunk, and should have more."""
-        return self._engine.read(lambda reader: files.is_bare(reader, inode))
-
-    def dead_blocks(self, before_ns: int, limit: int) -> list[Block]:
-        """Blocks without a reference since before that time."""
-        return self._engine.read(lambda reader: block_layer.dead(reader, before_ns, limit))
-
-    def condemn_blocks(self, before_ns: int, limit: int) -> list[Block]:
-        """`dead_blocks`, and from now on no content can refer to them again: their chunks may be deleted.
-
-        Those that were condemned before and are not yet forgotten are among them.
-        """
-        return self._write(lambda writer: block_layer.condemn(writer, before_ns, limit))
-
-    def forget_blocks(self, blocks: Sequence[BlockId]) -> None:
-        """Delete the records of dead blocks whose chunks are deleted."""
-        self._write(lambda writer: block_layer.forget(writer, blocks))
-
-    def disks(self) -> list[Disk]:
-        return self._engine.read(volumes.disks)
-
-    def add_disk(self, uuid: str, url: str, domain: str) -> Disk:
-        """Raises AlreadyExistsError for a known uuid or url."""
-        return self._write(lambda writer: volumes.add_disk(writer, uuid, url, domain))
-
-    def set_disk_state(self, disk: DiskId, state: DiskState) -> Disk:
-        return self._write(lambda writer: volumes.set_disk_state(writer, disk, state))
 
     # ---- totals ------------------------------------------------------------------------------------------------------
 

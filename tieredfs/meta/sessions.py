@@ -1,12 +1,12 @@
 """Who has the volume open: sessions with what they hold (orphans, intents), caches, and receipts of mounts."""
 
-from tieredfs.errors import BusyError, NotFoundError
+from tieredfs.errors import BusyError, ConflictError, NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.format.keys import Counter
 from tieredfs.kv.engine import Reader, Writer
-from tieredfs.meta import allocation, blocks, inodes
+from tieredfs.meta import allocation, blocks, feed, inodes
 from tieredfs.meta.changes import Receipt
-from tieredfs.model import CacheId, CacheRecord, InodeId, Session, SessionId
+from tieredfs.model import NEVER_NS, CacheId, CacheRecord, InodeId, Session, SessionId
 
 # ---- sessions and orphans --------------------------------------------------------------------------------------------
 
@@ -26,6 +26,23 @@ def heartbeat(writer: Writer, number: SessionId, now_ns: int) -> None:
     old = records.decode_session(number, value)
     session = Session(number, old.host, old.process, old.purpose, old.started_ns, now_ns)
     writer.put(keys.session(number), records.encode_session(session))
+
+
+def revive(writer: Writer, session: Session, *, follows: bool) -> None:
+    """A session that was ended though its process lives is there again, under the number that the process knows.
+
+    What it held is gone, and whoever needs it is told: a block without its intent is refused (`blocks.record_block`), and so
+    is an unnamed file that is no orphan of it (`placing.place`). Nobody else is ever given its number.
+    """
+    writer.put(keys.session(session.session), records.encode_session(session))
+    if follows:
+        feed.follow(writer, session.session)
+
+
+def lost_holders(reader: Reader) -> list[SessionId]:
+    """Sessions that do not exist and hold orphans: their processes went on after they were taken for dead."""
+    known = {session.session for session in listed(reader)}
+    return sorted({holder for holder, _ in orphans(reader)} - known)
 
 
 def listed(reader: Reader) -> list[Session]:
@@ -55,8 +72,17 @@ def reclaim_orphan(writer: Writer, inode: InodeId, holder: SessionId, now_ns: in
     return True
 
 
-def end(writer: Writer, number: SessionId, now_ns: int) -> list[InodeId]:
-    """Delete the session, its orphans and its intents; returns the orphans."""
+def _check_silent(reader: Reader, number: SessionId, heartbeat_ns: int) -> None:
+    """Raises ConflictError when that is not its last heartbeat (`NEVER_NS`: when it exists)."""
+    value = reader.get(keys.session(number))
+    if heartbeat_ns != (NEVER_NS if value is None else records.decode_session(number, value).heartbeat_ns):
+        raise ConflictError(f"session {number} is alive")
+
+
+def end(writer: Writer, number: SessionId, now_ns: int, heartbeat_ns: int | None = None) -> list[InodeId]:
+    """Delete the session, its orphans and its intents; returns the orphans. ConflictError if it beat after `heartbeat_ns`."""
+    if heartbeat_ns is not None:
+        _check_silent(writer, number, heartbeat_ns)
     prefix = keys.orphans_of(number)
     found = [InodeId(keys.last_u64(key)) for key, _ in writer.scan(prefix, keys.end_of(prefix))]
     for inode in found:

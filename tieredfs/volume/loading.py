@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tieredfs.cache.layout import claimed, give_to_volume
+from tieredfs.cache.layout import claimed, give_to_volume, is_here
 from tieredfs.chunk import directory
 from tieredfs.chunk.directory import DiskIdentity, dump_path, dumps_of, path_of_url
 from tieredfs.chunk.disk import open_store
@@ -154,7 +154,7 @@ def _load(found: _Found, path: str, progress: Progress, host: Host) -> LoadRepor
         with contextlib.closing(engine), contextlib.ExitStack() as claims:
             config, records = _fill(engine, found.path, progress)
             crash.here("load.filled")
-            caches = [each for each in engine.read(sessions.caches) if each.host == host.name]
+            caches = [each for each in engine.read(sessions.caches) if is_here(each, host)]
             for cache in caches:
                 claims.enter_context(claimed(cache.path, host.files))
             config = replace(config, uuid=str(uuid.uuid4()))

@@ -7,7 +7,7 @@ from tieredfs.cache.drain import Drainer
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
 from tieredfs.cache.foresight import Foresight
-from tieredfs.cache.layout import CacheDirectory, bell_path
+from tieredfs.cache.layout import CacheDirectory, bell_path, is_here
 from tieredfs.cache.pace import Pacer
 from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
@@ -75,7 +75,7 @@ class SsdTier:
         """In other caches of this host."""
         part = self.tier.part
         others = (record for record in part.metadata.caches() if record.cache != part.cache)
-        return any(record.host == part.host.name and part.metadata.staged(record.cache) for record in others)
+        return any(is_here(record, part.host) and part.metadata.staged(record.cache) for record in others)
 
     def pace(self, traffic: Traffic, size_bytes: int) -> None:
         """Wait for the turn of so many bytes, if there is a budget. Raises DeadlineError."""
@@ -125,7 +125,7 @@ def drain_abandoned(volume: Volume, progress: Progress, timeout_s: float, own: C
     """`drain_volume` for a volume that is open; `own` is this process's cache."""
     stored = 0
     for record in volume.metadata.caches():
-        if record.host != volume.host.name or record.cache == own or not os.path.isdir(record.path):
+        if record.cache == own or not is_here(record, volume.host) or not os.path.isdir(record.path):
             continue
         pending = len(volume.metadata.staged(record.cache))
         if not pending:

@@ -77,7 +77,8 @@ class Volume:
         self._config = self.metadata.config()
         self._repairer = Repairer(host)
         self.memory = plan_memory(memory_bytes, self._config)
-        self.session = self._begin_session(purpose, adopt=adopt)
+        self._purpose = purpose
+        self.session = self._begin_session(adopt=adopt)
         self.problems: dict[DiskId, str] = {}
         self._stores: dict[DiskId, tuple[Disk, ChunkStore | None]] = {}
         self._find_disks()
@@ -141,24 +142,31 @@ class Volume:
 
     # ---- session and disks ------------------------------------------------------------------------------------------
 
-    def _begin_session(self, purpose: str, *, adopt: bool) -> SessionId:
+    def _begin_session(self, *, adopt: bool) -> SessionId:
         if adopt:
             for session in self.metadata.sessions():
-                if session.purpose == purpose and session.host == self.host.name:
+                if session.purpose == self._purpose:
                     self.metadata.heartbeat(session.session)
                     return session.session
-        return self.metadata.open_session(self.host.name, os.getpid(), purpose).session
+        return self.metadata.open_session(self.host.name, os.getpid(), self._purpose).session
 
     def _beat(self) -> None:
         while not self._closing.wait(SESSION_HEARTBEAT_S):
             try:
-                self.metadata.heartbeat(self.session)
+                self._beat_once()
                 self._refresh_disks()
-            except NotFoundError:
-                _log.error("this process was taken for dead: its session was ended by garbage collection")
-                return
             except TieredError as error:
                 _log.warning("no heartbeat this time: %s", error)
+
+    def _beat_once(self) -> None:
+        """A process that was stopped for longer than sessions live finds its own ended, and goes on with a new one."""
+        try:
+            self.metadata.heartbeat(self.session)
+        except NotFoundError:
+            self.metadata.revive_session(self.session, self.host.name, os.getpid(), self._purpose)
+            _log.warning(
+                "this process did not run for so long that it was taken for dead; what it held unnamed is gone"
+            )
 
     def _find_disks(self) -> bool:
         """Open the stores of disks that appeared; True if anything changed."""
