@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tieredfs.config import DataUrl, MetaUrl, expand_braces, parse_data_url, parse_data_urls, parse_meta_url
+from tieredfs.config import DiskUrl, MetaUrl, expand_braces, parse_data_url, parse_data_urls, parse_meta_url
 from tieredfs.errors import ConfigurationError
 
 SEGMENTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
@@ -19,7 +19,7 @@ PATHS = st.lists(SEGMENTS, min_size=1, max_size=5).map(lambda segments: "/" + "/
 @given(PATHS)
 def test_urls_round_trip(path: str) -> None:
     assert parse_meta_url(str(MetaUrl(path))) == MetaUrl(path)
-    assert parse_data_url(str(DataUrl(path))) == DataUrl(path)
+    assert parse_data_url(str(DiskUrl(path))) == DiskUrl(path)
 
 
 def test_one_volume_has_one_url() -> None:
@@ -92,7 +92,7 @@ def test_bad_braces(text: str, advice: str) -> None:
 
 def test_data_urls_expand_in_order() -> None:
     urls = parse_data_urls(["disk:///a/d{0..1}", "disk:///b"])
-    assert urls == [DataUrl("/a/d0"), DataUrl("/a/d1"), DataUrl("/b")]
+    assert urls == [DiskUrl("/a/d0"), DiskUrl("/a/d1"), DiskUrl("/b")]
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,75 @@ def test_data_urls_expand_in_order() -> None:
 def test_bad_data_urls(texts: list[str], advice: str) -> None:
     with pytest.raises(ConfigurationError, match=advice):
         parse_data_urls(texts)
+
+
+# ---- off this machine ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("s3://bucket", "s3://bucket"),
+        ("s3://my-bucket//a//b/", "s3://my-bucket/a/b"),
+        (
+            "s3://bucket/p?region=us-east-1&endpoint=http://127.0.0.1:9000/&capacity=10TiB",
+            "s3://bucket/p?endpoint=http://127.0.0.1:9000&region=us-east-1&capacity=10TiB",
+        ),
+        ("node://storage-1:9400//mnt/./ssd0/t/", "node://storage-1:9400/mnt/ssd0/t"),
+        ("node://[::1]:9400/t?tls=on", "node://[::1]:9400/t?tls=on"),
+        ("node://10.0.0.1:9400/t?tls=off", "node://10.0.0.1:9400/t"),
+    ],
+)
+def test_remote_urls_have_one_form(text: str, canonical: str) -> None:
+    url = parse_data_url(text)
+    assert str(url) == canonical
+    assert parse_data_url(canonical) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("s3://", "no name of a bucket"),
+        ("s3://B/x", "no name of a bucket"),
+        ("s3://bucket/../x", "no prefix"),
+        ("s3://bucket/" + "a" * 1000, "no prefix"),
+        ("s3://bucket/p?endpoint=ftp://x", "endpoint is http"),
+        ("s3://bucket/p?endpoint=http://me:secret@host", "no credentials"),
+        ("s3://bucket/p?access_key=AKIA", "no setting here"),
+        ("s3://bucket/p?region=", "no setting here"),
+        ("s3://bucket/p?region=a&region=b", "no setting here"),
+        ("s3://bucket/p?region=$", "no region"),
+        ("s3://bucket/p?capacity=lots", "lots"),
+        ("node://host/x", "no HOST:PORT"),
+        ("node://me:pw@host:1/x", "no HOST:PORT"),
+        ("node://host:0/x", "no HOST:PORT"),
+        ("node://host:99999/x", "no HOST:PORT"),
+        ("node://host:9400", "names no directory"),
+        ("node://host:9400/", "names no directory"),
+        ("node://host:9400/a/../b", "names no directory"),
+        ("node://host:9400/a?tls=maybe", "on or off"),
+    ],
+)
+def test_bad_remote_urls(text: str, advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        parse_data_url(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "advice"),
+    [
+        (["s3://bucket/a", "s3://bucket/a/?region=x"], "named twice"),
+        (["s3://bucket/a/b", "s3://bucket/a"], "inside s3://bucket/a"),
+        (["s3://bucket", "s3://bucket/a"], "inside s3://bucket"),
+        (["node://h:1/a", "node://h:1/a/b"], "inside node://h:1/a"),
+        (["node://h:1/a", "node://h:1/a?tls=on"], "named twice"),
+    ],
+)
+def test_remote_stores_do_not_overlap(texts: list[str], advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        parse_data_urls(texts)
+
+
+def test_kinds_of_stores_mix() -> None:
+    urls = parse_data_urls(["node://n{1..2}:9400/mnt/ssd{0..1}/t", "disk:///a", "s3://bucket/a", "s3://bucket/ab"])
+    assert len({url.place for url in urls}) == 7

@@ -19,8 +19,10 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
+from tieredfs.chunk.cells import check_length, header_of, info_of, label, read_cells, recognise
 from tieredfs.chunk.descriptors import OpenChunks, Opened
 from tieredfs.chunk.directory import (
     CHUNKS_NAME,
@@ -37,11 +39,10 @@ from tieredfs.chunk.directory import (
     remove_leftovers,
 )
 from tieredfs.chunk.store import ChunkInfo, ChunkName, StoreSpace
-from tieredfs.core.crc import join_cells
 from tieredfs.errors import CorruptError, NoSpaceError, NotFoundError, TieredError, UnavailableError
-from tieredfs.format.chunk import ChunkHeader, decode_header, encode_header
+from tieredfs.format.chunk import ChunkHeader, encode_header
 from tieredfs.host import Host, crash, isal
-from tieredfs.limits import CELL_BYTES, CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, MIB, STORE_FREE_RESERVE_BYTES
+from tieredfs.limits import CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, MIB, STORE_FREE_RESERVE_BYTES
 from tieredfs.model import Disk
 
 _DIRECT_READ_BYTES_MIN: Final = 2 * MIB
@@ -83,10 +84,7 @@ class DiskStore:
     def put(self, info: ChunkInfo, payload: memoryview, cell_crcs: memoryview) -> None:
         assert len(payload) == info.payload_bytes
         name = info.name
-        header = ChunkHeader(
-            name.block, name.index, info.code, info.block_bytes, info.payload_bytes, info.crc32c, bytes(cell_crcs)
-        )
-        assert join_cells(header.cell_crcs, CELL_BYTES, info.payload_bytes) == info.crc32c
+        header = header_of(info, bytes(cell_crcs))
         temporary = incoming_path(self.root, name, os.getpid(), f"{self._host.random.getrandbits(64):x}")
         try:
             self._check_room(info.payload_bytes)
@@ -149,56 +147,18 @@ class DiskStore:
     def info(self, name: ChunkName) -> ChunkInfo:
         self._open_chunks.forget(name)  # what is asked is what the disk says now
         with self._open_chunks.use(name) as opened:
-            header = opened.header
-            return ChunkInfo(name, header.code, header.block_bytes, header.payload_bytes, header.crc32c)
+            return info_of(name, opened.header)
 
     def read_into(self, name: ChunkName, offset: int, target: memoryview) -> None:
         assert offset >= 0
         try:
             with self._open_chunks.use(name) as opened:
-                self._check_range(opened, name, offset + len(target))
-                self._read_cells(opened, name, offset, target)
+                read_cells(opened.header, self.root, offset, target, partial(self._fill, opened, name))
         except OSError as error:
-            raise UnavailableError(f"{_label(name)} cannot be read from {self.root}: {error}") from error
+            raise UnavailableError(f"{label(name)} cannot be read from {self.root}: {error}") from error
         except CorruptError:
             self._open_chunks.forget(name)
             raise
-
-    def _check_range(self, opened: Opened, name: ChunkName, end: int) -> None:
-        """Who asks knows the chunk's size from its block: a chunk that is smaller is not the one that was written."""
-        if end > opened.header.payload_bytes:
-            raise CorruptError(f"{_label(name)} on {self.root} has {opened.header.payload_bytes} bytes, not {end}")
-
-    def _read_cells(self, opened: Opened, name: ChunkName, offset: int, target: memoryview) -> None:
-        """Whole cells straight into the target; the partial ones at either end through one cell of scratch."""
-        end = offset + len(target)
-        position = offset
-        while position < end:
-            cell_start = position - position % CELL_BYTES
-            cell_end = min(cell_start + CELL_BYTES, opened.header.payload_bytes)
-            if position == cell_start and cell_end <= end:
-                payload_end = opened.header.payload_bytes
-                run_end = end if end == payload_end else end - end % CELL_BYTES
-                self._read_run(opened, name, position, target[position - offset : run_end - offset])
-                position = run_end
-                continue
-            scratch = memoryview(bytearray(cell_end - cell_start))
-            self._read_run(opened, name, cell_start, scratch)
-            part_end = min(cell_end, end)
-            target[position - offset : part_end - offset] = scratch[position - cell_start : part_end - cell_start]
-            position = part_end
-
-    def _read_run(self, opened: Opened, name: ChunkName, start: int, view: memoryview) -> None:
-        """Fill `view` with whole cells and check them with one checksum over all, joined from the table's."""
-        self._fill(opened, name, start, view)
-        first = start // CELL_BYTES
-        count = -(-len(view) // CELL_BYTES)
-        expected = opened.header.cell_crcs[4 * first : 4 * (first + count)]
-        if isal.crc32c(view) == join_cells(expected, CELL_BYTES, len(view)):
-            return
-        found = isal.cell_crcs(view, CELL_BYTES)
-        wrong = [first + at for at in range(count) if found[4 * at : 4 * at + 4] != expected[4 * at : 4 * at + 4]]
-        raise CorruptError(f"{_label(name)} on {self.root}: wrong bytes in cells {wrong[:8]}")
 
     def _fill(self, opened: Opened, name: ChunkName, start: int, view: memoryview) -> None:
         if opened.direct is not None and len(view) >= _DIRECT_READ_BYTES_MIN and _is_aligned(view):
@@ -206,7 +166,7 @@ class DiskStore:
         else:
             count = self._read_through_cache(opened.buffered, CHUNK_HEADER_BYTES + start, view)
         if count != len(view):
-            raise CorruptError(f"{_label(name)} on {self.root} ends {len(view) - count} bytes early")
+            raise CorruptError(f"{label(name)} on {self.root} ends {len(view) - count} bytes early")
 
     def _read_through_cache(self, descriptor: int, offset: int, view: memoryview) -> int:
         """In steps: the kernel reads ahead of the next one while it copies this one."""
@@ -227,14 +187,14 @@ class DiskStore:
             buffered = self._files.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
             self._check_present()
-            raise NotFoundError(f"{_label(name)} is not on {self.root}") from error
+            raise NotFoundError(f"{label(name)} is not on {self.root}") from error
         except OSError as error:
-            raise UnavailableError(f"{_label(name)} cannot be opened on {self.root}: {error}") from error
+            raise UnavailableError(f"{label(name)} cannot be opened on {self.root}: {error}") from error
         try:
             header = self._read_header(buffered, name)
         except OSError as error:
             self._files.close(buffered)
-            raise UnavailableError(f"{_label(name)} cannot be read from {self.root}: {error}") from error
+            raise UnavailableError(f"{label(name)} cannot be read from {self.root}: {error}") from error
         except TieredError:
             self._files.close(buffered)
             raise
@@ -243,15 +203,8 @@ class DiskStore:
     def _read_header(self, descriptor: int, name: ChunkName) -> ChunkHeader:
         raw = bytearray(CHUNK_HEADER_BYTES)
         count = self._files.read_into(descriptor, memoryview(raw), 0)
-        try:
-            header = decode_header(bytes(raw[:count]))
-        except TieredError as error:
-            raise CorruptError(f"{_label(name)} on {self.root}: {error}") from error
-        if (header.block, header.index) != (name.block, name.index):
-            raise CorruptError(f"{_label(name)} on {self.root} is really chunk {header.block:x}.{header.index}")
-        size = self._files.stat(descriptor).st_size
-        if size != CHUNK_HEADER_BYTES + header.payload_bytes:
-            raise CorruptError(f"{_label(name)} on {self.root} is {size} bytes long, not as its header says")
+        header = recognise(bytes(raw[:count]), name, self.root)
+        check_length(header, self._files.stat(descriptor).st_size, self.root)
         return header
 
     def _open_direct(self, path: str) -> int | None:
@@ -292,10 +245,6 @@ class DiskStore:
             return StoreSpace(self._files.total_bytes(self.root), self._files.free_bytes(self.root))
         except OSError as error:
             raise UnavailableError(f"{self.root} does not answer: {error}") from error
-
-
-def _label(name: ChunkName) -> str:
-    return f"chunk {name.block:x}.{name.index}"
 
 
 def _is_aligned(view: memoryview) -> bool:

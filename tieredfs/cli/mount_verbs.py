@@ -17,7 +17,7 @@ from tieredfs.cli.outcomes import CONDITION, PROBLEMS_FOUND
 from tieredfs.cli.render import emit, progress_bar, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
 from tieredfs.cli.stuck import drain_reason, saying_why
-from tieredfs.config import DataUrl, MetaUrl, format_size, parse_code, parse_meta_url, volume_name_from
+from tieredfs.config import DiskUrl, MetaUrl, format_size, parse_code, parse_meta_url, volume_name_from
 from tieredfs.config.sizes import parse_positive_size
 from tieredfs.errors import ConfigurationError, NotAMountError, NotFoundError, ReadOnlyError
 from tieredfs.host import LocalFiles
@@ -83,7 +83,7 @@ def _format_in(backend: Backend, home: str, url: MetaUrl) -> None:
     code = parse_code(UP_CODE)
     backend.format_volume(
         str(url),
-        [str(DataUrl(os.path.join(home, "disks", f"d{index}"))) for index in range(code.width)],
+        [str(DiskUrl(os.path.join(home, "disks", f"d{index}"))) for index in range(code.width)],
         code=code,
         durability=Durability.SSD,
         block_bytes=BLOCK_BYTES_DEFAULT,

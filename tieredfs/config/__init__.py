@@ -6,12 +6,24 @@ there. Every function raises `ConfigurationError` on text that makes no sense, n
 
 from tieredfs.config.names import parse_volume_name, volume_name_from
 from tieredfs.config.redundancy import parse_code, parse_durability
+from tieredfs.config.remote_urls import BucketUrl, NodeUrl
 from tieredfs.config.sizes import format_duration, format_size, parse_duration, parse_size
-from tieredfs.config.urls import DataUrl, MetaUrl, expand_braces, parse_data_url, parse_data_urls, parse_meta_url
+from tieredfs.config.urls import (
+    DataUrl,
+    DiskUrl,
+    MetaUrl,
+    expand_braces,
+    parse_data_url,
+    parse_data_urls,
+    parse_meta_url,
+)
 
 __all__ = [
+    "BucketUrl",
     "DataUrl",
+    "DiskUrl",
     "MetaUrl",
+    "NodeUrl",
     "expand_braces",
     "format_duration",
     "format_size",

@@ -1,6 +1,7 @@
 """Where a volume's parts are: `sqlite:///path/volume.db` for its metadata, `disk:///path/d{0..5}` for its chunks.
 
-What follows `scheme://` is the path as it is: no percent signs, queries or fragments to escape. Braces expand as in a
+What follows `scheme://` is the path as it is: no percent signs, queries or fragments to escape. Chunks may also be off this
+machine (`tieredfs.config.remote_urls`). Braces expand as in a
 shell, so that a URL in quotes and one that the shell expanded mean the same disks.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from tieredfs.config.remote_urls import BucketUrl, NodeUrl, parse_bucket_url, parse_node_url
 from tieredfs.errors import ConfigurationError
 from tieredfs.limits import DISKS_MAX, PATH_BYTES_MAX
 
@@ -31,13 +33,21 @@ class MetaUrl:
 
 
 @dataclass(frozen=True, slots=True)
-class DataUrl:
+class DiskUrl:
     """One directory of chunks."""
 
     path: str
 
+    @property
+    def place(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         return f"disk://{self.path}"
+
+
+DataUrl = DiskUrl | BucketUrl | NodeUrl
+"""Where chunks go."""
 
 
 def parse_meta_url(text: str) -> MetaUrl:
@@ -47,7 +57,11 @@ def parse_meta_url(text: str) -> MetaUrl:
 
 def parse_data_url(text: str) -> DataUrl:
     """One URL, taken literally. Raises ConfigurationError."""
-    return DataUrl(_path_of(text, "disk", "data URL", _DATA_EXAMPLE))
+    if text.startswith("s3://"):
+        return parse_bucket_url(text)
+    if text.startswith("node://"):
+        return parse_node_url(text)
+    return DiskUrl(_path_of(text, "disk", "data URL", _DATA_EXAMPLE))
 
 
 def parse_data_urls(texts: Iterable[str]) -> list[DataUrl]:
@@ -111,13 +125,13 @@ def _path_of(text: str, scheme: str, what: str, example: str) -> str:
 
 def _refuse_overlap(urls: list[DataUrl]) -> None:
     """Two stores in one directory, or one inside another, would take each other's files for foreign ones."""
-    known = {url.path for url in urls}
+    known = {url.place: url for url in urls}
     if len(known) < len(urls):
-        double = next(url for index, url in enumerate(urls) if url in urls[:index])
+        double = next(url for index, url in enumerate(urls) if url.place in [other.place for other in urls[:index]])
         raise ConfigurationError(f"{str(double)!r} is named twice: each disk needs a directory of its own")
     for url in urls:
-        parent = posixpath.dirname(url.path)
-        while parent != "/":
+        parent = posixpath.dirname(url.place)
+        while "://" in parent:
             if parent in known:
-                raise ConfigurationError(f"{str(url)!r} lies inside disk://{parent}: each disk needs its own directory")
+                raise ConfigurationError(f"{str(url)!r} lies inside {known[parent]}: each disk needs its own directory")
             parent = posixpath.dirname(parent)
