@@ -48,6 +48,24 @@ SCRATCH_COUNT: Final = 3
 """Degraded reads, checks and repairs that decode at one time; the others wait."""
 SCRATCH_WAIT_S: Final = 120.0
 
+# Chunk stores off this machine.
+REMOTE_CONNECT_S: Final = 3.0
+REMOTE_SILENCE_S: Final = 10.0
+"""A bucket or node that says nothing for so long, while something of it is awaited, does not answer..."""
+REMOTE_CALL_S: Final = 60.0
+"""...and no call takes longer than this, however steadily it trickles."""
+REMOTE_HEADERS_MAX: Final = 2048
+"""Chunk headers that a remote store remembers: 4 KiB each at most."""
+REMOTE_SPACE_FRESH_S: Final = 5.0
+"""Space is asked for again, beside the work, when what is known is so old..."""
+REMOTE_SPACE_STALE_S: Final = 60.0
+"""...and waited for when it is so old: for `REMOTE_SPACE_WAIT_S`."""
+REMOTE_SPACE_WAIT_S: Final = 3.0
+BUCKET_BYTES_DEFAULT: Final = 1024 * TIB
+"""What a bucket without `?capacity=` is taken to hold."""
+BUCKET_COUNT_INTERVAL_S: Final = 3600.0
+"""A bucket with `?capacity=` is listed so often, to count what is in it."""
+
 # Small files.
 PACKED_FILE_BYTES_MAX: Final = 4 * MIB
 """Files up to this size share blocks; larger ones fill blocks of their own."""
@@ -162,6 +180,8 @@ assert 2 * CODE_WIDTH_MAX * CELL_BYTES <= SCRATCH_BYTES, "a window of the widest
 assert PACKED_FILE_BYTES_MAX < BLOCK_BYTES_DEFAULT
 assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert READ_SIBLING_S < READ_FIRST_S < CHUNK_STALL_S < FILL_WAIT_S, "a slow disk is left before its reader gives up"
+assert REMOTE_CONNECT_S < REMOTE_SILENCE_S < CHUNK_STALL_S <= REMOTE_CALL_S
+assert REMOTE_SPACE_WAIT_S < REMOTE_SPACE_FRESH_S < REMOTE_SPACE_STALE_S
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
 assert CARE_WAIT_S < DUMP_INTERVAL_S

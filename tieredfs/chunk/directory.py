@@ -54,8 +54,12 @@ def fan_out_path(root: str, block: BlockId) -> str:
     return f"{root}/{CHUNKS_NAME}/{block % FAN_OUT:02x}"
 
 
+def chunk_file_name(name: ChunkName) -> str:
+    return f"{name.block:016x}.{name.index:02x}"
+
+
 def chunk_path(root: str, name: ChunkName) -> str:
-    return f"{fan_out_path(root, name.block)}/{name.block:016x}.{name.index:02x}"
+    return f"{fan_out_path(root, name.block)}/{chunk_file_name(name)}"
 
 
 def incoming_path(root: str, name: ChunkName, process: int, token: str) -> str:
@@ -93,14 +97,24 @@ def read_identity(files: Files, root: str) -> DiskIdentity:
         raw = files.load(path)
     except OSError as error:
         raise UnavailableError(f"{root} is not a disk of a volume (any more): {error.strerror} for {path}") from error
+    return decode_identity(raw, path)
+
+
+def decode_identity(raw: bytes, where: str) -> DiskIdentity:
+    """Raises CorruptError, NewerFormatError."""
     try:
         fields = json.loads(raw)
         version, volume, disk = int(fields["version"]), str(fields["volume_uuid"]), str(fields["disk_uuid"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{path} is not an identity file") from error
+        raise CorruptError(f"{where} is not an identity file") from error
     if version > FORMAT_VERSION:
-        raise NewerFormatError(f"{path} is of format version {version}; this program knows {FORMAT_VERSION}")
+        raise NewerFormatError(f"{where} is of format version {version}; this program knows {FORMAT_VERSION}")
     return DiskIdentity(volume, disk)
+
+
+def encode_identity(identity: DiskIdentity) -> bytes:
+    fields = {"version": FORMAT_VERSION, "volume_uuid": identity.volume_uuid, "disk_uuid": identity.disk_uuid}
+    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def check_identity(found: DiskIdentity, expected: DiskIdentity, root: str) -> None:
@@ -133,7 +147,7 @@ def format_disk(host: Host, root: str, identity: DiskIdentity) -> None:
         files.sync_directory(f"{root}/{CHUNKS_NAME}")
         files.sync_directory(root)
         if IDENTITY_NAME not in names:
-            files.save(f"{root}/{IDENTITY_NAME}", _encode_identity(identity))
+            files.save(f"{root}/{IDENTITY_NAME}", encode_identity(identity))
     except (FileExistsError, NotADirectoryError) as error:
         raise ForeignDataError(f"{root} is not a directory") from error
     except OSError as error:
@@ -157,11 +171,6 @@ def _refuse_files_below(files: Files, root: str, name: str) -> None:
             raise ForeignDataError(f"{root} holds {name}/{inner} but no {IDENTITY_NAME}: it is not ours to overwrite")
 
 
-def _encode_identity(identity: DiskIdentity) -> bytes:
-    fields = {"version": FORMAT_VERSION, "volume_uuid": identity.volume_uuid, "disk_uuid": identity.disk_uuid}
-    return (json.dumps(fields, indent=2) + "\n").encode()
-
-
 def give_to_volume(files: Files, root: str, identity: DiskIdentity) -> None:
     """From now on the disk, with what it holds, is that one's: metadata that knew it under another name cannot open it any more.
 
@@ -170,7 +179,7 @@ def give_to_volume(files: Files, root: str, identity: DiskIdentity) -> None:
     if found.disk_uuid != identity.disk_uuid:
         raise ForeignDataError(f"{root} is disk {found.disk_uuid}, not {identity.disk_uuid}")
     try:
-        files.save(f"{root}/{IDENTITY_NAME}", _encode_identity(identity))
+        files.save(f"{root}/{IDENTITY_NAME}", encode_identity(identity))
     except OSError as error:
         raise UnavailableError(f"{root} cannot be given to the volume: {error}") from error
 

@@ -53,8 +53,12 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 def open_store(disk: Disk, volume_uuid: str, host: Host) -> "DiskStore":
     """The store of a disk record. Raises UnavailableError, ForeignDataError, CorruptError, NewerFormatError."""
-    root = path_of_url(disk.url)
-    check_identity(read_identity(host.files, root), DiskIdentity(volume_uuid, disk.uuid), root)
+    return open_directory(path_of_url(disk.url), DiskIdentity(volume_uuid, disk.uuid), host)
+
+
+def open_directory(root: str, identity: DiskIdentity, host: Host) -> "DiskStore":
+    """The store of a directory that must be that disk. Raises as `open_store`."""
+    check_identity(read_identity(host.files, root), identity, root)
     return DiskStore(root, host)
 
 

@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from tieredfs.chunk.directory import DiskIdentity, erase_disk, format_disk, path_of_url, read_identity
-from tieredfs.config import MetaUrl, format_size, parse_data_urls, parse_meta_url
+from tieredfs.chunk.directory import DiskIdentity
+from tieredfs.chunk.sites import Site, domain_of, site_of
+from tieredfs.config import DataUrl, DiskUrl, MetaUrl, format_size, parse_data_url, parse_data_urls, parse_meta_url
 from tieredfs.errors import (
     BusyError,
     ConfigurationError,
@@ -52,27 +53,29 @@ def format_volume(
     force: bool = False,
     host: Host | None = None,
 ) -> VolumeConfig:
-    """Make a volume over empty or missing directories, one disk each, every one a failure domain of its own. Its root directory is
-    the caller's.
+    """Make a volume over empty or missing directories or prefixes of buckets, one disk each. A directory is a failure domain of its
+    own; those of a node, or of a bucket, are one. The volume's root directory is the caller's.
 
-    Raises VolumeExistsError, ForeignDataError, ConfigurationError; then nothing was changed but directories made.
+    Raises VolumeExistsError, ForeignDataError, ConfigurationError, UnavailableError (a bucket or node does not answer); then
+    nothing was changed but directories made.
     """
     host = host or local_host()
     location = parse_meta_url(meta_url)
-    roots = [url.path for url in parse_data_urls(data_urls)]
-    _check_shape(code, block_bytes, roots)
+    urls = parse_data_urls(data_urls)
+    _check_shape(code, block_bytes, len(urls))
     _check_vacant(location, meta_url, force=force, host=host)
-    _check_disks(roots, meta_url, force=force, host=host)
+    sites = [site_of(url, host) for url in urls]
+    _check_disks(urls, sites, meta_url, force=force)
     config = VolumeConfig(str(uuid.uuid4()), name, FORMAT_VERSION, host.clock.wall_ns(), code, block_bytes, durability)
     disks = [
-        Disk(DiskId(number), str(uuid.uuid4()), f"disk://{root}", f"disk-{number}", DiskState.ACTIVE)
-        for number, root in enumerate(roots, start=1)
+        Disk(DiskId(number), str(uuid.uuid4()), str(url), domain_of(url, f"disk-{number}"), DiskState.ACTIVE)
+        for number, url in enumerate(urls, start=1)
     ]
-    for disk, root in zip(disks, roots, strict=True):
+    for disk, site in zip(disks, sites, strict=True):
         if force:
             with contextlib.suppress(UnavailableError, CorruptError):
-                erase_disk(host, root)
-        format_disk(host, root, DiskIdentity(config.uuid, disk.uuid))
+                site.erase()
+        site.format(DiskIdentity(config.uuid, disk.uuid))
     host.files.make_directory(os.path.dirname(location.path))
     engine = SqliteEngine(location.path, create=True)
     try:
@@ -83,14 +86,14 @@ def format_volume(
     return config
 
 
-def _check_shape(code: Code, block_bytes: int, roots: Sequence[str]) -> None:
-    if not roots:
+def _check_shape(code: Code, block_bytes: int, count: int) -> None:
+    if not count:
         raise ConfigurationError("a volume needs a data directory: --data disk:///path/d{0..5}")
-    if len(roots) > DISKS_MAX:
-        raise ConfigurationError(f"{len(roots)} data directories are over the limit of {DISKS_MAX}")
-    if len(roots) < code.width:
+    if count > DISKS_MAX:
+        raise ConfigurationError(f"{count} data directories are over the limit of {DISKS_MAX}")
+    if count < code.width:
         raise ConfigurationError(
-            f"{code} needs {code.width} data directories, one per chunk of a block; there are {len(roots)}. "
+            f"{code} needs {code.width} data directories, one per chunk of a block; there are {count}. "
             f"Name more, or choose a narrower --code (replica:1 works with one)"
         )
     if not CHUNK_ALIGNMENT_BYTES <= block_bytes <= BLOCK_BYTES_MAX or block_bytes % CHUNK_ALIGNMENT_BYTES:
@@ -125,25 +128,15 @@ def _may_be_database(path: str) -> bool:
         return True
 
 
-def _check_disks(roots: Sequence[str], meta_url: str, *, force: bool, host: Host) -> None:
+def _check_disks(urls: Sequence[DataUrl], sites: Sequence[Site], meta_url: str, *, force: bool) -> None:
     """Look before anything is written: no data directory may hold another volume, or files that are not ours."""
-    for root in roots:
-        try:
-            names = set(host.files.list_directory(root))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise ConfigurationError(f"{root} cannot be a data directory: {error.strerror}") from error
-        if not names:
-            continue
-        try:
-            found = read_identity(host.files, root)
-        except UnavailableError:
-            continue  # no identity: format_disk refuses foreign files by name
-        if not force:
+    for url, site in zip(urls, sites, strict=True):
+        found = site.identity()
+        if found is not None and not force:
+            where = url.path if isinstance(url, DiskUrl) else str(url)
             raise ForeignDataError(
-                f"{root} is a disk of volume {found.volume_uuid}; name an empty directory, or --force to erase it. "
-                f"If that volume's metadata are lost, `tieredfs load {meta_url} {root}` brings them back from a dump"
+                f"{where} is a disk of volume {found.volume_uuid}; name an empty directory, or --force to erase it. "
+                f"If that volume's metadata are lost, `tieredfs load {meta_url} {where}` brings them back from a dump"
             )
 
 
@@ -172,11 +165,11 @@ def destroy_volume(meta_url: str, *, progress: Progress | None = None, host: Hos
 
 def _erase(disk: Disk, volume_uuid: str, host: Host) -> None:
     """Erase a disk if it is there and still ours; one that is away stays as it is."""
-    root = path_of_url(disk.url)
     try:
-        identity = read_identity(host.files, root)
-        if identity.volume_uuid == volume_uuid:
-            erase_disk(host, root)
+        site = site_of(parse_data_url(disk.url), host)
+        identity = site.identity()
+        if identity is not None and identity.volume_uuid == volume_uuid:
+            site.erase()
     except TieredError:
         return
 

@@ -9,15 +9,16 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final, Self
 
 from tieredfs.block.store import BlockStore
-from tieredfs.chunk.directory import DiskIdentity, format_disk
-from tieredfs.chunk.disk import open_store
+from tieredfs.chunk.directory import DiskIdentity
+from tieredfs.chunk.sites import domain_of, open_store, site_of
 from tieredfs.chunk.store import ChunkStore
-from tieredfs.config import parse_data_url, parse_meta_url
+from tieredfs.config import DiskUrl, parse_data_url, parse_meta_url
 from tieredfs.curator import (
     CheckReport,
     Curator,
@@ -61,6 +62,7 @@ from tieredfs.volume.status import (
     VolumeStatus,
 )
 
+_OPENERS_MAX: Final = 32
 _log: Final = logging.getLogger("tieredfs.volume")
 
 
@@ -176,10 +178,8 @@ class Volume:
                 self.problems.pop(disk.disk, None)
                 continue
             known = self._stores.get(disk.disk)
-            store = known[1] if known else None
-            if store is None:
-                store = self._open_store(disk)
-            found[disk.disk] = (disk, store)
+            found[disk.disk] = (disk, known[1] if known else None)
+        self._open_stores(found)
         changed = found != self._stores
         self._stores = found
         return changed
@@ -188,6 +188,15 @@ class Volume:
         if self._find_disks():
             self.blocks.replace_disks(self._stores)
             self._holdings.replace_disks(self._stores)
+
+    def _open_stores(self, found: dict[DiskId, tuple[Disk, ChunkStore | None]]) -> None:
+        """All at once, so that many that do not answer take no longer than one: a heartbeat waits for them."""
+        missing = [disk for disk, store in found.values() if store is None]
+        if not missing:
+            return
+        with ThreadPoolExecutor(min(len(missing), _OPENERS_MAX), thread_name_prefix="open-disk") as threads:
+            for disk, store in zip(missing, threads.map(self._open_store, missing), strict=True):
+                found[disk.disk] = (disk, store)
 
     def _open_store(self, disk: Disk) -> ChunkStore | None:
         try:
@@ -233,14 +242,18 @@ class Volume:
     # ---- disks ------------------------------------------------------------------------------------------------------
 
     def add_disk(self, url: str, domain: str | None = None) -> Disk:
-        """Make a directory a disk of this volume. Raises ForeignDataError, AlreadyExistsError, ConfigurationError."""
-        root = parse_data_url(url).path
+        """Make a directory, or a prefix of a bucket, a disk of this volume.
+
+        Raises ForeignDataError, AlreadyExistsError, ConfigurationError, UnavailableError.
+        """
+        place = parse_data_url(url)
         known = {disk.url: disk.disk for disk in self.metadata.disks() if disk.state is not DiskState.REMOVED}
-        if (number := known.get(f"disk://{root}")) is not None:
-            raise AlreadyExistsError(f"{root} is disk {number} of this volume already")
+        if (number := known.get(str(place))) is not None:
+            where = place.path if isinstance(place, DiskUrl) else str(place)
+            raise AlreadyExistsError(f"{where} is disk {number} of this volume already")
         disk_uuid = str(uuid.uuid4())
-        format_disk(self.host, root, DiskIdentity(self._config.uuid, disk_uuid))
-        disk = self.metadata.add_disk(disk_uuid, f"disk://{root}", domain or f"disk-{disk_uuid[:8]}")
+        site_of(place, self.host).format(DiskIdentity(self._config.uuid, disk_uuid))
+        disk = self.metadata.add_disk(disk_uuid, str(place), domain or domain_of(place, f"disk-{disk_uuid[:8]}"))
         self._refresh_disks()
         with suppress(UnavailableError):  # older dumps do not know the disk, and what will be on it
             self.dump_to_disks(lambda _done, _total, _unit: None)

@@ -1,0 +1,210 @@
+"""Volumes on buckets, end to end: mounted, drained, evicted, read back, checked, rebuilt, emptied, collected.
+
+moto is the bucket, and our own S3 endpoint once.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.buckets.moto_server import CREDENTIALS, Moto
+from tests.mount import volumes
+from tests.mount.volumes import Lab
+from tests.s3.endpoint import endpoint
+from tieredfs.config import BucketUrl, parse_code
+from tieredfs.limits import MIB
+from tieredfs.model import Durability
+from tieredfs.testing.wire_faults import FaultyWire, WireFault
+from tieredfs.volume import FileSystem, format_volume
+
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with volumes.lab() as made:
+        made.mnt.mkdir()
+        yield made
+
+
+def format_over(lab: Lab, urls: list[str], code: str) -> None:
+    format_volume(lab.url, urls, code=parse_code(code), durability=Durability.SSD, name="lab", block_bytes=4 * MIB)
+
+
+def write_files(folder: Path, count: int = 3, size_bytes: int = 5 * MIB + 123) -> dict[str, str]:
+    """Names and digests of what was written."""
+    found = {}
+    for number in range(count):
+        content = os.urandom(size_bytes)
+        (folder / f"f{number}").write_bytes(content)
+        found[f"f{number}"] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def digests(folder: Path, names: dict[str, str]) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def evict(lab: Lab, names: dict[str, str]) -> None:
+    assert lab.ask("evict", paths=list(names))["kept"] == 0
+
+
+def chunk_keys(moto: Moto, bucket: str) -> list[str]:
+    return [key for key in moto.keys(bucket) if "/chunks/" in key]
+
+
+LAYOUTS = [("replica:1", 1, 0), ("replica:2", 2, 0), ("rs:2+1", 3, 0), ("rs:2+1", 1, 2)]
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize(("code", "buckets", "disks"), LAYOUTS)
+def test_the_life_of_a_volume_on_buckets(lab: Lab, moto: Moto, code: str, buckets: int, disks: int) -> None:
+    names = [moto.new_bucket() for _ in range(buckets)]
+    urls = [str(moto.url(name)) for name in names] + [f"disk://{lab.root}/d{number}" for number in range(disks)]
+    format_over(lab, urls, code)
+    lab.mount()
+    files = write_files(lab.mnt)
+    lab.unmount(flush=True)
+    assert all(chunk_keys(moto, name) for name in names)
+    lab.mount()
+    evict(lab, files)
+    assert digests(lab.mnt, files) == files
+    done = lab.run("fsck", lab.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (lab.mnt / "f0").unlink()
+    lab.unmount(flush=True)
+    lab.json("gc", lab.url)
+    assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in lab.run("status", lab.url, "--json").stdout
+    assert lab.run("destroy", lab.url, "--yes").returncode == 0
+    assert all(moto.keys(name) == [] for name in names)
+
+
+def test_damage_in_buckets_is_found_and_mended(lab: Lab, moto: Moto) -> None:
+    names = [moto.new_bucket() for _ in range(3)]
+    format_over(lab, [str(moto.url(name)) for name in names], "rs:2+1")
+    content = os.urandom(4 * MIB)
+    with FileSystem.at(lab.url, purpose="test") as volume:
+        with volume.create() as file:
+            os.pwrite(file.descriptor, content, 0)
+            file.commit(b"/f")
+        volume.flush(WAIT_S)
+    first, second = chunk_keys(moto, names[0])[0], chunk_keys(moto, names[1])[0]
+    moto.client.put_object(Bucket=names[0], Key=first, Body=moto.read(names[0], first)[:-5])
+    assert lab.run("fsck", lab.url).returncode == 1
+    assert "repaired" in lab.run("fsck", lab.url, "--repair").stdout
+    assert lab.run("fsck", lab.url).returncode == 0
+    moto.client.delete_object(Bucket=names[1], Key=second)
+    assert lab.run("fsck", lab.url).returncode == 1
+    assert "repaired" in lab.run("fsck", lab.url, "--repair").stdout
+    assert lab.run("fsck", lab.url).returncode == 0
+    assert chunk_keys(moto, names[1]) == [second]
+
+
+def stored(volume: FileSystem, path: bytes, content: bytes) -> None:
+    with volume.create() as file:
+        os.pwrite(file.descriptor, content, 0)
+        file.commit(path)
+    volume.flush(WAIT_S)
+
+
+def read_back(lab: Lab, path: bytes) -> bytes:
+    """By a process of its own, which has it on no SSD."""
+    with FileSystem.at(lab.url, purpose="test") as volume:
+        volume.evict(path)
+        with volume.open(path) as file:
+            target = bytearray(file.attributes.size_bytes)
+            assert file.read_into(0, memoryview(target)) == len(target)
+    return bytes(target)
+
+
+def test_a_lost_bucket_is_rebuilt_and_a_disk_moves_to_a_bucket(lab: Lab, moto: Moto) -> None:
+    names = [moto.new_bucket() for _ in range(4)]
+    disk = f"disk://{lab.root}/d0"
+    format_over(lab, [disk, *(str(moto.url(name)) for name in names[:3])], "rs:2+1")
+    content = os.urandom(9 * MIB)
+    with FileSystem.at(lab.url, purpose="test") as volume:
+        stored(volume, b"/f", content)
+    moto.client.delete_objects(Bucket=names[0], Delete={"Objects": [{"Key": key} for key in moto.keys(names[0])]})
+    moto.client.delete_bucket(Bucket=names[0])
+    assert read_back(lab, b"/f") == content
+    added = lab.json("disk", "add", lab.url, str(moto.url(names[3])))
+    assert added["domain"] == f"bucket-{names[3]}"
+    assert lab.json("disk", "rebuild", lab.url, "2")["state"] == "removed"
+    assert lab.json("disk", "drain", lab.url, "1")["state"] == "removed"
+    assert not list((lab.root / "d0").glob("chunks/*/*"))
+    assert read_back(lab, b"/f") == content
+    assert lab.run("fsck", lab.url).returncode == 0
+
+
+def test_garbage_in_a_bucket_is_collected(lab: Lab, moto: Moto) -> None:
+    name = moto.new_bucket()
+    format_over(lab, [str(moto.url(name))], "replica:1")
+    with FileSystem.at(lab.url, purpose="test") as volume:
+        stored(volume, b"/f", os.urandom(MIB))
+    key = chunk_keys(moto, name)[0]
+    folder, _, file = key.rpartition("/")
+    stray = f"{folder}/00000000000f00{file[14:16]}.00"
+    moto.client.put_object(Bucket=name, Key=stray, Body=moto.read(name, key))
+    lab.json("gc", lab.url)
+    assert chunk_keys(moto, name) == [key]
+
+
+def test_reading_goes_on_while_a_bucket_fails(lab: Lab, moto: Moto) -> None:
+    names = [moto.new_bucket() for _ in range(3)]
+    wire = FaultyWire(moto.port)
+    try:
+        urls = [moto.url(names[0], port=wire.port), *(moto.url(name) for name in names[1:])]
+        format_over(lab, [str(url) for url in urls], "rs:2+1")
+        content = os.urandom(8 * MIB)
+        with FileSystem.at(lab.url, purpose="test") as volume:
+            stored(volume, b"/f", content)
+            for fault in (WireFault.BUSY, WireFault.RESET, WireFault.HANG):
+                wire.fail("GET", fault)
+                volume.evict(b"/f")
+                with volume.open(b"/f") as file:
+                    target = bytearray(len(content))
+                    assert file.read_into(0, memoryview(target)) == len(content)
+                assert bytes(target) == content
+            assert wire.happened.total() > 0
+    finally:
+        wire.close()
+
+
+# ---- our own endpoint as the bucket ----------------------------------------------------------------------------------
+
+
+def test_a_volume_on_the_s3_endpoint_of_another(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with endpoint("--workers", "1") as server:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.key.access_key_id)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.key.secret_access_key)
+        client: Any = server.client()
+        client.create_bucket(Bucket="chunks")
+        wire = FaultyWire(server.port)
+        try:
+            urls = [BucketUrl("chunks", f"p{at}", f"http://127.0.0.1:{wire.port}", "us-east-1") for at in range(3)]
+            format_over(lab, [str(url) for url in urls], "rs:2+1")
+            content = os.urandom(8 * MIB + 7)
+            with FileSystem.at(lab.url, purpose="test") as volume:
+                stored(volume, b"/f", content)
+            assert read_back(lab, b"/f") == content
+            assert wire.requests["PUT"] >= 9
+            assert wire.connections < wire.requests.total() / 2, "connections are kept"
+            assert lab.run("fsck", lab.url).returncode == 0
+            assert lab.run("destroy", lab.url, "--yes").returncode == 0
+            assert client.list_objects_v2(Bucket="chunks")["KeyCount"] == 0
+        finally:
+            wire.close()
+            client.close()
+
+
+def test_a_bucket_that_cannot_be_asked_is_told_without_a_secret(lab: Lab) -> None:
+    url = BucketUrl("bucket", "p", "http://127.0.0.1:9", "us-east-1")
+    done = lab.run("format", lab.url, "--data", str(url), "--code", "replica:1")
+    assert done.returncode == 3
+    assert "does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (lab.root / "volume.db").exists()
