@@ -14,7 +14,6 @@ Safe from any thread. Several processes may use one directory: names are unique,
 """
 
 import contextlib
-import errno
 import mmap
 import os
 import threading
@@ -31,24 +30,22 @@ from tieredfs.chunk.directory import (
     DiskIdentity,
     check_identity,
     chunk_path,
-    fan_out_path,
-    incoming_path,
     parse_chunk_name,
     path_of_url,
     read_identity,
     remove_leftovers,
 )
+from tieredfs.chunk.incoming import IncomingChunk
 from tieredfs.chunk.store import ChunkInfo, ChunkName, StoreSpace
-from tieredfs.errors import CorruptError, NoSpaceError, NotFoundError, TieredError, UnavailableError
+from tieredfs.errors import CorruptError, NotFoundError, TieredError, UnavailableError
 from tieredfs.format.chunk import ChunkHeader, encode_header
-from tieredfs.host import Host, crash, isal
-from tieredfs.limits import CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, MIB, STORE_FREE_RESERVE_BYTES
+from tieredfs.host import Host, isal
+from tieredfs.limits import CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, MIB
 from tieredfs.model import Disk
 
 _DIRECT_READ_BYTES_MIN: Final = 2 * MIB
 _BUFFERED_STEP_BYTES: Final = MIB
 _OPEN_CHUNKS_MAX: Final = 256
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def open_store(disk: Disk, volume_uuid: str, host: Host) -> "DiskStore":
@@ -60,12 +57,6 @@ def open_directory(root: str, identity: DiskIdentity, host: Host) -> "DiskStore"
     """The store of a directory that must be that disk. Raises as `open_store`."""
     check_identity(read_identity(host.files, root), identity, root)
     return DiskStore(root, host)
-
-
-def _translate(error: OSError, what: str) -> TieredError:
-    if error.errno in _FULL:
-        return NoSpaceError(f"{what}: {error.strerror}")
-    return UnavailableError(f"{what}: {error}")
 
 
 class DiskStore:
@@ -87,46 +78,29 @@ class DiskStore:
 
     def put(self, info: ChunkInfo, payload: memoryview, cell_crcs: memoryview) -> None:
         assert len(payload) == info.payload_bytes
-        name = info.name
         header = header_of(info, bytes(cell_crcs))
-        temporary = incoming_path(self.root, name, os.getpid(), f"{self._host.random.getrandbits(64):x}")
+        incoming = self.receive(header, self._aligned(encode_header(header)), aligned=_is_aligned(payload))
         try:
-            self._check_room(info.payload_bytes)
-            self._write_durably(temporary, self._aligned(encode_header(header)), payload)
-            crash.here("chunk.written")
-            self._files.rename(temporary, chunk_path(self.root, name))
-            self._files.sync_directory(fan_out_path(self.root, name.block))
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._files.unlink(temporary)
-            raise _translate(error, f"chunk {name.block:x}.{name.index} cannot be written to {self.root}") from error
-        self._open_chunks.forget(name)
-        crash.here("chunk.published")
+            incoming.write(payload, check=False)
+            self.publish(incoming)
+        except TieredError:
+            incoming.discard()
+            raise
 
-    def _check_room(self, payload_bytes: int) -> None:
-        free = self._files.free_bytes(self.root)
-        if free - payload_bytes - CHUNK_HEADER_BYTES < STORE_FREE_RESERVE_BYTES:
-            raise NoSpaceError(f"{self.root} has {free} bytes free and keeps {STORE_FREE_RESERVE_BYTES} of them")
+    def receive(self, header: ChunkHeader, page: memoryview, *, aligned: bool) -> IncomingChunk:
+        """A chunk that comes in pieces. `aligned`: page and pieces are as direct I/O wants them.
 
-    def _write_durably(self, path: str, header: memoryview, payload: memoryview) -> None:
-        if self._direct and _is_aligned(payload):
-            try:
-                self._write(path, header, payload, os.O_DIRECT)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self._direct = False  # a file system that caches everything (tmpfs) or aligns otherwise
-            else:
-                return
-        self._write(path, header, payload, 0)
+        The caller writes to it, then `publish`es or discards it.
 
-    def _write(self, path: str, header: memoryview, payload: memoryview, flags: int) -> None:
-        descriptor = self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags)
-        try:
-            self._files.write(descriptor, [header, payload], 0)
-            self._files.sync(descriptor)
-        finally:
-            self._files.close(descriptor)
+        Raises UnavailableError.
+        """
+        return IncomingChunk(self.root, self._host, header, page, direct=self._direct and aligned)
+
+    def publish(self, incoming: IncomingChunk) -> None:
+        """Durable under its name on return. Raises UnavailableError, CorruptError (not whole)."""
+        incoming.commit()
+        self._direct = self._direct and not incoming.refused_direct
+        self._open_chunks.forget(incoming.name)
 
     def _aligned(self, header: bytes) -> memoryview:
         """The header in page-aligned memory of this thread, as O_DIRECT wants it."""
@@ -183,17 +157,23 @@ class DiskStore:
                 break
         return done
 
-    # ---- descriptors ------------------------------------------------------------------------------------------------
+    def open_raw(self, name: ChunkName) -> int:
+        """A descriptor of the whole chunk as it lies there, header and payload, unverified; the caller closes it.
 
-    def _open_for_reading(self, name: ChunkName) -> Opened:
-        path = chunk_path(self.root, name)
+        Raises NotFoundError, UnavailableError.
+        """
         try:
-            buffered = self._files.open(path, os.O_RDONLY)
+            return self._files.open(chunk_path(self.root, name), os.O_RDONLY)
         except FileNotFoundError as error:
             self._check_present()
             raise NotFoundError(f"{label(name)} is not on {self.root}") from error
         except OSError as error:
             raise UnavailableError(f"{label(name)} cannot be opened on {self.root}: {error}") from error
+
+    # ---- descriptors ------------------------------------------------------------------------------------------------
+
+    def _open_for_reading(self, name: ChunkName) -> Opened:
+        buffered = self.open_raw(name)
         try:
             header = self._read_header(buffered, name)
         except OSError as error:
@@ -202,7 +182,7 @@ class DiskStore:
         except TieredError:
             self._files.close(buffered)
             raise
-        return Opened(header, buffered, self._open_direct(path) if self._direct else None)
+        return Opened(header, buffered, self._open_direct(chunk_path(self.root, name)) if self._direct else None)
 
     def _read_header(self, descriptor: int, name: ChunkName) -> ChunkHeader:
         raw = bytearray(CHUNK_HEADER_BYTES)
@@ -232,15 +212,18 @@ class DiskStore:
     def names(self) -> Iterator[ChunkName]:
         self._check_present()
         for at in range(FAN_OUT):
-            fan_out = f"{at:02x}"
-            try:
-                entries = self._files.list_directory(f"{self.root}/{CHUNKS_NAME}/{fan_out}")
-            except OSError as error:
-                raise UnavailableError(f"{self.root} cannot be listed: {error}") from error
-            for entry in entries:
-                name = parse_chunk_name(fan_out, entry)
-                if name is not None:
-                    yield name
+            yield from self.names_in(f"{at:02x}")
+
+    def names_in(self, fan_out: str) -> Iterator[ChunkName]:
+        """Those of one fan-out directory, two hex digits. Raises UnavailableError."""
+        try:
+            entries = self._files.list_directory(f"{self.root}/{CHUNKS_NAME}/{fan_out}")
+        except OSError as error:
+            raise UnavailableError(f"{self.root} cannot be listed: {error}") from error
+        for entry in entries:
+            name = parse_chunk_name(fan_out, entry)
+            if name is not None:
+                yield name
 
     def space(self) -> StoreSpace:
         """A mount point without its disk has space, too; the identity is what goes with the disk."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from tieredfs.chunk.directory import DiskIdentity, erase_disk, format_disk, read_identity
 from tieredfs.chunk.disk import open_directory
 from tieredfs.chunk.store import ChunkStore
-from tieredfs.config import BucketUrl, DataUrl, DiskUrl, parse_data_url
+from tieredfs.config import DataUrl, DiskUrl, NodeUrl, parse_data_url
 from tieredfs.errors import ConfigurationError, UnavailableError
 from tieredfs.host import Host
 from tieredfs.model import Disk
@@ -39,7 +39,10 @@ def site_of(url: DataUrl, host: Host) -> Site:
     """Raises ConfigurationError: this kind of store needs something that is not installed or not set."""
     if isinstance(url, DiskUrl):
         return DiskSite(url.path, host)
-    assert isinstance(url, BucketUrl), "nodes follow"
+    if isinstance(url, NodeUrl):
+        from tieredfs.chunk.node import NodeSite
+
+        return NodeSite(url, host)
     try:
         from tieredfs.chunk.bucket import BucketSite
     except ImportError as error:

@@ -1,0 +1,103 @@
+"""The body of a PUT on its way into a chunk: header first, then cells, checked and written as they come.
+
+However large the chunk, an upload has `PIECE_BYTES` of memory, page-aligned, so that what comes off the wire goes to the disk
+past the page cache. Decisions only; the caller receives, and calls `write_piece` in a thread.
+"""
+
+import mmap
+from typing import Final
+
+from tieredfs.chunk.directory import chunk_file_name
+from tieredfs.chunk.disk import DiskStore
+from tieredfs.chunk.incoming import IncomingChunk
+from tieredfs.chunk.store import ChunkName
+from tieredfs.errors import CorruptError, NewerFormatError
+from tieredfs.format.chunk import ChunkHeader, decode_header
+from tieredfs.limits import BLOCK_BYTES_MAX, CELL_BYTES, CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, MIB
+from tieredfs_gateway.node.refusals import RefusedError, bad_request
+
+PIECE_BYTES: Final = 4 * MIB
+"""Uploads of 16 MiB, four at a time."""
+BODY_BYTES_MAX: Final = CHUNK_HEADER_BYTES + BLOCK_BYTES_MAX
+assert PIECE_BYTES % CELL_BYTES == 0
+
+
+class Upload:
+    """One chunk. One thread at a time. `close` whatever happens."""
+
+    def __init__(self, store: DiskStore, name: ChunkName, body_bytes: int) -> None:
+        if not CHUNK_HEADER_BYTES < body_bytes <= BODY_BYTES_MAX:
+            raise bad_request(f"a chunk is its header and 1 to {BLOCK_BYTES_MAX} bytes")
+        self._store = store
+        self._name = name
+        self._left_bytes = body_bytes
+        self._page = mmap.mmap(-1, CHUNK_HEADER_BYTES)
+        self._memory = memoryview(mmap.mmap(-1, min(PIECE_BYTES, _aligned(body_bytes))))
+        self._target = memoryview(self._page)
+        self._filled_bytes = 0
+        self._incoming: IncomingChunk | None = None
+
+    def take(self, data: memoryview) -> int:
+        """Keep what fits into this piece; how much that was. Less than all: `write_piece` first."""
+        if len(data) > self._left_bytes:
+            raise bad_request("the body is longer than was said")
+        count = min(len(data), len(self._target) - self._filled_bytes)
+        self._target[self._filled_bytes : self._filled_bytes + count] = data[:count]
+        self._filled_bytes += count
+        self._left_bytes -= count
+        return count
+
+    @property
+    def piece_is_full(self) -> bool:
+        return self._filled_bytes == len(self._target) or (self._left_bytes == 0 and self._filled_bytes > 0)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._left_bytes == 0
+
+    def write_piece(self) -> None:
+        """Blocking. Raises RefusedError, NoSpaceError, UnavailableError."""
+        if self._incoming is None:
+            self._begin()
+        else:
+            try:
+                self._incoming.write(self._target[: self._filled_bytes], check=True)
+            except CorruptError as error:
+                raise _torn(error) from error
+        self._target, self._filled_bytes = self._memory, 0
+
+    def _begin(self) -> None:
+        header = self._decoded()
+        if (header.block, header.index) != (self._name.block, self._name.index):
+            raise bad_request(f"the header is that of another chunk than {chunk_file_name(self._name)}")
+        if header.payload_bytes != self._left_bytes:
+            raise bad_request("the body is not as long as its header says")
+        aligned = header.payload_bytes % CHUNK_ALIGNMENT_BYTES == 0
+        self._incoming = self._store.receive(header, memoryview(self._page), aligned=aligned)
+
+    def _decoded(self) -> ChunkHeader:
+        try:
+            return decode_header(bytes(self._page))
+        except NewerFormatError as error:
+            raise bad_request(str(error)) from error
+        except CorruptError as error:
+            raise _torn(error) from error
+
+    def publish(self) -> None:
+        """Blocking; durable on return. Raises NoSpaceError, UnavailableError."""
+        assert self._incoming is not None, "a complete body has begun"
+        self._store.publish(self._incoming)
+        self._incoming = None
+
+    def close(self) -> None:
+        """Blocking. What was not published is gone."""
+        if self._incoming is not None:
+            self._incoming.discard()
+
+
+def _torn(error: CorruptError) -> RefusedError:
+    return RefusedError(422, "torn", f"it arrived damaged: {error}")
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // CHUNK_ALIGNMENT_BYTES) * CHUNK_ALIGNMENT_BYTES
