@@ -395,12 +395,6 @@ def test_a_node_that_has_another_directory_now_is_not_read_from() -> None:
         assert read(first, name_of(1), 0, CELL_BYTES) == pattern(CELL_BYTES, 1)
 
 
-def test_a_node_whose_disk_is_full_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NoSpaceError):
-        raise ERROR_OF["no_space"]("?")
-    assert refusal_of(NoSpaceError("full")).status == 507
-
-
 def test_the_table_of_errors_is_whole_and_goes_both_ways() -> None:
     for error, (status, code) in STATUS_OF.items():
         assert ERROR_OF[code] is error
