@@ -140,6 +140,21 @@ def test_a_lost_bucket_is_rebuilt_and_a_disk_moves_to_a_bucket(lab: Lab, moto: M
     assert lab.run("fsck", lab.url).returncode == 0
 
 
+def test_lost_metadata_come_back_and_take_the_buckets_with_them(lab: Lab, moto: Moto) -> None:
+    format_over(lab, [str(moto.url(moto.new_bucket())) for _ in range(2)], "replica:2")
+    content = os.urandom(3 * MIB)
+    with FileSystem.at(lab.url, purpose="test") as volume:
+        stored(volume, b"/f", content)
+    dump = lab.root / "dump"
+    assert lab.run("dump", lab.url, str(dump)).returncode == 0
+    old = lab.url.replace("volume.db", "old.db")
+    for path in lab.root.glob("volume.db*"):
+        path.rename(lab.root / path.name.replace("volume", "old"))
+    assert lab.json("load", lab.url, str(dump))["away"] == {}
+    assert read_back(lab, b"/f") == content
+    assert {disk["reachable"] for disk in lab.json("disk", "list", old)} == {False}, "they are not its any more"
+
+
 def test_garbage_in_a_bucket_is_collected(lab: Lab, moto: Moto) -> None:
     name = moto.new_bucket()
     format_over(lab, [str(moto.url(name))], "replica:1")

@@ -103,6 +103,18 @@ def test_a_disk_of_another_volume_is_refused(shared_node: Node) -> None:
     assert NodeSite(shared_node.url(disk), local_host()).identity() == identity
 
 
+def test_a_disk_is_given_to_another_volume_by_its_own_name_only(shared_node: Node) -> None:
+    disk, identity, store = fresh(shared_node)
+    put(store, name_of(1), pattern(4096))
+    site, new = NodeSite(shared_node.url(disk), local_host()), DiskIdentity("volume-9", identity.disk_uuid)
+    with pytest.raises(ForeignDataError):
+        site.give(DiskIdentity("volume-9", "another disk"))
+    site.give(new)
+    assert read(site.open(new), name_of(1), 0, 4096) == pattern(4096)
+    with pytest.raises(UnavailableError, match="no disk"):
+        read(store, name_of(1), 0, 4096)
+
+
 def test_erasing_names_whose_it_is(shared_node: Node) -> None:
     disk, _, store = fresh(shared_node)
     put(store, name_of(1), pattern(4096))

@@ -159,6 +159,17 @@ class BucketSite:
             raise UnavailableError(f"{self._url} does not keep what is put there")
         return found
 
+    def give(self, identity: DiskIdentity) -> None:
+        found = self.identity()
+        if found is None:
+            raise UnavailableError(f"{self._url} is not a disk of a volume (any more)")
+        if found.disk_uuid != identity.disk_uuid:
+            raise ForeignDataError(f"{self._url} is disk {found.disk_uuid}, not {identity.disk_uuid}")
+        with _translated(f"{self._url} cannot be given to the volume"):
+            self._client.put_object(
+                Bucket=self._url.bucket, Key=f"{self._root}{IDENTITY_NAME}", Body=encode_identity(identity)
+            )
+
     def erase(self) -> None:
         chunks = BucketObjects(self._client, self._url, self._host.clock)
         keys = (chunks.key_of(name) for name, _ in chunks.listed())

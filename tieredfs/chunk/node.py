@@ -59,6 +59,10 @@ class NodeSite:
         fields = {"volume_uuid": identity.volume_uuid, "disk_uuid": identity.disk_uuid}
         self._place("PUT", Verb.FORMAT, identity.volume_uuid, json.dumps(fields).encode())
 
+    def give(self, identity: DiskIdentity) -> None:
+        fields = {"volume_uuid": identity.volume_uuid, "disk_uuid": identity.disk_uuid}
+        self._place("POST", Verb.GIVE, identity.volume_uuid, json.dumps(fields).encode())
+
     def erase(self) -> None:
         """The token names whose disk it is, so what was formatted anew meanwhile is not erased."""
         found = self.identity()

@@ -6,7 +6,7 @@ local disks loads neither an SDK nor an HTTP client.
 
 from typing import Protocol
 
-from tieredfs.chunk.directory import DiskIdentity, erase_disk, format_disk, read_identity
+from tieredfs.chunk.directory import DiskIdentity, erase_disk, format_disk, give_to_volume, read_identity
 from tieredfs.chunk.disk import open_directory
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import DataUrl, DiskUrl, NodeUrl, parse_data_url
@@ -28,6 +28,11 @@ class Site(Protocol):
 
     def erase(self) -> None:
         """Remove its chunks, then its identity. What is not ours stays."""
+        ...
+
+    def give(self, identity: DiskIdentity) -> None:
+        """From now on that disk, with what it holds, is another volume's: metadata that knew it as this one's cannot open it any
+        more. Raises ForeignDataError when another disk is there."""
         ...
 
     def open(self, identity: DiskIdentity) -> ChunkStore:
@@ -84,6 +89,9 @@ class DiskSite:
 
     def erase(self) -> None:
         erase_disk(self._host, self._root)
+
+    def give(self, identity: DiskIdentity) -> None:
+        give_to_volume(self._host.files, self._root, identity)
 
     def open(self, identity: DiskIdentity) -> ChunkStore:
         return open_directory(self._root, identity, self._host)

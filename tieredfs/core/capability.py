@@ -36,6 +36,7 @@ class Verb(enum.StrEnum):
     SPACE = "space"
     IDENTIFY = "identify"
     FORMAT = "format"
+    GIVE = "give"
     ERASE = "erase"
 
 

@@ -73,7 +73,7 @@ class Caretaker:
         if now_s >= self._dump_due_s:
             self._dump_due_s = now_s + CARE_FIRST_S * self._jitter()
             newest = self._volume.metadata_dump()
-            if newest is None or newest.age_s >= DUMP_INTERVAL_S:
+            if self._volume.takes_dumps() and (newest is None or newest.age_s >= DUMP_INTERVAL_S):
                 jobs.append(DUMP)
         if jobs:
             care_process.run(self._volume.meta_url, jobs, self._closing)

@@ -18,9 +18,9 @@ from typing import Final
 from tieredfs.cache.layout import claimed, give_to_volume, is_here
 from tieredfs.chunk import directory
 from tieredfs.chunk.directory import DiskIdentity, dump_path, dumps_of, path_of_url
-from tieredfs.chunk.disk import open_store
+from tieredfs.chunk.sites import site_of
 from tieredfs.chunk.store import ChunkStore
-from tieredfs.config import parse_meta_url
+from tieredfs.config import parse_data_url, parse_meta_url
 from tieredfs.curator import Reunion, reunite
 from tieredfs.errors import (
     CorruptError,
@@ -199,8 +199,9 @@ def _give_disks(host: Host, engine: Engine, config: VolumeConfig) -> tuple[dict[
 
 
 def _give_disk(host: Host, disk: Disk, config: VolumeConfig) -> ChunkStore:
-    directory.give_to_volume(host.files, path_of_url(disk.url), DiskIdentity(config.uuid, disk.uuid))
-    return open_store(disk, config.uuid, host)
+    site, identity = site_of(parse_data_url(disk.url), host), DiskIdentity(config.uuid, disk.uuid)
+    site.give(identity)
+    return site.open(identity)
 
 
 def _reunite(engine: Engine, stores: dict[DiskId, ChunkStore], now_ns: int, progress: Progress) -> Reunion:

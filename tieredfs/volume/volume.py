@@ -324,6 +324,10 @@ class Volume:
         """See `tieredfs.volume.dumps`. Raises UnavailableError."""
         return dumps.dump_to_disks(self.metadata, self.host, self._answering_disks(), progress)
 
+    def takes_dumps(self) -> bool:
+        """Dumps lie in directories of this machine: a volume that has none, but buckets and nodes, is dumped into files only."""
+        return bool(dumps.chosen_disks(self._answering_disks()))
+
     def metadata_dump(self) -> DumpStatus | None:
         """The newest one on the volume's own disks."""
         return dumps.newest_on_disks(self.host, self._answering_disks())

@@ -98,6 +98,12 @@ def _add_place_calls(app: FastAPI, disks: NodeDisks, authority: Authority) -> No
         authority.check(authorization, Right(Verb.FORMAT, wanted.volume_uuid, path))
         disks.format(path, DiskIdentity(wanted.volume_uuid, wanted.disk_uuid))
 
+    @app.post(PLACES_PATH)
+    def give(path: Path, wanted: Identity, authorization: Authorization = "") -> None:
+        """Give a disk, with what it holds, to another volume: what a volume does whose metadata came back from a dump."""
+        authority.check(authorization, Right(Verb.GIVE, wanted.volume_uuid, path))
+        disks.give(path, DiskIdentity(wanted.volume_uuid, wanted.disk_uuid))
+
     @app.delete(PLACES_PATH)
     def erase(path: Path, volume: Annotated[str, Query(max_length=64)] = "", authorization: Authorization = "") -> None:
         """Remove a disk's chunks and its identity; `volume` says whose it must be (empty: nobody's)."""

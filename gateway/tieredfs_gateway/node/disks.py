@@ -9,7 +9,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tieredfs.chunk.directory import IDENTITY_NAME, DiskIdentity, erase_disk, format_disk, read_identity
+from tieredfs.chunk.directory import (
+    IDENTITY_NAME,
+    DiskIdentity,
+    erase_disk,
+    format_disk,
+    give_to_volume,
+    read_identity,
+)
 from tieredfs.chunk.disk import DiskStore
 from tieredfs.errors import ConfigurationError, ForeignDataError, TieredError, UnavailableError
 from tieredfs.host import Host
@@ -94,6 +101,11 @@ class NodeDisks:
         """Raises ConfigurationError, ForeignDataError, UnavailableError."""
         self._check(path)
         format_disk(self._host, path, identity)
+
+    def give(self, path: str, identity: DiskIdentity) -> None:
+        """Raises ConfigurationError, ForeignDataError (another disk is there), UnavailableError."""
+        self._check(path)
+        give_to_volume(self._host.files, path, identity)
 
     def erase(self, path: str, volume_uuid: str) -> None:
         """`volume_uuid`: whose it is; empty: nobody's. Raises ConfigurationError, ForeignDataError, UnavailableError."""
