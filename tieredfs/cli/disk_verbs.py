@@ -38,16 +38,25 @@ def list_disks(context: typer.Context, meta_url: MetaUrlArgument, as_json: AsJso
 def add(
     context: typer.Context,
     meta_url: MetaUrlArgument,
-    data_url: Annotated[str, typer.Argument(metavar="DATA_URL", help="disk:///absolute/path", show_default=False)],
+    data_url: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA_URL", help="disk:///path, s3://bucket/prefix or node://host:port/path.", show_default=False
+        ),
+    ],
     domain: Annotated[
         str | None,
-        typer.Option(help="What fails together with it: a host, a controller, a rack. Default: the disk alone."),
+        typer.Option(help="What fails together with it. Default: a directory alone; all of a node, or of a bucket."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a disk to the volume; new chunks go there, too.
 
     Example: tieredfs disk add sqlite:///data/volume.db disk:///mnt/ssd7/tieredfs --domain shelf2
+
+    Example: tieredfs disk add sqlite:///data/volume.db 's3://bucket/prefix?region=eu-central-1'
+
+    Example: tieredfs disk add sqlite:///data/volume.db node://10.0.0.5:9400/mnt/ssd0/tieredfs
     """
     url = parse_data_url(data_url)
     refuse_mounted(backend_of(context), url.path)

@@ -44,7 +44,11 @@ def format_volume(
         list[str] | None, typer.Argument(metavar="[DATA_URL]...", help="More data URLs, as a shell expands them.")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="Where chunks go: disk:///path/d{0..5}. Repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="Where chunks go: disk:///path/d{0..5}, s3://bucket/prefix, node://host:port/path. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     code: Annotated[str, typer.Option(help=CODE_HELP)] = "rs:4+2",
     durability: Annotated[str, typer.Option(help=DURABILITY_HELP)] = "ssd",
@@ -56,6 +60,8 @@ def format_volume(
     """Make a volume: metadata in one file, chunks on several disks.
 
     Example: tieredfs format sqlite:///data/volume.db --data 'disk:///mnt/ssd{0..5}/tieredfs' --code rs:4+2
+
+    Example: tieredfs format sqlite:///data/volume.db --data 'node://10.0.0.{5,6,7}:9400/mnt/ssd{0..1}/t' --code rs:4+2
     """
     url = str(parse_meta_url(meta_url))
     data_urls = [str(one) for one in parse_data_urls([*(data or []), *(more or [])])]
