@@ -23,7 +23,7 @@ from tieredfs.host import Clock
 from tieredfs.limits import MIB, REMOTE_CALL_S, REMOTE_SILENCE_S
 from tieredfs_gateway.node.disks import NodeDisks
 from tieredfs_gateway.node.refusals import RefusedError, bad_request, refusal_of, refused
-from tieredfs_gateway.node.upload import BODY_BYTES_MAX, Upload
+from tieredfs_gateway.node.upload import BODY_BYTES_MAX, PieceMemory, Upload
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,6 +31,9 @@ Send = Callable[[Message], Awaitable[None]]
 T = TypeVar("T")
 
 READ_PIECE_BYTES: Final = MIB
+READS_MAX: Final = 64
+UPLOADS_MAX: Final = 32
+"""Under way at one time: the others wait, unread. So the memory of bodies is 64 MiB and 128 MiB at most."""
 _CHUNK_PATH: Final = re.compile(rf"{DISKS_PATH}/([^/]{{1,64}})/([^/]{{1,64}})/chunks/([0-9a-f]{{16}}\.[0-9a-f]{{2}})")
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})", re.ASCII)
 _VERBS: Final = {"GET": Verb.READ, "PUT": Verb.WRITE, "DELETE": Verb.DELETE}
@@ -66,6 +69,9 @@ class ChunkCalls:
         self._disks = disks
         self._authority = authority
         self._executor = executor
+        self._reads = asyncio.Semaphore(READS_MAX)
+        self._uploads = asyncio.Semaphore(UPLOADS_MAX)
+        self._memory = PieceMemory()
 
     @staticmethod
     def are_meant(path: str) -> bool:
@@ -92,9 +98,11 @@ class ChunkCalls:
             raise RefusedError(405, "bad_request", "a chunk is read, written or deleted: GET, PUT, DELETE")
         self._authority.check(exchange.header(b"authorization"), Right(verb, volume, disk, file_name))
         if verb is Verb.READ:
-            await self._read(exchange, volume, disk, name)
+            async with self._reads:
+                await self._read(exchange, volume, disk, name)
         elif verb is Verb.WRITE:
-            await self._write(exchange, volume, disk, name)
+            async with self._uploads:
+                await self._write(exchange, volume, disk, name)
         else:
             await self._run(lambda: self._disks.find(volume, disk).delete(name))
             await exchange.send_whole(204)
@@ -114,13 +122,27 @@ class ChunkCalls:
             await exchange.start(
                 206, [(b"content-range", b"bytes %d-%d/%d" % (first, end - 1, size))], content_bytes=end - first
             )
-            for at in range(first, end, READ_PIECE_BYTES):
-                piece = await self._run(partial(os.pread, descriptor, min(READ_PIECE_BYTES, end - at), at))
-                if not piece:
-                    raise ClientGoneError  # it was cut short just now: so is the answer
-                await exchange.send_piece(piece, more=at + len(piece) < end)
+            await self._send_file(exchange, descriptor, first, end)
         finally:
             await self._run(partial(os.close, descriptor))
+
+    async def _send_file(self, exchange: "_Exchange", descriptor: int, first: int, end: int) -> None:
+        """What is in the page cache is read here: a hop to a thread costs as much as the copy. One buffer serves for all of it,
+        because `send` has copied it when it is called."""
+        buffer, at = bytearray(READ_PIECE_BYTES), first
+        while at < end:
+            length = min(READ_PIECE_BYTES, end - at)
+            count = _read_cached(descriptor, memoryview(buffer)[:length], at)
+            if count == READ_PIECE_BYTES:
+                piece: bytes | bytearray = buffer
+            elif count:
+                piece = bytes(memoryview(buffer)[:count])
+            else:
+                piece = await self._run(partial(os.pread, descriptor, length, at))
+            if not piece:
+                raise ClientGoneError  # it was cut short just now: so is the answer
+            at += len(piece)
+            await exchange.send_piece(piece, more=at < end)
 
     def _open(self, volume: str, disk: str, name: ChunkName) -> tuple[int, int]:
         descriptor = self._disks.find(volume, disk).open_raw(name)
@@ -132,7 +154,7 @@ class ChunkCalls:
         length = exchange.header(b"content-length")
         if not (length.isascii() and length.isdigit() and len(length) < 16):
             raise RefusedError(411, "bad_request", "how long is it? Content-Length is missing")
-        upload = await self._run(lambda: Upload(self._disks.find(volume, disk), name, int(length)))
+        upload = await self._run(lambda: Upload(self._disks.find(volume, disk), name, int(length), self._memory))
         try:
             while not upload.is_complete:
                 data = memoryview(await exchange.receive_piece())
@@ -183,8 +205,14 @@ class _Exchange:
         headers = [*headers, (b"content-length", b"%d" % content_bytes), (b"content-type", b"application/octet-stream")]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def send_piece(self, piece: bytes, *, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+    async def send_piece(self, piece: bytes | bytearray, *, more: bool) -> None:
+        """Raises ClientGoneError when nobody takes it."""
+        left_s = self._deadline_s - time.monotonic()
+        try:
+            async with asyncio.timeout(min(REMOTE_SILENCE_S, left_s)):
+                await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+        except TimeoutError as error:
+            raise ClientGoneError from error
 
     async def send_whole(self, status: int, body: bytes = b"") -> None:
         await self.start(status, [], content_bytes=len(body))
@@ -206,6 +234,14 @@ class _Exchange:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await self.send_piece(body, more=False)
+
+
+def _read_cached(descriptor: int, view: memoryview, offset: int) -> int:
+    """How much of it the page cache had; 0: ask the disk."""
+    try:
+        return os.preadv(descriptor, [view], offset, os.RWF_NOWAIT)
+    except OSError:  # EAGAIN; or a file system that cannot tell
+        return 0
 
 
 def _parts(path: str) -> tuple[str, str, str]:
