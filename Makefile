@@ -28,7 +28,7 @@ test: setup ## all tests, two files at a time (ARGS="tests/config -k sizes" for 
 demo: $(STAMP_RUN) $(STAMP_DEMO) ## train into an embedded volume, break it, lose nothing
 	$(BIN)/python -m bench.demo $(ARGS)
 
-BENCHMARKS := mount erasure checkpoint compression ranks dropins s3 datasets datasets_tier
+BENCHMARKS := mount erasure checkpoint compression ranks dropins s3 nodes datasets datasets_tier
 
 bench: $(STAMP_RUN) $(STAMP_DEMO) $(STAMP_BENCH) ## speed of everything against what lies below it and what one would use instead (hours)
 	@set -e; for name in $(BENCHMARKS); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name; done
