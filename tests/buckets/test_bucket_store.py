@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +23,7 @@ from tieredfs.errors import (
     UnavailableError,
 )
 from tieredfs.host import local_host
-from tieredfs.limits import BUCKET_BYTES_DEFAULT, CELL_BYTES, CHUNK_HEADER_BYTES, MIB
+from tieredfs.limits import BUCKET_BYTES_DEFAULT, CELL_BYTES, MIB
 from tieredfs.testing.chunk_suite import ChunkStoreSuite, name_of, pattern, put, read
 from tieredfs.testing.wire_faults import FaultyWire, WireFault
 
@@ -296,20 +295,6 @@ def test_a_whole_chunk_is_one_request(wired: RemoteStore, wire: FaultyWire) -> N
     assert wire.requests == {"GET": 4}
     read(wired, name_of(0), CELL_BYTES, CELL_BYTES)
     assert wire.requests == {"GET": 5}, "its header is known"
-
-
-def test_an_object_carries_the_checksum_that_was_known(moto: Moto, url: BucketUrl) -> None:
-    import base64
-
-    import google_crc32c
-
-    store = formatted(url)
-    put(store, name_of(1), pattern(3 * CELL_BYTES + 4096))
-    key = key_of(url, name_of(1))
-    raw = moto.read(url.bucket, key)
-    head: Any = moto.client.head_object(Bucket=url.bucket, Key=key, ChecksumMode="ENABLED")
-    assert base64.b64decode(head["ChecksumCRC32C"]) == google_crc32c.value(raw).to_bytes(4, "big")
-    assert len(raw) == CHUNK_HEADER_BYTES + 3 * CELL_BYTES + 4096
 
 
 def test_listing_goes_on_past_a_page(moto: Moto, url: BucketUrl) -> None:

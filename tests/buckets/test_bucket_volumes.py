@@ -3,12 +3,14 @@
 moto is the bucket, and our own S3 endpoint once.
 """
 
+import base64
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pytest
 
 from tests.buckets.moto_server import CREDENTIALS, Moto
@@ -209,6 +211,10 @@ def test_a_volume_on_the_s3_endpoint_of_another(lab: Lab, monkeypatch: pytest.Mo
             assert wire.requests["PUT"] >= 9
             assert wire.connections < wire.requests.total() / 2, "connections are kept"
             assert lab.run("fsck", lab.url).returncode == 0
+            key = client.list_objects_v2(Bucket="chunks", Prefix="p0/chunks")["Contents"][0]["Key"]
+            head = client.head_object(Bucket="chunks", Key=key, ChecksumMode="ENABLED")
+            body = client.get_object(Bucket="chunks", Key=key)["Body"].read()
+            assert base64.b64decode(head["ChecksumCRC32C"]) == google_crc32c.value(body).to_bytes(4, "big")
             assert lab.run("destroy", lab.url, "--yes").returncode == 0
             assert client.list_objects_v2(Bucket="chunks")["KeyCount"] == 0
         finally:

@@ -6,7 +6,7 @@ import typer
 
 from tieredfs.cli.render import emit, progress_bar
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, new_verbs, refuse_mounted
-from tieredfs.config import parse_data_url, parse_meta_url
+from tieredfs.config import DiskUrl, parse_data_url, parse_meta_url
 from tieredfs.errors import ConfigurationError
 from tieredfs.limits import DISKS_MAX
 from tieredfs.model import DiskId
@@ -59,7 +59,8 @@ def add(
     Example: tieredfs disk add sqlite:///data/volume.db node://10.0.0.5:9400/mnt/ssd0/tieredfs
     """
     url = parse_data_url(data_url)
-    refuse_mounted(backend_of(context), url.path)
+    if isinstance(url, DiskUrl):
+        refuse_mounted(backend_of(context), url.path)
     with backend_of(context).open_volume(str(parse_meta_url(meta_url)), purpose="disk add") as volume:
         emit(volume.add_disk(str(url), domain), as_json=as_json)
 

@@ -12,6 +12,7 @@ from tieredfs.cli.render import emit, plain, progress_bar, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
 from tieredfs.cli.stuck import drain_reason, saying_why
 from tieredfs.config import (
+    DiskUrl,
     parse_code,
     parse_data_urls,
     parse_durability,
@@ -64,7 +65,8 @@ def format_volume(
     Example: tieredfs format sqlite:///data/volume.db --data 'node://10.0.0.{5,6,7}:9400/mnt/ssd{0..1}/t' --code rs:4+2
     """
     url = str(parse_meta_url(meta_url))
-    data_urls = [str(one) for one in parse_data_urls([*(data or []), *(more or [])])]
+    places = parse_data_urls([*(data or []), *(more or [])])
+    data_urls = [str(place) for place in places]
     wanted = parse_code(code)
     if len(data_urls) < wanted.width:
         raise ConfigurationError(
@@ -72,8 +74,8 @@ def format_volume(
             f"name {wanted.width - len(data_urls)} more, or choose a narrower code"
         )
     backend = backend_of(context)
-    for one in (url, *data_urls):
-        refuse_mounted(backend, one.partition("://")[2])
+    for path in (url.partition("://")[2], *(place.path for place in places if isinstance(place, DiskUrl))):
+        refuse_mounted(backend, path)
     made = backend.format_volume(
         url,
         data_urls,
