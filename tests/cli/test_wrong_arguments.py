@@ -20,7 +20,7 @@ ROWS = [
     (["format", "{url}", "--data", "disk://{dir}/e{0..5}"], "there is a volume at"),
     (
         ["format", "sqlite://{dir}/new.db", "--data", "disk://{dir}/e{0..5}", "--block-size", "1"],
-        "blocks of 1 B cannot",
+        "blocks of 1 bytes cannot",
     ),
     (["format", "sqlite://{dir}/new.db", "--data", "disk://{dir}/e{0..5}", "--block-size", "1T"], "at most 256 MiB"),
     (["disk", "add", "{url}", "disk://{dir}/plain"], "plain is not a directory; name an empty"),

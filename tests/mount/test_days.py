@@ -107,7 +107,7 @@ class TestFormat:
         [
             (["--code", "rs:4+2", "--data", "disk://{root}/d{{0..4}}"], ["rs:4+2", "6", "5"]),
             (["--data", "disk://{root}/d{{0..5}}", "--block-size", "12345"], ["12345"]),
-            (["--data", "s3://bucket"], ["s3://bucket"]),
+            (["--data", "ftp://bucket"], ["ftp://bucket"]),
             (["--code", "raid5", "--data", "disk://{root}/d{{0..5}}"], ["raid5"]),
             (["--data", "disk://{root}/d{{0..5}}", "--durability", "maybe"], ["maybe"]),
             (["--data", "disk://{root}/same", "--data", "disk://{root}/same", "--code", "replica:2"], ["same"]),

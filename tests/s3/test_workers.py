@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -202,13 +203,15 @@ def test_all_end_politely() -> None:
         assert not any(Path(f"/proc/{pid}").exists() for pid in left)
 
 
-def test_workers_that_cannot_start_are_not_started_for_ever(pool: Endpoint) -> None:
+def test_workers_that_cannot_start_are_not_started_for_ever(pool: Endpoint, tmp_path: Path) -> None:
     import subprocess
 
     from tests.s3.endpoint import command, free_port
 
-    options = ["--listen", f"127.0.0.1:{free_port()}", "--workers", "2", "--memory", "1MiB"]
-    line, environment = command(pool.root / "entry-points", "s3", pool.meta_url, *options)
+    shutil.copy(pool.meta_url.removeprefix("sqlite://"), tmp_path / "volume.db")
+    (tmp_path / "clients").write_text("in the way of their SSD directories")
+    options = ["--listen", f"127.0.0.1:{free_port()}", "--workers", "2"]
+    line, environment = command(pool.root / "entry-points", "s3", f"sqlite://{tmp_path}/volume.db", *options)
     done = subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode != 0
     assert "workers in a row" in done.stderr

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -35,6 +35,14 @@ CacheSize = Annotated[str, typer.Option(help="How much of the SSD may be used.")
 Memory = Annotated[str, typer.Option(help="Ceiling of the daemon's memory.")]
 AllowOther = Annotated[bool, typer.Option("--allow-other", help="Other users may enter the mount.")]
 Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Files or directories on a mount.")]
+
+
+_WHY_KEPT: Final = {
+    "kept_staged": "files that are not stored yet stay on the SSD: {}; `tieredfs drain PATH` first",
+    "kept_open": "files that are open stay on the SSD: {}; close them and try again",
+    "kept_bare": "files whose blocks could lose no disk more stay on the SSD: {}; bring the disks back, or rebuild them",
+}
+"""What `evict` says of files that stay."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -281,16 +289,11 @@ def evict(context: typer.Context, paths: Paths, as_json: AsJson = False) -> None
     Example: tieredfs evict /mnt/train/dataset
     """
     answers = _ask_by_mount(backend_of(context), "evict", paths, as_json)
-    evicted, staged, opened = (
-        sum(_count(one, key) for one in answers) for key in ("evicted", "kept_staged", "kept_open")
-    )
-    if staged:
-        sys.stderr.write(
-            f"tieredfs: files that are not stored yet stay on the SSD: {staged}; `tieredfs drain PATH` first\n"
-        )
-    if opened:
-        sys.stderr.write(f"tieredfs: files that are open stay on the SSD: {opened}; close them and try again\n")
-    if staged + opened and not evicted:
+    kept = {key: sum(_count(one, key) for one in answers) for key in _WHY_KEPT}
+    for key, count in kept.items():
+        if count:
+            sys.stderr.write(f"tieredfs: {_WHY_KEPT[key].format(count)}\n")
+    if any(kept.values()) and not any(_count(one, "evicted") for one in answers):
         raise typer.Exit(CONDITION)
 
 

@@ -118,8 +118,8 @@ class MountVerbs:
         return {"files": len(files), "size_bytes": size, "failed": len(problems), "problems": problems[:20]}
 
     def evict(self, arguments: Mapping[str, object], progress: Progress) -> object:
-        """Drop the SSD's copies. What is staged or open stays, and is counted as that."""
-        evicted = staged = opened = absent = 0
+        """Drop the SSD's copies. What is staged or open stays, or has a block that could lose no disk more; counted as that."""
+        evicted = staged = opened = bare = absent = 0
         files = list(self._regular_files(_paths(arguments)))
         for number, attributes in enumerate(files, start=1):
             self._ssd.tier.unpin(attributes.inode)
@@ -130,14 +130,17 @@ class MountVerbs:
                 evicted += 1
             elif before in DIRTY:
                 staged += 1
+            elif self._volume.metadata.is_bare(attributes.inode):
+                bare += 1
             else:
                 opened += 1
             progress(number, len(files), "files")
         return {
             "evicted": evicted,
-            "kept": staged + opened,
+            "kept": staged + opened + bare,
             "kept_staged": staged,
             "kept_open": opened,
+            "kept_bare": bare,
             "absent": absent,
         }
 

@@ -98,7 +98,7 @@ def _check_shape(code: Code, block_bytes: int, count: int) -> None:
         )
     if not CHUNK_ALIGNMENT_BYTES <= block_bytes <= BLOCK_BYTES_MAX or block_bytes % CHUNK_ALIGNMENT_BYTES:
         raise ConfigurationError(
-            f"blocks of {format_size(block_bytes)} cannot be: a block size is a multiple of {format_size(CHUNK_ALIGNMENT_BYTES)}, "
+            f"blocks of {block_bytes} bytes cannot be: a block size is a multiple of {format_size(CHUNK_ALIGNMENT_BYTES)}, "
             f"at most {format_size(BLOCK_BYTES_MAX)}"
         )
 
