@@ -5,13 +5,24 @@ there. Every function raises `ConfigurationError` on text that makes no sense, n
 """
 
 from tieredfs.config.names import parse_volume_name, volume_name_from
+from tieredfs.config.postgres_url import PostgresUrl
 from tieredfs.config.redundancy import parse_code, parse_durability
 from tieredfs.config.sizes import format_duration, format_size, parse_duration, parse_size
-from tieredfs.config.urls import DataUrl, MetaUrl, expand_braces, parse_data_url, parse_data_urls, parse_meta_url
+from tieredfs.config.urls import (
+    DataUrl,
+    MetaUrl,
+    SqliteUrl,
+    expand_braces,
+    parse_data_url,
+    parse_data_urls,
+    parse_meta_url,
+)
 
 __all__ = [
     "DataUrl",
     "MetaUrl",
+    "PostgresUrl",
+    "SqliteUrl",
     "expand_braces",
     "format_duration",
     "format_size",

@@ -59,7 +59,7 @@ class Caretaker:
             turn.close()
 
     def _new_turn(self) -> Turn:
-        directory = slots_directory(self._volume.meta_url)
+        directory = slots_directory(self._volume.meta_url, self._volume.config.uuid)
         self._volume.host.files.make_directory(directory)
         return Turn(os.path.join(directory, _TURN_NAME))
 
