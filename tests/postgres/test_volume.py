@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.postgres.server import Server
 from tests.s3.endpoint import Endpoint, endpoint, new_bucket
 from tieredfs.config import parse_code
 from tieredfs.errors import VolumeExistsError, VolumeNotFoundError
+from tieredfs.host import local_host
 from tieredfs.limits import MIB
 from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, Volume, format_volume
@@ -147,6 +149,46 @@ def test_a_server_that_restarts_under_a_mount_is_waited_for(state: Path) -> None
             assert made.json("fsck", made.url)["findings"] == []
     finally:
         own.close()
+
+
+def test_a_volume_moves_from_a_file_to_a_server_and_back_by_its_dumps(made: Lab, tmp_path: Path) -> None:
+    """Also the way back when a database was lost."""
+    made.mount()
+    contents = written(made.mnt, 12)
+    made.unmount(flush=True)
+    made.json("dump", made.url, str(tmp_path / "of-server"))
+    on_file = Lab(made.root)
+    made.json("load", on_file.url, str(tmp_path / "of-server"))
+    made.json("dump", on_file.url, str(tmp_path / "of-file"))
+    assert made.run("load", made.url, str(tmp_path / "of-file")).returncode == 2, "there is a volume"
+    elsewhere = Lab(made.root, meta_url=f"{made.url}?schema=elsewhere")
+    assert made.json("load", elsewhere.url, str(tmp_path / "of-file"))["away"] == {}
+    assert made.json("fsck", elsewhere.url)["findings"] == []
+    made.meta_url = elsewhere.url
+    made.mount(cache_dir=str(made.root / "another-cache"))
+    check(made.mnt, contents)
+    made.unmount()
+
+
+def test_another_host_that_reaches_the_disks_sees_what_is_stored(made: Lab) -> None:
+    """A host here is a name: the disks are reachable from both, their SSD directories are apart."""
+    here, there = (replace(local_host(), name=name) for name in ("here", "there"))
+    slots = made.root / "slots-of-there"
+    with (
+        FileSystem.at(made.url, purpose="test", host=here) as first,
+        FileSystem.at(made.url, purpose="test", host=there, cache_dir=str(slots)) as second,
+    ):
+        writing = first.create()
+        os.write(writing.descriptor, b"content")
+        writing.commit(b"file")
+        assert second.stat(b"file").size_bytes == 7, "a name is seen at once"
+        first.flush(WAIT_S)
+        with second.open(b"file") as reading:
+            target = memoryview(bytearray(7))
+            assert reading.read_into(0, target) == 7
+        assert bytes(target) == b"content"
+        second.rename(b"file", b"renamed")
+        assert [entry.name for entry, _ in first.entries(b"")] == [b"renamed"]
 
 
 # ---- S3 --------------------------------------------------------------------------------------------------------------
