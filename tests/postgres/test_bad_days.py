@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.postgres.proxy import Fate, Proxy
-from tests.postgres.server import GUEST, PASSWORD, Server, free_port
+from tests.postgres.server import GUEST, NEWER, PASSWORD, Server, free_port
 from tieredfs.config.postgres_url import PostgresUrl, parse_postgres_url
 from tieredfs.errors import (
     ConfigurationError,
@@ -63,7 +63,7 @@ def through_proxy(engine: PostgresEngine, server: Server, database: str, proxy: 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
     """One that may be stopped and spoiled."""
-    server = Server()
+    server = Server(NEWER)
     yield server
     server.close()
 
