@@ -107,7 +107,8 @@ def _path_of(text: str, scheme: str, what: str, example: str) -> str:
         advice = f"did you mean {scheme}://{text}" if text.startswith("/") else f"write one like {example}"
         raise ConfigurationError(f"{text!r} is no {what}: {advice}")
     if found != scheme:
-        raise ConfigurationError(f"{found!r} is no scheme of a {what}; write one like {example}")
+        shown = "" if "@" in path else f"{text!r}: "  # there may be a password in it
+        raise ConfigurationError(f"{shown}{found!r} is no scheme of a {what}; write one like {example}")
     if not path.startswith("/"):
         raise ConfigurationError(f"{text!r}: the path must be absolute, with three slashes: {scheme}:///{path}")
     if "\0" in path or len(path.encode("utf-8", "surrogateescape")) >= PATH_BYTES_MAX:
