@@ -18,7 +18,8 @@ from tieredfs.limits import ABANDONED_LOOK_S, BACKPRESSURE_WAIT_S, CARE_FIRST_S,
 from tieredfs.model import CacheId
 from tieredfs.volume import care_process
 from tieredfs.volume.care_process import DUMP, GARBAGE
-from tieredfs.volume.ssd import drain_abandoned, slots_directory
+from tieredfs.volume.places import slots_directory
+from tieredfs.volume.ssd import drain_abandoned
 from tieredfs.volume.volume import Volume
 
 _log: Final = logging.getLogger("tieredfs.volume.caretaker")
