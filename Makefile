@@ -77,8 +77,8 @@ $(STAMP_RUN): requirements/run.txt requirements/portable.txt pyproject.toml | $(
 	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(STAMP_DEV): requirements/gateway.txt requirements/dev.txt $(STAMP_RUN)
-	$(PIP) -r requirements/run.txt -r requirements/gateway.txt -r requirements/dev.txt
+$(STAMP_DEV): requirements/gateway.txt requirements/cluster.txt requirements/dev.txt $(STAMP_RUN)
+	$(PIP) -r requirements/run.txt -r requirements/gateway.txt -r requirements/cluster.txt -r requirements/dev.txt
 	@touch $@
 
 $(STAMP_DEMO): requirements/gateway.txt requirements/demo.txt $(STAMP_RUN)

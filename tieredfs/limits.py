@@ -77,6 +77,16 @@ INODE_BATCH: Final = 1024
 KEY_BYTES_MAX: Final = 512
 TRANSACTION_RETRIES_MAX: Final = 30
 LOCK_WAIT_S: Final = 30.0
+CONNECTIONS_MAX: Final = 8
+"""To a database server, of one process: a server of 100 connections, its default, so has room for a dozen processes."""
+CONNECTION_IDLE_S: Final = 60.0
+CONNECT_WAIT_S: Final = 5.0
+OPEN_WAIT_S: Final = 3.0
+"""Who opens a volume is told this early that its database server does not answer; who has it open waits `LOCK_WAIT_S`."""
+TRANSACTION_IDLE_S: Final = 120.0
+"""A transaction that its process does not go on with (it was stopped, or its host is gone) is ended by the server."""
+COMMIT_MARK_S: Final = 24 * 3600.0
+"""How long the server keeps what it needs to say whether a commit without an answer was carried out."""
 SESSION_HEARTBEAT_S: Final = 5.0
 SESSION_TIMEOUT_S: Final = 60.0
 ABANDONED_LOOK_S: Final = 30.0
@@ -186,6 +196,7 @@ assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does no
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
 assert CARE_WAIT_S < DUMP_INTERVAL_S
 assert DRAIN_DELAY_S <= PACK_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S
+assert OPEN_WAIT_S < LOCK_WAIT_S < TRANSACTION_IDLE_S < COMMIT_MARK_S
 assert 2 * FOLLOW_INTERVAL_S < STAGED_TIMEOUT_S < ENTRY_TIMEOUT_S
 assert DRAIN_QUIET_S < DRAIN_DEADLINE_S < DRAIN_BUSY_DEADLINE_S
 assert 3 * BLOCK_BYTES_DEFAULT // 2 * 2 < MEMORY_BYTES_DEFAULT, "two encoded blocks in flight fit the default ceiling"

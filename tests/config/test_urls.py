@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tieredfs.config import DiskUrl, MetaUrl, expand_braces, parse_data_url, parse_data_urls, parse_meta_url
+from tieredfs.config import DiskUrl, SqliteUrl, expand_braces, parse_data_url, parse_data_urls, parse_meta_url
 from tieredfs.errors import ConfigurationError
 
 SEGMENTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
@@ -18,7 +18,7 @@ PATHS = st.lists(SEGMENTS, min_size=1, max_size=5).map(lambda segments: "/" + "/
 
 @given(PATHS)
 def test_urls_round_trip(path: str) -> None:
-    assert parse_meta_url(str(MetaUrl(path))) == MetaUrl(path)
+    assert parse_meta_url(str(SqliteUrl(path))) == SqliteUrl(path)
     assert parse_data_url(str(DiskUrl(path))) == DiskUrl(path)
 
 
@@ -109,6 +109,54 @@ def test_data_urls_expand_in_order() -> None:
 def test_bad_data_urls(texts: list[str], advice: str) -> None:
     with pytest.raises(ConfigurationError, match=advice):
         parse_data_urls(texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("postgresql://me@db.example/vol", None),
+        ("postgres://me@db.example:5432/vol?schema=tieredfs", "postgresql://me@db.example/vol"),
+        ("postgresql://a,b:5433/vol?sslmode=verify-full&sslrootcert=/etc/ca.pem&schema=train", None),
+        ("postgresql://[::1]:7/vol", None),
+        ("postgresql:///vol?host=/run/postgresql", "postgresql://%2Frun%2Fpostgresql/vol"),
+        ("postgresql:///?service=prod", None),
+        ("postgresql://m%40x@h/a%20b", None),
+        ("postgresql://h/vol?passfile=/root/my%20pass", None),
+    ],
+)
+def test_server_urls_have_one_spelling(text: str, canonical: str | None) -> None:
+    parsed = parse_meta_url(text)
+    if canonical is not None:
+        assert str(parsed) == canonical
+    else:
+        assert {*str(parsed).partition("?")[2].split("&")} == {*text.partition("?")[2].split("&")}
+    assert parse_meta_url(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("postgresql://me:secret@h/vol", "no place for a password"),
+        ("postgresql://me@h/vol?password=secret", "no place for a password"),
+        ("postgresql://h/vol?options=-c%20secret", "'options' of the metadata URL is none of"),
+        ("postgresql://h", "no database"),
+        ("postgresql://h:port/vol", "no port"),
+        ("postgresql://h:70000/vol", "no port"),
+        ("postgresql://h,/vol", "empty host"),
+        ("postgresql://h/vol?schema=public", "schema"),
+        ("postgresql://h/vol?schema=Bad;drop", "schema"),
+        ("postgresql://h/vol?host=/run", "two hosts"),
+        ("postgresql://h/vol?sslmode=a&sslmode=b", "twice"),
+        ("postgresql://h/vol?sslmode", "no list"),
+        ("postgresql://h/a%00b", "control character"),
+        ("postgresql://h/%ff", "no UTF-8"),
+        ("mysql://me:secret@h/vol", "'mysql' is no scheme"),
+    ],
+)
+def test_server_urls_that_make_no_sense_and_never_a_secret(text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        parse_meta_url(text)
+    assert "secret" not in str(caught.value)
 
 
 # ---- off this machine ------------------------------------------------------------------------------------------------

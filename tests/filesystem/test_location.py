@@ -35,7 +35,8 @@ def test_urls(url: str, meta_url: str | None, path: str) -> None:
 
 
 def test_a_url_is_made_as_it_is_read() -> None:
-    assert parse(url_of("/data/volume.db", "a/b")) == Location("sqlite:///data/volume.db", "a/b")
+    for meta_url in ("sqlite:///data/volume.db", "postgresql://me@a,b:5433/vol?schema=x&sslmode=require"):
+        assert parse(url_of(meta_url, "a/b!/c")) == Location(meta_url, "a/b!/c")
 
 
 def test_the_table_of_errors_is_total() -> None:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import CODE, Volume, make_volume
+from conftest import CODE, SecondThoughts, Volume, make_volume
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tieredfs import errors
+from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.meta.metadata import Creation
 from tieredfs.model import (
     NOBODY,
@@ -101,6 +102,7 @@ picks = st.integers(0, 1 << 16)
 
 class MetadataMachine(RuleBasedStateMachine):
     volume: Volume
+    engine_kind = SqliteEngine
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class MetadataMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.volume = make_volume(str(Path(self.directory.name) / "volume.db"))
+        self.volume = make_volume(str(Path(self.directory.name) / "volume.db"), self.engine_kind)
         self.metadata = self.volume.metadata
         self.session = self.metadata.open_session("host", 1, "test").session
         for where, name, kind in ((0, b"a", DIRECTORY), (1, b"b", DIRECTORY), (2, b"a", REGULAR), (0, b"c", REGULAR)):
@@ -431,4 +433,16 @@ class MetadataMachine(RuleBasedStateMachine):
 TestMetadataModel = MetadataMachine.TestCase
 TestMetadataModel.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+class AgainMachine(MetadataMachine):
+    """Whatever runs in a transaction may run more than once."""
+
+    engine_kind = SecondThoughts
+
+
+TestAgainModel = AgainMachine.TestCase
+TestAgainModel.settings = settings(
+    max_examples=15, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

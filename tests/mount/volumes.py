@@ -27,15 +27,17 @@ WAIT_S = 30.0
 
 @dataclass
 class Lab:
-    """A volume in a folder of its own. Every process that is started here is ended by `clean`."""
+    """A volume in a folder of its own; `meta_url` where its metadata are not there. Every process that is started here is
+    ended by `clean`."""
 
     root: Path
     mounts: list[MountedVolume] = field(default_factory=list)
     started: "list[subprocess.Popen[str]]" = field(default_factory=list)
+    meta_url: str = ""
 
     @property
     def url(self) -> str:
-        return f"sqlite://{self.root}/volume.db"
+        return self.meta_url or f"sqlite://{self.root}/volume.db"
 
     @property
     def mnt(self) -> Path:
@@ -125,10 +127,10 @@ def is_mounted(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def lab() -> Iterator[Lab]:
+def lab(meta_url: str = "") -> Iterator[Lab]:
     root = Path(tempfile.mkdtemp(prefix="tieredfs-lab-"))
     root.chmod(0o755)
-    made = Lab(root)
+    made = Lab(root, meta_url=meta_url)
     try:
         yield made
     finally:

@@ -75,10 +75,12 @@ class Endpoint:
     process: "subprocess.Popen[bytes] | None" = None
     environment: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    database: str = ""
+    """A URL, where the metadata are not in a file of the volume's own."""
 
     @property
     def meta_url(self) -> str:
-        return f"sqlite://{self.root}/volume.db"
+        return self.database or f"sqlite://{self.root}/volume.db"
 
     @property
     def url(self) -> str:
@@ -188,10 +190,10 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def endpoint(*options: str) -> Iterator[Endpoint]:
+def endpoint(*options: str, database: str = "") -> Iterator[Endpoint]:
     root = Path(tempfile.mkdtemp(prefix="tieredfs-s3-"))
     announce_verbs(root / "entry-points")
-    made = Endpoint(root, free_port(), make_key(Scope(), 0), options=options)
+    made = Endpoint(root, free_port(), make_key(Scope(), 0), options=options, database=database)
     format_volume(
         made.meta_url,
         [f"disk://{root}/d{{0..2}}"],

@@ -17,7 +17,7 @@ from tieredfs.cli.outcomes import CONDITION, PROBLEMS_FOUND
 from tieredfs.cli.render import emit, progress_bar, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, backend_of, refuse_mounted
 from tieredfs.cli.stuck import drain_reason, saying_why
-from tieredfs.config import DiskUrl, MetaUrl, format_size, parse_code, parse_meta_url, volume_name_from
+from tieredfs.config import DiskUrl, SqliteUrl, format_size, parse_code, parse_meta_url, volume_name_from
 from tieredfs.config.sizes import parse_positive_size
 from tieredfs.errors import ConfigurationError, NotAMountError, NotFoundError, ReadOnlyError
 from tieredfs.host import LocalFiles
@@ -70,7 +70,7 @@ def up(
     if os.path.lexists(home) and not os.path.isdir(home):
         raise ConfigurationError(f"{home} is not a directory; name a new one, which the volume will be in")
     refuse_mounted(backend, home)
-    url = MetaUrl(os.path.join(home, "volume.db"))
+    url = SqliteUrl(os.path.join(home, "volume.db"))
     request = _request(str(url), mountpoint, os.path.join(home, "cache"), cache_size, memory, driver, allow_other)
     if not os.path.exists(url.path):
         _format_in(backend, home, url)
@@ -86,7 +86,7 @@ def up(
     say(f"When you are done: `tieredfs umount --flush {point}`; the same command mounts it again.")
 
 
-def _format_in(backend: Backend, home: str, url: MetaUrl) -> None:
+def _format_in(backend: Backend, home: str, url: SqliteUrl) -> None:
     LocalFiles().make_directory(home)
     code = parse_code(UP_CODE)
     backend.format_volume(
@@ -105,7 +105,11 @@ def mount(
     meta_url: MetaUrlArgument,
     mountpoint: MountPoint,
     cache_dir: Annotated[
-        str | None, typer.Option(help="Directory of the SSD tier. Default: beside the metadata.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Directory of the SSD tier. Default: beside the metadata file.",
+            show_default=False,
+        ),
     ] = None,
     cache_size: CacheSize = CACHE_DEFAULT,
     memory: Memory = MEMORY_DEFAULT,

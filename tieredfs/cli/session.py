@@ -7,7 +7,7 @@ import typer
 from tieredfs.cli.backend import Backend
 from tieredfs.errors import ConfigurationError
 
-META_URL_HELP = "The volume: sqlite:///absolute/path/volume.db"
+META_URL_HELP = "The volume: sqlite:///absolute/path/volume.db or postgresql://user@host/database"
 
 MetaUrlArgument = Annotated[str, typer.Argument(metavar="META_URL", help=META_URL_HELP, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]

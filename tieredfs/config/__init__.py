@@ -5,6 +5,7 @@ there. Every function raises `ConfigurationError` on text that makes no sense, n
 """
 
 from tieredfs.config.names import parse_volume_name, volume_name_from
+from tieredfs.config.postgres_url import PostgresUrl
 from tieredfs.config.redundancy import parse_code, parse_durability
 from tieredfs.config.remote_urls import BucketUrl, NodeUrl
 from tieredfs.config.sizes import format_duration, format_size, parse_duration, parse_size
@@ -12,6 +13,7 @@ from tieredfs.config.urls import (
     DataUrl,
     DiskUrl,
     MetaUrl,
+    SqliteUrl,
     expand_braces,
     parse_data_url,
     parse_data_urls,
@@ -24,6 +26,8 @@ __all__ = [
     "DiskUrl",
     "MetaUrl",
     "NodeUrl",
+    "PostgresUrl",
+    "SqliteUrl",
     "expand_braces",
     "format_duration",
     "format_size",

@@ -1,8 +1,9 @@
-"""Where a volume's parts are: `sqlite:///path/volume.db` for its metadata, `disk:///path/d{0..5}` for its chunks.
+"""Where a volume's parts are: `sqlite:///path/volume.db` or `postgresql://user@host/database` for its metadata,
+`disk:///path/d{0..5}` for its chunks.
 
-What follows `scheme://` is the path as it is: no percent signs, queries or fragments to escape. Chunks may also be off this
-machine (`tieredfs.config.remote_urls`). Braces expand as in a
-shell, so that a URL in quotes and one that the shell expanded mean the same disks.
+What follows `sqlite://` and `disk://` is the path as it is: no percent signs, queries or fragments to escape. Braces expand
+as in a shell, so that a URL in quotes and one that the shell expanded mean the same disks. `postgres_url` has the other kind of
+metadata, `remote_urls` chunks that are off this machine.
 """
 
 import itertools
@@ -12,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from tieredfs.config import postgres_url
+from tieredfs.config.postgres_url import PostgresUrl
 from tieredfs.config.remote_urls import BucketUrl, NodeUrl, parse_bucket_url, parse_node_url
 from tieredfs.errors import ConfigurationError
 from tieredfs.limits import DISKS_MAX, PATH_BYTES_MAX
@@ -23,13 +26,17 @@ _DATA_EXAMPLE: Final = "disk:///path/d0"
 
 
 @dataclass(frozen=True, slots=True)
-class MetaUrl:
-    """Where the metadata is. `path` is absolute and normal, so that one volume has one URL."""
+class SqliteUrl:
+    """A metadata file. `path` is absolute and normal, so that one volume has one URL."""
 
     path: str
 
     def __str__(self) -> str:
         return f"sqlite://{self.path}"
+
+
+MetaUrl = SqliteUrl | PostgresUrl
+"""Where the metadata is. Its text is canonical."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,9 @@ DataUrl = DiskUrl | BucketUrl | NodeUrl
 
 def parse_meta_url(text: str) -> MetaUrl:
     """Raises ConfigurationError."""
-    return MetaUrl(_path_of(text, "sqlite", "metadata URL", _META_EXAMPLE))
+    if text.partition("://")[0] in postgres_url.SCHEMES:
+        return postgres_url.parse_postgres_url(text)
+    return SqliteUrl(_path_of(text, "sqlite", "metadata URL", f"{_META_EXAMPLE} or {postgres_url.EXAMPLE}"))
 
 
 def parse_data_url(text: str) -> DataUrl:
@@ -112,7 +121,8 @@ def _path_of(text: str, scheme: str, what: str, example: str) -> str:
         advice = f"did you mean {scheme}://{text}" if text.startswith("/") else f"write one like {example}"
         raise ConfigurationError(f"{text!r} is no {what}: {advice}")
     if found != scheme:
-        raise ConfigurationError(f"{text!r}: {found!r} is no scheme of a {what}; write one like {example}")
+        shown = "" if "@" in path else f"{text!r}: "  # there may be a password in it
+        raise ConfigurationError(f"{shown}{found!r} is no scheme of a {what}; write one like {example}")
     if not path.startswith("/"):
         raise ConfigurationError(f"{text!r}: the path must be absolute, with three slashes: {scheme}:///{path}")
     if "\0" in path or len(path.encode("utf-8", "surrogateescape")) >= PATH_BYTES_MAX:

@@ -66,8 +66,6 @@ class ServedMount:
         self.caretaker = Caretaker(volume, ssd.tier.cache)
         self.driver_facts: Callable[[], Mapping[str, object]] = dict
         self.pusher: Pusher | None = None
-        self.following = False
-        """What other processes change is read, and told to the kernel."""
 
     def describe(self) -> dict[str, object]:
         """The `mount` part of `status`."""
@@ -150,16 +148,13 @@ def _serve_kernel(settings: DaemonSettings) -> int:
 
     def options() -> SessionOptions:
         metadata = mounted[0].volume.metadata
-        mounted[0].following = metadata.follow(mounted[0].volume.session)
-        if not mounted[0].following:
-            return SessionOptions()
+        metadata.follow(mounted[0].volume.session)
         return SessionOptions(attribute_timeout_s=ATTRIBUTE_TIMEOUT_S, entry_timeout_s=ENTRY_TIMEOUT_S)
 
     def observe(session: Session, guard: Guard) -> None:
         served = mounted[0]
-        if served.following:
-            metadata = served.volume.metadata
-            served.pusher = Pusher(metadata.stamp, metadata.changes, session)
+        metadata = served.volume.metadata
+        served.pusher = Pusher(metadata.stamp, metadata.changes, session)
         served.driver_facts = lambda: asdict(session.snapshot()) | {"pushed": served.pushed(), "guarded": guard.lives}
 
     return serve_for_keeper(open_operations, options, observe=observe, on_ready=lambda: mounted[0].start())  # noqa: PLW0108 - it is filled later

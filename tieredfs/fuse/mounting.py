@@ -1,7 +1,7 @@
 """Mounting a volume, and taking the mount away: what `tieredfs mount`, `up` and `umount` do.
 
 `mount_volume` returns when programs can use the mount, or raises what is in the way, with nothing mounted. The processes
-that serve it write their log beside the metadata file (`volume.db.log`).
+that serve it write their log beside the metadata file (`volume.db.log`), or where `volume.places` has it.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-from tieredfs.config import parse_meta_url
+from tieredfs.config import MetaUrl, parse_meta_url
 from tieredfs.errors import (
     ConfigurationError,
     DeadlineError,
@@ -29,10 +29,11 @@ from tieredfs.fuse.daemon import DaemonSettings
 from tieredfs.fuse.kernel import keeper
 from tieredfs.fuse.kernel import mounting as kernel_mounting
 from tieredfs.host import SystemClock, local_host
-from tieredfs.kv.sqlite import SqliteEngine
+from tieredfs.kv.databases import open_engine
 from tieredfs.limits import CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT, MOUNT_READY_S, UNMOUNT_WAIT_S
 from tieredfs.meta.metadata import Metadata
-from tieredfs.model import Progress
+from tieredfs.model import Progress, VolumeConfig
+from tieredfs.volume.places import local_directory, log_path
 
 DRIVERS: Final = ("auto", "kernel", "fuse-python")
 _PASSTHROUGH_SINCE: Final = (6, 9)
@@ -43,7 +44,7 @@ _POLL_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What `tieredfs mount` was asked for. `cache_dir` None: `cache` beside the metadata file."""
+    """What `tieredfs mount` was asked for. `cache_dir` None: `cache` in the volume's place on this host."""
 
     meta_url: str
     mountpoint: str
@@ -129,12 +130,13 @@ def mount_volume(options: MountOptions) -> MountedVolume:
     location = parse_meta_url(options.meta_url)
     driver, reason = choose_driver(options.driver, this_machine())
     mountpoint = kernel_mounting.check_mountpoint(options.mountpoint)
+    config = _config_of(location)
     mount_id = secrets.token_hex(8)
     settings = DaemonSettings(
         str(location),
         mountpoint,
         mount_id,
-        os.path.abspath(options.cache_dir or os.path.join(os.path.dirname(location.path), "cache")),
+        os.path.abspath(options.cache_dir or os.path.join(local_directory(str(location), config.uuid), "cache")),
         options.cache_bytes,
         options.memory_bytes,
         driver,
@@ -142,21 +144,19 @@ def mount_volume(options: MountOptions) -> MountedVolume:
         options.read_only,
         options.allow_other,
     )
-    name = _volume_name(location.path)
-    log_path = f"{location.path}.log"
     start = _start_portable if driver == "fuse-python" else _start_kernel
-    process = start(settings, mount_source(name, mount_id), log_path)
+    process = start(settings, mount_source(config.name, mount_id), log_path(str(location), config.uuid))
     mounted = MountedVolume(driver, reason, mountpoint, mount_id, process)
     if options.foreground:
         _wait_in_foreground(mounted)
     return mounted
 
 
-def _volume_name(path: str) -> str:
+def _config_of(location: MetaUrl) -> VolumeConfig:
     """Also the earliest place to learn that there is no such volume."""
-    engine = SqliteEngine(path)
+    engine = open_engine(location)
     try:
-        return Metadata(engine, SystemClock()).config().name
+        return Metadata(engine, SystemClock()).config()
     finally:
         engine.close()
 
@@ -165,23 +165,23 @@ def _command(settings: DaemonSettings) -> tuple[str, ...]:
     return (sys.executable, "-m", "tieredfs.fuse.daemon", settings.encode())
 
 
-def _start_kernel(settings: DaemonSettings, source: str, log_path: str) -> "subprocess.Popen[bytes]":
+def _start_kernel(settings: DaemonSettings, source: str, log: str) -> "subprocess.Popen[bytes]":
     mount = kernel_mounting.MountOptions(source, settings.read_only, settings.allow_other)
-    return keeper.start(keeper.KeeperOptions(settings.mountpoint, _command(settings), mount, log_path))
+    return keeper.start(keeper.KeeperOptions(settings.mountpoint, _command(settings), mount, log))
 
 
-def _start_portable(settings: DaemonSettings, source: str, log_path: str) -> "subprocess.Popen[bytes]":
+def _start_portable(settings: DaemonSettings, source: str, log: str) -> "subprocess.Popen[bytes]":
     from dataclasses import replace
 
     del source  # the daemon makes it from the same facts
     ours, theirs = os.pipe()
     try:
-        with open(log_path, "ab") as log:
+        with open(log, "ab") as output:
             daemon = subprocess.Popen(
                 _command(replace(settings, report=theirs)),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 pass_fds=(theirs,),
                 start_new_session=True,
             )

@@ -458,20 +458,17 @@ class Metadata(BlockMaps):
 
     # ---- what others change ----------------------------------------------------------------------------------------
 
-    def follow(self, session: SessionId) -> bool:
-        """`changes` tells what others change; False: this engine cannot tell when to ask.
+    def follow(self, session: SessionId) -> None:
+        """From now on, `changes` tells what others change.
 
         It begins with all that is kept: this may be the successor of a process that did not ask for the latest."""
-        if self._looks.stamp is None:
-            return False
         self._origin = session
         self._engine.write(lambda writer: feed.follow(writer, session))
-        return True
 
-    def stamp(self) -> bytes:
-        """`kv.engine.Stamped.stamp`; only where `follow` said True."""
-        assert self._looks.stamp is not None
-        return self._looks.stamp()
+    @property
+    def stamp(self) -> Callable[[], bytes] | None:
+        """`kv.engine.Stamped.stamp`; None: this engine cannot tell whether it is time to ask for changes."""
+        return self._looks.stamp
 
     def changes(self) -> feed.Change:
         """What other processes changed since the last call. One thread calls it."""

@@ -18,7 +18,8 @@ from tieredfs.limits import ABANDONED_LOOK_S, BACKPRESSURE_WAIT_S, CARE_FIRST_S,
 from tieredfs.model import CacheId
 from tieredfs.volume import care_process
 from tieredfs.volume.care_process import DUMP, GARBAGE
-from tieredfs.volume.ssd import drain_abandoned, slots_directory
+from tieredfs.volume.places import slots_directory
+from tieredfs.volume.ssd import drain_abandoned
 from tieredfs.volume.volume import Volume
 
 _log: Final = logging.getLogger("tieredfs.volume.caretaker")
@@ -59,7 +60,7 @@ class Caretaker:
             turn.close()
 
     def _new_turn(self) -> Turn:
-        directory = slots_directory(self._volume.meta_url)
+        directory = slots_directory(self._volume.meta_url, self._volume.config.uuid)
         self._volume.host.files.make_directory(directory)
         return Turn(os.path.join(directory, _TURN_NAME))
 

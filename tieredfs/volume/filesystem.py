@@ -48,7 +48,8 @@ from tieredfs.volume.open_files import (
     UnnamedOwner,
     caller_ids,
 )
-from tieredfs.volume.ssd import SsdTier, slots_directory
+from tieredfs.volume.places import slots_directory
+from tieredfs.volume.ssd import SsdTier
 from tieredfs.volume.through import ThroughReading
 from tieredfs.volume.volume import Volume
 
@@ -89,7 +90,7 @@ class FileSystem(UnnamedOwner):
         """`cache_dir` None: the first free slot. Raises what `Volume.open` and the SSD directory raise."""
         volume = Volume.open(meta_url, purpose=purpose, memory_bytes=memory_bytes, host=host)
         try:
-            ssd = SsdTier(volume, cache_dir, cache_bytes) if cache_dir else _take_slot(volume, meta_url, cache_bytes)
+            ssd = SsdTier(volume, cache_dir, cache_bytes) if cache_dir else _take_slot(volume, cache_bytes)
         except BaseException:
             volume.close()
             raise
@@ -553,9 +554,9 @@ def _checked(path: bytes) -> bytes:
     return b"/".join(_parts(path))
 
 
-def _take_slot(volume: Volume, meta_url: str, cache_bytes: int) -> SsdTier:
+def _take_slot(volume: Volume, cache_bytes: int) -> SsdTier:
     """The first slot that no living process uses; what its last user left staged is ours to store now."""
-    clients = slots_directory(meta_url)
+    clients = slots_directory(volume.meta_url, volume.config.uuid)
     for number in range(_SLOTS_MAX):
         try:
             return SsdTier(volume, f"{clients}/{number}", cache_bytes)

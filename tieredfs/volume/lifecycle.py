@@ -13,7 +13,16 @@ from typing import Final
 
 from tieredfs.chunk.directory import DiskIdentity
 from tieredfs.chunk.sites import Site, domain_of, site_of
-from tieredfs.config import DataUrl, DiskUrl, MetaUrl, format_size, parse_data_url, parse_data_urls, parse_meta_url
+from tieredfs.config import (
+    DataUrl,
+    DiskUrl,
+    MetaUrl,
+    SqliteUrl,
+    format_size,
+    parse_data_url,
+    parse_data_urls,
+    parse_meta_url,
+)
 from tieredfs.errors import (
     BusyError,
     ConfigurationError,
@@ -25,7 +34,7 @@ from tieredfs.errors import (
     VolumeNotFoundError,
 )
 from tieredfs.host import Host, local_host
-from tieredfs.kv.sqlite import SqliteEngine
+from tieredfs.kv.databases import create_engine, database_exists, open_engine, remove_database
 from tieredfs.limits import (
     BLOCK_BYTES_DEFAULT,
     BLOCK_BYTES_MAX,
@@ -39,7 +48,6 @@ from tieredfs.model import Code, Disk, DiskId, DiskState, Durability, Progress, 
 
 FORMAT_VERSION: Final = 1
 _DATABASE_HEAD: Final = b"SQLite format 3\0"
-_DATABASE_SUFFIXES: Final = ("", "-wal", "-shm")
 
 
 def format_volume(
@@ -76,8 +84,7 @@ def format_volume(
             with contextlib.suppress(UnavailableError, CorruptError):
                 site.erase()
         site.format(DiskIdentity(config.uuid, disk.uuid))
-    host.files.make_directory(os.path.dirname(location.path))
-    engine = SqliteEngine(location.path, create=True)
+    engine = create_engine(location)
     try:
         meta.format_volume(engine, config, disks, os.geteuid(), os.getegid())
         engine.sync()
@@ -104,19 +111,19 @@ def _check_shape(code: Code, block_bytes: int, count: int) -> None:
 
 
 def _check_vacant(location: MetaUrl, meta_url: str, *, force: bool, host: Host) -> None:
-    """Refuse a metadata file that exists; with `force`, destroy the volume in it if it is one."""
-    if not os.path.exists(location.path):
+    """Refuse a metadata file, or tables, that exist; with `force`, destroy the volume in them if it is one."""
+    if not database_exists(location):
         return
     if not force:
-        if not _may_be_database(location.path):
+        if isinstance(location, SqliteUrl) and not _may_be_database(location.path):
             raise VolumeExistsError(f"there is a file at {location.path}, which is no volume; use another path")
         raise VolumeExistsError(
-            f"there is a volume at {meta_url} already; use another path, or --force to destroy it and all its data"
+            f"there is a volume at {meta_url} already; use another, or --force to destroy it and all its data"
         )
     try:
         destroy_volume(meta_url, host=host)
     except VolumeNotFoundError:
-        remove_database(location.path)
+        remove_database(location)
 
 
 def _may_be_database(path: str) -> bool:
@@ -144,7 +151,7 @@ def destroy_volume(meta_url: str, *, progress: Progress | None = None, host: Hos
     """Delete every chunk and the metadata. Raises BusyError while a live process has the volume open."""
     host = host or local_host()
     location = parse_meta_url(meta_url)
-    engine = SqliteEngine(location.path)
+    engine = open_engine(location)
     try:
         metadata = Metadata(engine, host.clock)
         config = metadata.config()
@@ -160,7 +167,7 @@ def destroy_volume(meta_url: str, *, progress: Progress | None = None, host: Hos
                 progress(number + 1, len(disks), "disks")
     finally:
         engine.close()
-    remove_database(location.path)
+    remove_database(location)
 
 
 def _erase(disk: Disk, volume_uuid: str, host: Host) -> None:
@@ -172,10 +179,3 @@ def _erase(disk: Disk, volume_uuid: str, host: Host) -> None:
             site.erase()
     except TieredError:
         return
-
-
-def remove_database(path: str) -> None:
-    """The file and what SQLite keeps beside it."""
-    for suffix in _DATABASE_SUFFIXES:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + suffix)

@@ -20,7 +20,7 @@ from tieredfs.chunk import directory
 from tieredfs.chunk.directory import DiskIdentity, dump_path, dumps_of, path_of_url
 from tieredfs.chunk.sites import site_of
 from tieredfs.chunk.store import ChunkStore
-from tieredfs.config import parse_data_url, parse_meta_url
+from tieredfs.config import MetaUrl, parse_data_url, parse_meta_url
 from tieredfs.curator import Reunion, reunite
 from tieredfs.errors import (
     CorruptError,
@@ -34,11 +34,10 @@ from tieredfs.errors import (
 from tieredfs.format import dump as dump_format
 from tieredfs.format.dump import DumpHeader
 from tieredfs.host import Host, crash, local_host
+from tieredfs.kv.databases import create_engine, database_exists, open_engine, remove_database
 from tieredfs.kv.engine import Engine
-from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.meta import dumping, sessions, volumes
 from tieredfs.model import CacheRecord, Disk, DiskId, DiskState, Progress, VolumeConfig
-from tieredfs.volume.lifecycle import remove_database
 
 _READ_BYTES: Final = 1 << 20
 
@@ -66,15 +65,14 @@ def load_volume(meta_url: str, sources: Sequence[str], progress: Progress, *, ho
     of this host is in use); then nothing was changed.
     """
     host = host or local_host()
-    path = parse_meta_url(meta_url).path
-    _check_vacant(path, meta_url)
+    location = parse_meta_url(meta_url)
+    _check_vacant(location)
     found, unusable = _dumps(host, sources)
     if not found:
         raise unusable[0] if unusable else NotFoundError(f"there is no dump in {', '.join(sources)}")
-    host.files.make_directory(os.path.dirname(path))
     for each in sorted(found, key=lambda each: each.header.taken_ns, reverse=True):
         try:
-            report = _load(each, path, progress, host)
+            report = _load(each, location, progress, host)
         except CorruptError as error:
             unusable.append(CorruptError(f"{each.path}: {error}"))
         else:
@@ -82,20 +80,20 @@ def load_volume(meta_url: str, sources: Sequence[str], progress: Progress, *, ho
     raise CorruptError(f"no dump is whole: {'; '.join(map(str, unusable))}")
 
 
-def _check_vacant(path: str, meta_url: str) -> None:
+def _check_vacant(location: MetaUrl) -> None:
     """A database that holds no volume is what a loading that was killed left."""
-    if not os.path.exists(path):
+    if not database_exists(location):
         return
     with contextlib.suppress(VolumeNotFoundError):
-        engine = SqliteEngine(path)
+        engine = open_engine(location)
         try:
             engine.read(volumes.config)
         finally:
             engine.close()
         raise VolumeExistsError(
-            f"there is a volume at {meta_url} already; load into another path, or move that one away"
+            f"there is a volume at {location} already; load into another place, or move that one away"
         )
-    remove_database(path)
+    remove_database(location)
 
 
 # ---- finding dumps ---------------------------------------------------------------------------------------------------
@@ -147,9 +145,9 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
 # ---- loading one -----------------------------------------------------------------------------------------------------
 
 
-def _load(found: _Found, path: str, progress: Progress, host: Host) -> LoadReport:
+def _load(found: _Found, location: MetaUrl, progress: Progress, host: Host) -> LoadReport:
     """Raises CorruptError when the dump is not whole, and leaves no database then, nor after any other failure."""
-    engine = SqliteEngine(path, create=True)
+    engine = create_engine(location)
     try:
         with contextlib.closing(engine), contextlib.ExitStack() as claims:
             config, records = _fill(engine, found.path, progress)
@@ -164,7 +162,7 @@ def _load(found: _Found, path: str, progress: Progress, host: Host) -> LoadRepor
             chunks = _reunite(engine, stores, host.clock.wall_ns(), progress)
             dumping.complete(engine, config)
     except BaseException:
-        remove_database(path)
+        remove_database(location)
         raise
     taken_ns = found.header.taken_ns
     return LoadReport(found.path, taken_ns, config.name, config.uuid, records, chunks, away, ())

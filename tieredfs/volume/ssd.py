@@ -13,19 +13,14 @@ from tieredfs.cache.part import TierPart
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
 from tieredfs.cache.tier import Tier
-from tieredfs.config import parse_meta_url
 from tieredfs.core.budget import Traffic
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import BusyError, DeadlineError
 from tieredfs.host.bell import Bell
 from tieredfs.limits import CACHE_BYTES_DEFAULT
 from tieredfs.model import NO_CACHE, CacheId, Progress
+from tieredfs.volume.places import slots_directory
 from tieredfs.volume.volume import Volume
-
-
-def slots_directory(meta_url: str) -> str:
-    """Where the SSD directories of processes without a mount are: none of them writes into a file that has a name."""
-    return os.path.abspath(f"{parse_meta_url(meta_url).path.rpartition('/')[0]}/clients")
 
 
 class SsdTier:
@@ -41,7 +36,7 @@ class SsdTier:
                 volume.metadata,
                 volume.host,
                 record.cache,
-                root=slots_directory(volume.meta_url),
+                root=slots_directory(volume.meta_url, volume.config.uuid),
                 volume_uuid=volume.config.uuid,
             )
             part = TierPart(volume.metadata, volume.blocks, volume.host, self.directory, record.cache, neighbours)

@@ -32,8 +32,8 @@ from tieredfs.curator import (
 )
 from tieredfs.errors import AlreadyExistsError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import Host, local_host
+from tieredfs.kv.databases import open_engine
 from tieredfs.kv.engine import Engine
-from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.limits import MEMORY_BYTES_DEFAULT, SESSION_HEARTBEAT_S, SESSION_TIMEOUT_S
 from tieredfs.meta.metadata import Metadata
 from tieredfs.model import (
@@ -112,7 +112,7 @@ class Volume:
         Raises VolumeNotFoundError, NewerFormatError, CorruptError, ConfigurationError.
         """
         host = host or local_host()
-        engine = SqliteEngine(parse_meta_url(meta_url).path)
+        engine = open_engine(parse_meta_url(meta_url))
         try:
             volume = cls(meta_url, engine, host, purpose, adopt=adopt, memory_bytes=memory_bytes)
         except BaseException:

@@ -79,7 +79,6 @@ class TieredFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 "which volume? tieredfs:///data/volume.db!/path in the URL, or meta_url='sqlite:///data/volume.db'"
             )
         with as_python():
-            self._database = parse_meta_url(meta_url).path
             self.meta_url = str(parse_meta_url(meta_url))
 
     # ---- URLs -------------------------------------------------------------------------------------------------------
@@ -97,7 +96,7 @@ class TieredFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def unstrip_protocol(self, name: str) -> str:
         """The URL that names the volume, too."""
-        return url_of(self._database, self._strip_protocol(name))
+        return url_of(self.meta_url, self._strip_protocol(name))
 
     @property
     def fsid(self) -> str:
@@ -106,7 +105,7 @@ class TieredFileSystem(AbstractFileSystem):  # type: ignore[misc]
     @property
     def volume(self) -> FileSystem:
         """This process's own. Raises FileNotFoundError where there is no volume."""
-        with as_python(self._database):
+        with as_python(self.meta_url.removeprefix("sqlite://")):
             return CONNECTIONS.get(self.meta_url)
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ def _begin_logging(asked: Serving) -> None:
 async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> None:
     metrics = counting.Metrics()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as executor:
-        clock, epoch = volume.volume.host.clock, Epoch.of(asked.meta_url)
+        clock, epoch = volume.volume.host.clock, Epoch.of(asked.meta_url, volume.uuid)
         endpoint = Endpoint(volume, clock, executor, metrics, asked.domains, epoch, asked.share)
         await asyncio.get_running_loop().run_in_executor(executor, endpoint.uploads.sweep)
         server = server_of(
@@ -122,7 +122,7 @@ async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> No
             loop.add_reader(orphaned, server.stop)
         scheme = "https" if asked.cert else "http"
         _log.info("serving %s at %s://%s:%d", asked.meta_url, scheme, asked.host, asked.port)
-        turn = Turn(f"{shared_directory(asked.meta_url)}/{TURN_NAME}")
+        turn = Turn(f"{shared_directory(asked.meta_url, volume.uuid)}/{TURN_NAME}")
         sweep = Sweep(endpoint.store, endpoint.uploads, volume.volume.host.clock, turn)
         sweeping = threading.Thread(target=sweep.run, name="s3-lifecycle")
         sweeping.start()

@@ -2,8 +2,8 @@
 
 One thread a mount. It looks at the metadata's stamp every `FOLLOW_INTERVAL_S` (0.1 us while nobody commits), reads the change
 feed when it is another one, and tells the kernel: names go, attributes go, and pages with them, since the content may be
-another. A program so sees what others did within two intervals; while the daemon does not run, within the kernel's own
-timeouts.
+another. (Where the engine has no stamp it reads the feed each time, which is two round trips to the engine's server.) A
+program so sees what others did within two intervals; while the daemon does not run, within the kernel's own timeouts.
 
 The kernel may have to wait for a request on the directory before it can drop a name, so this is no work for a thread that
 serves requests, and nobody waits for this one.
@@ -33,8 +33,8 @@ class Cache(Protocol):
 class Pusher:
     """From `start` to `close`."""
 
-    def __init__(self, stamp: Callable[[], bytes], changes: Callable[[], Change], cache: Cache) -> None:
-        """`changes`: what others changed since it was last called."""
+    def __init__(self, stamp: Callable[[], bytes] | None, changes: Callable[[], Change], cache: Cache) -> None:
+        """`changes`: what others changed since it was last called. `stamp` None: nothing tells when to call it."""
         self._stamp = stamp
         self._changes = changes
         self._cache = cache
@@ -54,8 +54,8 @@ class Pusher:
     def _run(self) -> None:
         seen = b""
         while not self._closing.wait(FOLLOW_INTERVAL_S):
-            stamp = self._stamp()
-            if stamp == seen:
+            stamp = self._stamp() if self._stamp is not None else b""
+            if self._stamp is not None and stamp == seen:
                 continue
             try:
                 self._push(self._changes())
