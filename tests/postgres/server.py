@@ -57,7 +57,9 @@ class Server:
     def __init__(self, installed: str = OLDER) -> None:
         self._user = ORDINARY_USER if os.geteuid() == 0 else None
         below = Path(tempfile.gettempdir())
-        while below.name.startswith(PREFIX):  # those of the session and of each of its processes are for their user alone
+        while below.name.startswith(
+            PREFIX
+        ):  # those of the session and of each of its processes are for their user alone
             below = below.parent
         self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}postgres-", dir=below))
         self._process: subprocess.Popen[bytes] | None = None

@@ -301,6 +301,25 @@ def test_no_disk_is_here(place: Place, filled: dict[bytes, bytes]) -> None:
     assert_all_there(place, filled)
 
 
+def test_disks_that_changed_places_are_found_by_what_they_are(place: Place, filled: dict[bytes, bytes]) -> None:
+    first, second, third, away = *place.disks[:3], place.root / "away"
+    first.rename(away)
+    second.rename(first)
+    third.rename(second)
+    away.rename(third)
+    with place.open() as opened:
+        assert opened.volume.problems == {}
+        opened.flush(FLUSH_S)
+    shutil.rmtree(place.database.parent / "clients" / "0" / "content")  # nothing is read from the SSD
+    assert_all_there(place, filled)
+    place.assert_clean()
+    place.disks[4].rename(place.root / "away")
+    shutil.copytree(place.disks[0], place.disks[4])  # a disk that is away, and another one's copy in its place
+    with Volume.open(place.url, purpose="test") as volume:
+        assert list(volume.problems) == [5]
+        assert "not" in volume.problems[DiskId(5)]
+
+
 # ---- dumps that are none ---------------------------------------------------------------------------------------------
 
 

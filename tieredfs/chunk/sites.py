@@ -4,13 +4,15 @@ The one place that knows which kind of store a URL means. What a kind needs is i
 local disks loads neither an SDK nor an HTTP client.
 """
 
+import contextlib
+from collections.abc import Sequence
 from typing import Protocol
 
 from tieredfs.chunk.directory import DiskIdentity, erase_disk, format_disk, give_to_volume, read_identity
 from tieredfs.chunk.disk import open_directory
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import DataUrl, DiskUrl, NodeUrl, parse_data_url
-from tieredfs.errors import ConfigurationError, UnavailableError
+from tieredfs.errors import ConfigurationError, ForeignDataError, TieredError, UnavailableError
 from tieredfs.host import Host
 from tieredfs.model import Disk
 
@@ -55,9 +57,20 @@ def site_of(url: DataUrl, host: Host) -> Site:
     return BucketSite(url, host)
 
 
-def open_store(disk: Disk, volume_uuid: str, host: Host) -> ChunkStore:
-    """The store of a disk record. Raises UnavailableError, ForeignDataError, CorruptError, NewerFormatError, ConfigurationError."""
-    return site_of(parse_data_url(disk.url), host).open(DiskIdentity(volume_uuid, disk.uuid))
+def open_store(disk: Disk, volume_uuid: str, host: Host, elsewhere: Sequence[str] = ()) -> ChunkStore:
+    """The store of a disk record. `elsewhere`: URLs of the volume's other disks, for directories change places (device names do,
+    with a boot): where another disk is, ours may be there.
+
+    Raises UnavailableError, ForeignDataError, CorruptError, NewerFormatError, ConfigurationError."""
+    identity = DiskIdentity(volume_uuid, disk.uuid)
+    try:
+        return site_of(parse_data_url(disk.url), host).open(identity)
+    except ForeignDataError:
+        for url in map(parse_data_url, elsewhere):
+            if isinstance(url, DiskUrl):
+                with contextlib.suppress(TieredError):
+                    return DiskSite(url.path, host).open(identity)
+        raise
 
 
 def domain_of(url: DataUrl, alone: str) -> str:

@@ -8,10 +8,11 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final, Self
 
 from tieredfs.block.store import BlockStore
@@ -194,13 +195,14 @@ class Volume:
         missing = [disk for disk, store in found.values() if store is None]
         if not missing:
             return
+        opening = partial(self._open_store, elsewhere=[disk.url for disk, _ in found.values()])
         with ThreadPoolExecutor(min(len(missing), _OPENERS_MAX), thread_name_prefix="open-disk") as threads:
-            for disk, store in zip(missing, threads.map(self._open_store, missing), strict=True):
+            for disk, store in zip(missing, threads.map(opening, missing), strict=True):
                 found[disk.disk] = (disk, store)
 
-    def _open_store(self, disk: Disk) -> ChunkStore | None:
+    def _open_store(self, disk: Disk, elsewhere: Sequence[str]) -> ChunkStore | None:
         try:
-            store = open_store(disk, self._config.uuid, self.host)
+            store = open_store(disk, self._config.uuid, self.host, elsewhere)
         except TieredError as error:
             if self.problems.get(disk.disk) != str(error):
                 _log.info("disk %d is not usable: %s", disk.disk, error)
