@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tieredfs.block.store import BlockStore
-from tieredfs.cache.borrow import FillTurn
+from tieredfs.cache.borrow import fill_turn
 from tieredfs.config import parse_code
 from tieredfs.host import crash
 from tieredfs.model import Durability
@@ -138,13 +138,13 @@ def test_who_warms_has_a_copy_of_its_own(url: str, fetched: list[int]) -> None:
 
 
 def test_a_turn_is_one_processes_at_a_time() -> None:
-    first = FillTurn.take("a-volume", 7, 1)  # type: ignore[arg-type]
+    first = fill_turn("a-volume", 7, 1)  # type: ignore[arg-type]
     assert first is not None
-    assert FillTurn.take("a-volume", 7, 1) is None  # type: ignore[arg-type]
-    other = FillTurn.take("a-volume", 7, 2)  # type: ignore[arg-type]
+    assert fill_turn("a-volume", 7, 1) is None  # type: ignore[arg-type]
+    other = fill_turn("a-volume", 7, 2)  # type: ignore[arg-type]
     assert other is not None
     first.close()
-    again = FillTurn.take("a-volume", 7, 1)  # type: ignore[arg-type]
+    again = fill_turn("a-volume", 7, 1)  # type: ignore[arg-type]
     assert again is not None
     again.close()
     other.close()

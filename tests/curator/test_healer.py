@@ -1,6 +1,7 @@
 """What was written while disks were away becomes whole by itself: most urgent first, once, and after any death."""
 
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +11,8 @@ import pytest
 from care_volume import BLOCK_BYTES, REPLICA2, CareVolume, care_volume, killed_at, turn_name
 
 from tieredfs.curator import FindingKind, Healer
-from tieredfs.curator import healer as healer_module
-from tieredfs.curator.healer import HealTurn
 from tieredfs.format import keys
+from tieredfs.host.turn import NamedTurn
 from tieredfs.meta import shortage
 from tieredfs.model import BlockId, Code, CodeKind, DiskId
 from tieredfs.testing.metadata_check import broken_invariants
@@ -137,7 +137,7 @@ def test_what_can_lose_no_more_is_healed_first(tmp_path: Path) -> None:
 
 def test_one_process_heals_at_a_time(volume: CareVolume) -> None:
     bring_back(volume, *LOST)
-    healer, turn = healer_of(volume), HealTurn.take(turn_name(volume))
+    healer, turn = healer_of(volume), NamedTurn.take(f"tieredfs-heal-{turn_name(volume)}")
     assert turn is not None
     healer.turn()
     assert healer.counts().passes == 0
@@ -150,7 +150,7 @@ def test_two_that_heal_the_same_blocks_all_the_same_do_no_harm(
     volume: CareVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on two hosts, where each has a turn."""
-    monkeypatch.setattr(HealTurn, "take", classmethod(lambda cls, uuid: cls(healer_module.socket.socket())))
+    monkeypatch.setattr(NamedTurn, "take", classmethod(lambda cls, name: cls(socket.socket())))
     for number in range(12):
         volume.store_file(b"more-%d" % number, bytes([number]) * BLOCK_BYTES)
     bring_back(volume, *LOST)

@@ -5,7 +5,7 @@ before it is stored, reads the writer's local file.
 
 *Resident* there: a machine reads each byte from the store once, however many of its processes want it. Files get their names
 in `content` when they are whole, and stay what they are under one version. Who needs a content that no neighbour has takes
-its `FillTurn`, a name that one process can have at a time, and fetches it; the others wait until it is whole in that
+the turn, a name that one process can have at a time, and fetches it; the others wait until it is whole in that
 process's directory, and read it there. Nothing depends on the fetching process: when it dies its name is free and the next
 one fetches; when it evicts the copy, whoever has it open keeps it; who waits too long fetches, too.
 
@@ -14,13 +14,13 @@ whoever had borrowed it would see that.
 """
 
 import os
-import socket
 from typing import Final
 
 from tieredfs.cache.layout import bell_path, content_path, is_here, is_of_this_boot
 from tieredfs.errors import UnavailableError
 from tieredfs.host import Host
 from tieredfs.host.bell import ring
+from tieredfs.host.turn import NamedTurn
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import FILL_WAIT_S, MIB, PACKED_FILE_BYTES_MAX
 from tieredfs.meta.metadata import Metadata
@@ -45,25 +45,9 @@ def borrow(metadata: Metadata, host: Host, attributes: Attributes) -> int:
         raise UnavailableError("the staged file has just moved to the store: try again") from None
 
 
-class FillTurn:
-    """The right to fetch one content for this machine. It is a name among abstract sockets, so it ends with its process."""
-
-    def __init__(self, held: socket.socket) -> None:
-        self._held = held
-
-    @classmethod
-    def take(cls, volume_uuid: str, inode: InodeId, version: int) -> "FillTurn | None":
-        """None: another process has it."""
-        held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        try:
-            held.bind(f"\0tieredfs-fill-{volume_uuid}-{inode:016x}.{version:x}".encode())
-        except OSError:
-            held.close()
-            return None
-        return cls(held)
-
-    def close(self) -> None:
-        self._held.close()
+def fill_turn(volume_uuid: str, inode: InodeId, version: int) -> NamedTurn | None:
+    """The right to fetch one content for this machine; None: another process has it."""
+    return NamedTurn.take(f"tieredfs-fill-{volume_uuid}-{inode:016x}.{version:x}")
 
 
 class Neighbours:
@@ -88,7 +72,7 @@ class Neighbours:
         """A descriptor of a whole copy of this stored content, for reading; None: nobody here has one."""
         return self._open_copy(attributes, self._caches())
 
-    def share(self, attributes: Attributes) -> int | FillTurn | None:
+    def share(self, attributes: Attributes) -> int | NamedTurn | None:
         """A descriptor of a whole copy, for reading; or the turn to fetch it; None: fetch it without."""
         if attributes.size_bytes < SHARED_BYTES_MIN:
             return self.open_copy(attributes)
@@ -96,7 +80,7 @@ class Neighbours:
         deadline_s = clock.monotonic_s() + FILL_WAIT_S * (1 + attributes.size_bytes // (64 * MIB))
         pause_s = _PAUSE_FIRST_S
         while True:
-            turn = FillTurn.take(self._volume_uuid, attributes.inode, attributes.version)
+            turn = fill_turn(self._volume_uuid, attributes.inode, attributes.version)
             descriptor = self._open_copy(attributes, self._caches())
             if descriptor is not None:
                 if turn is not None:

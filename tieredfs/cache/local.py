@@ -5,11 +5,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-from tieredfs.cache.borrow import FillTurn
 from tieredfs.cache.fill import Fill
 from tieredfs.core.file_life import DIRTY, FileEvent, FileState, next_state
 from tieredfs.host import Files
 from tieredfs.host.files import is_open_for_writing
+from tieredfs.host.turn import NamedTurn
 from tieredfs.host.waiting import AnnouncedRLock
 from tieredfs.model import InodeId
 
@@ -78,7 +78,7 @@ class LocalFile:
     borrowed: bool = False
     """The descriptor is of a content in another cache of this host."""
     fill: Fill | None = None
-    turn: FillTurn | None = None
+    turn: NamedTurn | None = None
     """Held while this process fetches the content for all of this machine."""
     lock: AnnouncedRLock = field(default_factory=AnnouncedRLock)
     number: int = field(default_factory=lambda: next(_numbers))

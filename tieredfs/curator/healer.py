@@ -5,7 +5,7 @@ when a process dies, and nothing is searched for. What can lose no more chunks c
 half of the time at most, so that drains and readers have the disks for the other half. One block at a time, in the memory of
 the drain: a buffer of its pool.
 
-One process of a machine heals at a time: the one that has the `HealTurn`. That spares work, it keeps nothing right: a chunk
+One process of a machine heals at a time: the one that has the turn. That spares work, it keeps nothing right: a chunk
 that is made anew counts when the block's record has come to name it, and the record takes one for each index
 (`tieredfs.block.repair`), so any number of healers, repairs and rebuilds may meet at one block.
 
@@ -14,7 +14,6 @@ second which disks take chunks. While those are the ones with which the last pas
 """
 
 import logging
-import socket
 import threading
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,32 +22,12 @@ from typing import Final
 from tieredfs.curator import amends
 from tieredfs.curator.holdings import Holdings
 from tieredfs.errors import DataLossError, NotFoundError, TieredError
+from tieredfs.host.turn import NamedTurn
 from tieredfs.limits import CARE_BATCH, FINDINGS_MAX, HEAL_AGAIN_S, HEAL_LOOK_S, REPAIR_STOP_S
 from tieredfs.meta import shortage
 from tieredfs.model import Block, BlockId, DiskId, ShortBlock
 
 _log: Final = logging.getLogger(__name__)
-
-
-class HealTurn:
-    """The right to heal on this machine. It is a name among abstract sockets, so it ends with its process."""
-
-    def __init__(self, held: socket.socket) -> None:
-        self._held = held
-
-    @classmethod
-    def take(cls, volume_uuid: str) -> "HealTurn | None":
-        """None: another process has it."""
-        held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        try:
-            held.bind(f"\0tieredfs-heal-{volume_uuid}".encode())
-        except OSError:
-            held.close()
-            return None
-        return cls(held)
-
-    def close(self) -> None:
-        self._held.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +90,7 @@ class Healer:
         takers = self._holdings.blocks.takers()
         if takers == self._in_vain and self._clock.monotonic_s() < self._again_s:
             return
-        turn = HealTurn.take(self._uuid)
+        turn = NamedTurn.take(f"tieredfs-heal-{self._uuid}")
         if turn is None:
             return
         try:
