@@ -45,6 +45,27 @@ def test_a_source_that_names_nothing(volume: FileSystem, folder: str) -> None:
     refused(volume, InvalidRequestError, "..", source=f"{folder}/../secret")
 
 
+@pytest.mark.parametrize(
+    "source", [".tieredfs", "/.tieredfs/", ".tieredfs/s3/keys/a.jsonl", ".tieredfs/s3/keys/*", ".tieredfs//s3/**/*"]
+)
+def test_what_front_ends_keep_for_themselves_is_no_dataset(volume: FileSystem, source: str) -> None:
+    put(volume, ".tieredfs/s3/keys/a.jsonl", json_lines([{"secret": 1}]))
+    refused(volume, InvalidRequestError, source, source=source)
+
+
+@pytest.mark.parametrize("source", [".*", ".t*/s3/keys/*", "[.]*/**/a.jsonl", "**/.t*/s3/keys/*", "*/s3/keys/*", ".*/**"])
+def test_no_glob_finds_what_front_ends_keep_for_themselves(volume: FileSystem, source: str) -> None:
+    put(volume, ".tieredfs/s3/keys/a.jsonl", json_lines([{"secret": 1}]))
+    refused(volume, NotFoundError, source, source=source)
+
+
+def test_no_manifest_names_what_front_ends_keep_for_themselves(volume: FileSystem) -> None:
+    put(volume, ".tieredfs/s3/keys/a.jsonl", json_lines([{"secret": 1}]))
+    for name in (".tieredfs/s3/keys/a.jsonl", "/.tieredfs/s3/keys/a.jsonl"):
+        put(volume, "names.jsonl", json_lines([{"file": name}]))
+        refused(volume, ConfigurationError, "row 1", ".tieredfs", source="names.jsonl", format="raw")
+
+
 def test_columns_that_are_not_there(volume: FileSystem, folder: str) -> None:
     put(volume, f"{folder}/a.parquet", parquet_bytes(numbered(10)))
     refused(volume, ConfigurationError, "'rows'", "did you mean row?", source=folder, columns=("rows",))

@@ -3,6 +3,8 @@
 In a directory what begins with `.` or `_` is not data (`_SUCCESS`, `.crc`), and a directory `key=value` adds a column: such a
 *hive* directory's values are integers when all of them look so, else text; `__HIVE_DEFAULT_PARTITION__` is null. Globs know
 `*`, `?`, `[…]` within a name and `**` for any directories; they see what a directory would hide if they say so.
+
+`.tieredfs` in the root is no data, whoever asks and however: front ends keep there what is nobody else's, S3's keys among it.
 """
 
 import fnmatch
@@ -20,6 +22,7 @@ _MAGIC: Final = re.compile(rb"[*?\[]")
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})\Z")
 _NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 _LIST_BATCH: Final = 1024
+_FRONT_ENDS: Final = b".tieredfs"
 
 Found = tuple[bytes, Attributes]
 
@@ -37,6 +40,8 @@ def list_source(volume: FileSystemContract, source: str) -> Listing:
     parts = [part for part in source.encode("utf-8", "surrogateescape").split(b"/") if part]
     if b"." in parts or b".." in parts:
         raise InvalidRequestError(f"{source!r}: no `.` or `..` in the path of a dataset")
+    if is_front_ends(b"/".join(parts)):
+        raise InvalidRequestError(f"{source!r}: what is below `.tieredfs` is no dataset")
     plain = next((at for at, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
     base = b"/".join(parts[:plain])
     if plain < len(parts):
@@ -46,6 +51,11 @@ def list_source(volume: FileSystemContract, source: str) -> Listing:
     if not found:
         raise NotFoundError(f"{source!r}: no file of the volume is named by it")
     return Listing(base, tuple(found))
+
+
+def is_front_ends(path: bytes) -> bool:
+    """Whether it is, or lies in, what front ends keep for themselves."""
+    return next((part for part in path.split(b"/") if part), b"") == _FRONT_ENDS
 
 
 def _named(volume: FileSystemContract, path: bytes) -> tuple[bytes, list[Found]]:
@@ -75,7 +85,7 @@ def _globbed(volume: FileSystemContract, path: bytes, patterns: Sequence[bytes])
         yield from _globbed(volume, path, rest)
     for name, attributes in _entries(volume, path):
         child = _join(path, name)
-        if name.startswith(b".") and not pattern.startswith(b"."):
+        if name.startswith(b".") and (is_front_ends(child) or not pattern.startswith(b".")):
             continue
         if pattern == b"**":
             if attributes.kind is FileKind.DIRECTORY:

@@ -15,6 +15,7 @@ from tieredfs.errors import ConfigurationError, CorruptError, NotDirectoryError,
 from tieredfs.model import Attributes, FileKind
 from tieredfs.volume.contract import FileSystemContract
 from tieredfs_gateway.datasets.arrow_files import ByteCount
+from tieredfs_gateway.datasets.listing import is_front_ends
 from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.schemas import Path
 from tieredfs_gateway.datasets.sources.protocol import FileIndex, Source
@@ -71,7 +72,9 @@ class RawSource:
         for row, name in enumerate(names.to_pylist(), 1):
             if not isinstance(name, str) or not name or ".." in name.split("/"):
                 raise ConfigurationError(f"{manifest.name}, row {row}: {name!r} names no file below it")
-            paths.append(base + b"/" + name.encode("utf-8", "surrogateescape") if base else name.encode())
+            paths.append((base + b"/" if base else b"") + name.encode("utf-8", "surrogateescape"))
+            if is_front_ends(paths[-1]):
+                raise ConfigurationError(f"{manifest.name}, row {row}: what is below `.tieredfs` is no data")
         held = {path: self._snapshot.pinned(path) for path in sorted(set(paths))}
         found = self._attributes([path for path, file in held.items() if file is None])
         for row, path in enumerate(paths, 1):
