@@ -160,6 +160,55 @@ def test_json_whose_nested_values_change_between_parts(
     in_every_order(volume, folder, [first] * 9 + [later] * 9)
 
 
+@pytest.mark.parametrize("integer", [2**63 + 1, -(2**63) - 1, 2**64 - 1, 10**400])
+@pytest.mark.parametrize("before", ["5", "1.5"])
+def test_integers_that_no_number_holds_are_told_with_their_column(
+    volume: FileSystem, folder: str, integer: int, before: str
+) -> None:
+    put(volume, f"{folder}/a.csv", f"a,b\n1,{before}\n2, {integer}\n".encode())
+    put(volume, f"{folder}/b.csv", b"a,b\n1,2\n")
+    refused(volume, folder, f"a.csv: column 'b' has the integer {integer}:", rest=1)
+    put(volume, f"{folder}-2/a.jsonl", f'{{"a": 1, "b": [{{"c": {before}}}]}}\n{{"b": [{{"c": {integer}}}]}}\n'.encode())
+    put(volume, f"{folder}-2/b.jsonl", b'{"a": 1}\n')
+    refused(volume, f"{folder}-2", f"a.jsonl, line 2: column 'b' has the integer {integer}:", rest=1)
+    document = f'{{"a": [{integer}]}}'
+    put(volume, f"{folder}-3/a.tar", tar_of([("1.json", document.encode())]))
+    in_every_order(volume, f"{folder}-3", [{"__key__": "1", "json": document}])
+
+
+def test_large_floats_that_are_written_as_integers(volume: FileSystem, folder: str) -> None:
+    """As JavaScript writes them, and C: by the fewest digits that tell them, or by all."""
+    floats = ["123456789012345680000", "18446744073709551616", "1e300", "0.5"]
+    expected = [{"a": float(text)} for text in floats]
+    put(volume, f"{folder}/a.csv", ("a\n" + "".join(f"{one}\n" for one in floats)).encode())
+    in_every_order(volume, folder, expected)
+    put(volume, f"{folder}-2/a.jsonl", "".join(f'{{"a": {one}}}\n' for one in floats).encode())
+    in_every_order(volume, f"{folder}-2", expected)
+
+
+@pytest.mark.parametrize("part_bytes", [8, 1 << 20])
+def test_an_empty_line_is_a_row_where_there_is_one_column(
+    volume: FileSystem, folder: str, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "PART_BYTES", part_bytes)
+    first = b"\n\r\n" if part_bytes > 8 else b""
+    put(volume, f"{folder}/a.csv", first + b"number\n1\n\n" + b"2\r\n\r\n" * 9 + b"\n")
+    in_every_order(volume, folder, [{"number": n} for n in [1, None, *[2, None] * 9, None]])
+    put(volume, f"{folder}-2/a.tsv", b'"a\tb"\nx\n\ny')
+    in_every_order(volume, f"{folder}-2", [{"a\tb": text} for text in ("x", "", "y")])
+    put(volume, f"{folder}-3/a.csv", first + b"a,b\n\n1,2\n\n" + b"\n" * 20 + b"3,4\n\n")
+    in_every_order(volume, f"{folder}-3", [{"a": 1, "b": 2}, {"a": 3, "b": 4}])
+
+
+@pytest.mark.parametrize("header", [b"a,b", b"a", b"a,b\n"])
+def test_a_header_without_rows(volume: FileSystem, folder: str, header: bytes) -> None:
+    put(volume, f"{folder}/a.csv", header)
+    assert rows(volume, folder) == []
+    more = b"a,b\n1,2\n" if b"b" in header else b"a\n1\n"
+    put(volume, f"{folder}/b.csv", more)
+    assert len(rows(volume, folder)) == 1
+
+
 # ---- archives and manifests ------------------------------------------------------------------------------------------
 
 

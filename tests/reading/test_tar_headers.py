@@ -46,6 +46,37 @@ def test_members_are_those_that_tarfile_sees(kind: int) -> None:
     assert len(expected) == len(names)
 
 
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_hard_link_has_the_bytes_of_its_member(kind: int) -> None:
+    sink = io.BytesIO()
+    names = [name for name in NAMES if kind != tarfile.USTAR_FORMAT or len(name) < 100]
+    with tarfile.open(fileobj=sink, mode="w", format=kind) as made:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            made.addfile(info, io.BytesIO(name.encode()))
+        for at, name in enumerate([*names, "link0"]):
+            info = tarfile.TarInfo(f"link{at}")
+            info.type, info.linkname = tarfile.LNKTYPE, name
+            made.addfile(info)
+    *found, of_link = walked(sink.getvalue())
+    by_name = {member.name: (member.offset, member.size) for member in found}
+    assert len(by_name) == 2 * len(names)
+    for at, name in enumerate(names):
+        assert by_name[f"link{at}".encode()] == by_name[name.encode()]
+    assert (of_link.offset, of_link.size) == by_name[names[0].encode()]
+
+
+def test_a_hard_link_to_nothing_is_told() -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as made:
+        info = tarfile.TarInfo("link")
+        info.type, info.linkname = tarfile.LNKTYPE, "a.jpg"
+        made.addfile(info)
+    with pytest.raises(BadTarError, match="byte 0 is a hard link"):
+        walked(sink.getvalue())
+
+
 @settings(deadline=None)
 @given(st.integers(0, 5119))
 def test_a_truncated_archive_is_told(cut: int) -> None:

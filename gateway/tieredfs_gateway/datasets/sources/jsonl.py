@@ -1,11 +1,14 @@
 """JSON Lines: a part is a run of lines, a row is an object. Types are those that hold for every line of a file.
 
-What looks like a time is one if all values of the column do; else it is text. Other disagreements are errors with the line.
+What looks like a time is one if all values of the column do; else it is text. Other disagreements are errors with the line, and
+so are integers that neither 64 bits nor a float hold as they are.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +23,14 @@ from tieredfs_gateway.datasets.sources.text import (
     TextFiles,
     as_file,
     end_of_lines,
+    has_large_numbers,
     held_bytes,
+    loses_digits,
     unreadable,
 )
 from tieredfs_gateway.datasets.versions import PinnedFile
+
+_LONG_INTEGER: Final = re.compile(rb"[0-9]{19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class JsonLinesSource:
         for stretch, text in self._files.stretches(file, end_of_lines):
             _check_text(file, stretch, text)
             table = parsed(file, stretch, text, None)
+            _check_integers(file, stretch, text, table)
             for field in table.schema:
                 kinds[field.name] = _joined(file, stretch, field, kinds.get(field.name, pa.null()))
             rows.append(table.num_rows)
@@ -77,6 +85,43 @@ def _check_text(file: PinnedFile, stretch: Stretch, text: pa.Buffer) -> None:
                 line.decode()
             except UnicodeDecodeError as error:
                 raise CorruptError(f"{file.name}, line {number}: not UTF-8: {error}") from error
+
+
+def lost_integer(document: bytes) -> str | None:
+    """An integer of the JSON document that no number of 64 bits holds, and where it is. None: there is none, or it is no one
+    document."""
+    if not _LONG_INTEGER.search(document):
+        return None
+    try:
+        value = json.loads(document, parse_int=_Raw)
+    except (ValueError, RecursionError):
+        return None
+    columns = value.items() if isinstance(value, dict) else ()
+    return next((f"column {name!r} has the integer {one}" for name, part in columns for one in _lost(part)), None)
+
+
+class _Raw(str):
+    """An integer as it is written."""
+
+    __slots__ = ()
+
+
+def _lost(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _lost(each)
+    elif isinstance(value, _Raw) and loses_digits(value):
+        yield value
+
+
+def _check_integers(file: PinnedFile, stretch: Stretch, text: pa.Buffer, table: pa.Table) -> None:
+    """Arrow takes integers of more than 64 bits for floats. Raises CorruptError where they are not what they were."""
+    if not any(map(has_large_numbers, table.columns)):
+        return
+    for number, line in enumerate(bytes(memoryview(text)).split(b"\n"), stretch.line):
+        lost = lost_integer(line)
+        if lost is not None:
+            raise CorruptError(f"{file.name}, line {number}: {lost}: no number of 64 bits holds it")
 
 
 def parsed(file: PinnedFile, stretch: Stretch, text: pa.Buffer, schema: pa.Schema | None) -> pa.Table:

@@ -22,9 +22,10 @@ from tieredfs.errors import CorruptError, TooLargeError
 from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.schemas import Path
 from tieredfs_gateway.datasets.sources.archives import Archive, Archives
+from tieredfs_gateway.datasets.sources.jsonl import lost_integer
 from tieredfs_gateway.datasets.sources.protocol import PART_BYTES, FileIndex
 from tieredfs_gateway.datasets.sources.tar_headers import BLOCK, BadTarError, Member, members
-from tieredfs_gateway.datasets.sources.text import unreadable
+from tieredfs_gateway.datasets.sources.text import has_large_numbers, unreadable
 from tieredfs_gateway.datasets.versions import PinnedFile
 
 KEY: Final = "__key__"
@@ -230,7 +231,8 @@ def _documents_type(file: PinnedFile, archive: Archive, field: str, offsets: Ind
 
 
 def _documents(payloads: pa.BinaryArray, kind: pa.DataType | None) -> pa.Array:
-    """JSON documents as structs; text where they are not one object each, or have no fields or no common type."""
+    """JSON documents as structs; text where they are not one object each, have no fields or no common type, or integers that no
+    number of 64 bits holds."""
     if kind == pa.string():
         return payloads.cast(pa.string())
     there = [document.as_py() for document in payloads.drop_null()]
@@ -249,7 +251,7 @@ def _documents(payloads: pa.BinaryArray, kind: pa.DataType | None) -> pa.Array:
             return payloads.cast(pa.string())
         raise
     is_one_each = len(table) == len(there) and all(document.strip() for document in there)
-    if kind is None and not (is_one_each and table.column_names):
+    if kind is None and not (is_one_each and table.column_names and _keep_digits(table, there)):
         return payloads.cast(pa.string())
     found = pa.StructArray.from_arrays(
         [column.combine_chunks() for column in table.columns],
@@ -260,3 +262,8 @@ def _documents(payloads: pa.BinaryArray, kind: pa.DataType | None) -> pa.Array:
         indices = pa.array(places, mask=np.asarray(payloads.is_null()))
         found = found.take(indices)
     return found
+
+
+def _keep_digits(table: pa.Table, documents: Sequence[bytes]) -> bool:
+    """Whether the table has every integer of theirs as it is."""
+    return not any(map(has_large_numbers, table.columns)) or all(lost_integer(each) is None for each in documents)

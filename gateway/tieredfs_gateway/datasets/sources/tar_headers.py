@@ -1,6 +1,6 @@
 """The members of a tar archive: ustar, with the long names and sizes of GNU and pax. Pure: headers in, members out.
 
-Source of the format: POSIX.1-2001 (pax interchange format), and GNU tar's manual ("Basic Tar Format") for types L and base-256.
+Source of the format: POSIX.1-2001 (pax interchange format), and GNU tar's manual ("Basic Tar Format") for types K, L and base-256.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ class BadTarError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file of the archive: its bytes are `size` at `offset`."""
+    """A regular file of the archive: its bytes are `size` at `offset`. A hard link has those of the member that it names."""
 
     name: bytes
     offset: int
@@ -33,6 +33,8 @@ def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
     """
     at = 0
     long_name: bytes | None = None
+    long_target: bytes | None = None
+    known: dict[bytes, Member] = {}
     pax: dict[bytes, bytes] = {}
     while at < total:
         header = read(at, BLOCK)
@@ -45,7 +47,9 @@ def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
         kind, data = header[156:157], at + BLOCK
         if data + size > total:
             raise BadTarError(f"it is truncated: the member at byte {at} has {size} bytes, {total - data} are there")
-        if kind == b"L":
+        if kind == b"K":
+            long_target = _extended(read, data, size, at).rstrip(b"\0")
+        elif kind == b"L":
             long_name = _extended(read, data, size, at).rstrip(b"\0")
         elif kind == b"x":
             pax = _pax(_extended(read, data, size, at), at)
@@ -53,11 +57,18 @@ def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
             raise BadTarError(
                 f"the member at byte {at} is stored with holes (`tar --sparse`), which are not filled here"
             )
-        elif kind in b"0\0" or kind == b"7":
+        elif kind in b"0\0" or kind in (b"1", b"7"):
             name = pax.get(b"path") or long_name or _name(header)
-            yield Member(name, data, size)
-        if kind not in (b"L", b"x", b"g"):
-            long_name, pax = None, {}
+            member = Member(name, data, size)
+            if kind == b"1":
+                of = known.get(pax.get(b"linkpath") or long_target or header[157:257].rstrip(b"\0"))
+                if of is None:
+                    raise BadTarError(f"the member at byte {at} is a hard link to one that does not come before it")
+                member = Member(name, of.offset, of.size)
+            known[name] = member
+            yield member
+        if kind not in (b"K", b"L", b"x", b"g"):
+            long_name, long_target, pax = None, None, {}
         at = data + -(-size // BLOCK) * BLOCK
     raise BadTarError(f"it is truncated: its {total} bytes do not end with the mark of an end")
 

@@ -6,15 +6,18 @@ opened; formats with a footer (Parquet, IPC) do without.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tieredfs.errors import CorruptError
 from tieredfs_gateway.datasets.arrow_files import ByteCount, arrow_file, read_range
@@ -26,6 +29,7 @@ from tieredfs_gateway.datasets.versions import PinnedFile, Snapshot
 RECORD_BYTES_MAX: Final = 1 << 30
 """A record without an end up to here is not text in lines."""
 _COMPRESSIONS: Final = {b".gz": "gzip", b".tgz": "gzip", b".zst": "zstd", b".zstd": "zstd"}
+_INTEGERS_END: Final = 2.0**63
 _NEWLINE: Final = 0x0A
 _QUOTE: Final = 0x22
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -158,6 +162,25 @@ def unreadable(file: PinnedFile, what: str, line_of_row_0: int | None = None) ->
         found = re.search(r"[Rr]ow #?(\d+)", str(error))
         line = f", line {line_of_row_0 + int(found[1])}" if line_of_row_0 is not None and found else ""
         raise CorruptError(f"{file.name}{line}: not readable as {what}: {error}") from error
+
+
+def has_large_numbers(column: pa.ChunkedArray) -> bool:
+    """Whether floats in it, at any depth, are beyond what integers of 64 bits reach."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return any(map(has_large_numbers, column.flatten()))
+    if pa.types.is_list(kind):
+        return has_large_numbers(pc.list_flatten(column))
+    if not pa.types.is_floating(kind):
+        return False
+    ends = pc.min_max(column)
+    return any(abs(end.as_py() or 0.0) >= _INTEGERS_END for end in ends.values())
+
+
+def loses_digits(integer: str) -> bool:
+    """Whether the float that is nearest stands for another number: it is neither that integer nor written so."""
+    nearest = float(integer)
+    return math.isinf(nearest) or Decimal(integer) not in (Decimal(nearest), Decimal(repr(nearest)))
 
 
 def as_file(buffer: pa.Buffer) -> io.BytesIO:
