@@ -53,7 +53,9 @@ def test_what_front_ends_keep_for_themselves_is_no_dataset(volume: FileSystem, s
     refused(volume, InvalidRequestError, source, source=source)
 
 
-@pytest.mark.parametrize("source", [".*", ".t*/s3/keys/*", "[.]*/**/a.jsonl", "**/.t*/s3/keys/*", "*/s3/keys/*", ".*/**"])
+@pytest.mark.parametrize(
+    "source", [".*", ".t*/s3/keys/*", "[.]*/**/a.jsonl", "**/.t*/s3/keys/*", "*/s3/keys/*", ".*/**"]
+)
 def test_no_glob_finds_what_front_ends_keep_for_themselves(volume: FileSystem, source: str) -> None:
     put(volume, ".tieredfs/s3/keys/a.jsonl", json_lines([{"secret": 1}]))
     refused(volume, NotFoundError, source, source=source)

@@ -168,7 +168,9 @@ def test_integers_that_no_number_holds_are_told_with_their_column(
     put(volume, f"{folder}/a.csv", f"a,b\n1,{before}\n2, {integer}\n".encode())
     put(volume, f"{folder}/b.csv", b"a,b\n1,2\n")
     refused(volume, folder, f"a.csv: column 'b' has the integer {integer}:", rest=1)
-    put(volume, f"{folder}-2/a.jsonl", f'{{"a": 1, "b": [{{"c": {before}}}]}}\n{{"b": [{{"c": {integer}}}]}}\n'.encode())
+    put(
+        volume, f"{folder}-2/a.jsonl", f'{{"a": 1, "b": [{{"c": {before}}}]}}\n{{"b": [{{"c": {integer}}}]}}\n'.encode()
+    )
     put(volume, f"{folder}-2/b.jsonl", b'{"a": 1}\n')
     refused(volume, f"{folder}-2", f"a.jsonl, line 2: column 'b' has the integer {integer}:", rest=1)
     document = f'{{"a": [{integer}]}}'

@@ -7,7 +7,6 @@ Texts that are stored by dictionary are read as such and written out here: Arrow
 was half of the time for four such columns of nineteen (117 ns a row; 87 this way).
 """
 
-import io
 import math
 import threading
 from collections import defaultdict
@@ -26,6 +25,7 @@ from tieredfs.volume.through import SMALL_BYTES
 from tieredfs_gateway.datasets.arrow_files import ByteCount, arrow_file, read_range
 from tieredfs_gateway.datasets.filters import Bounds
 from tieredfs_gateway.datasets.schemas import Path
+from tieredfs_gateway.datasets.sources import parquet_footers as footers
 from tieredfs_gateway.datasets.sources import parquet_pages as pages
 from tieredfs_gateway.datasets.sources.parquet_pages import Chunk, Excerpt, Place
 from tieredfs_gateway.datasets.sources.protocol import FileIndex, Ranges
@@ -47,6 +47,8 @@ _PLAIN_BYTES: Final = 4
 _TEXT_BYTES_MAX: Final = (1 << 31) - 1
 """Of one array, whose offsets have 32 bits."""
 _MAGIC: Final = b"PAR1"
+_END_BYTES: Final = 8
+"""The length of the footer, and the magic."""
 _SIGNATURE_BYTES: Final = 28
 """Behind a footer that is signed: nonce and tag of AES-GCM (Parquet Modular Encryption, "Plaintext footer mode")."""
 
@@ -54,12 +56,17 @@ _SIGNATURE_BYTES: Final = 28
 class _Detail:
     """What is known of a file: its footer, and what only page indexes need of it, once they are needed."""
 
-    def __init__(self, metadata: pq.FileMetaData) -> None:
+    def __init__(self, metadata: pq.FileMetaData, footer: bytes) -> None:
+        """`footer`: as it is stored. Arrow, asked to write it, ends the process where it says that it is signed and is not."""
         self.metadata = metadata
+        self._footer = footer
         self._lock = threading.Lock()
         self._chunks: tuple[dict[str, Chunk], ...] | None = None
         self._sizes: dict[int, dict[str, tuple[int, int]]] = {}
         self._leaves: dict[Path, int | None] = {}
+        self._decodable: dict[int, tuple[bool, ...]] = {}
+        schema = metadata.schema
+        self._paths = [schema.column(number).path for number in range(metadata.num_columns)]
 
     def leaf(self, schema: pa.Schema, path: Path) -> int | None:
         """Which column of the file a path is: names do not say, for `a.b` is a column's and a field's. None: no plain one."""
@@ -75,11 +82,15 @@ class _Detail:
         if found is None:
             group = self.metadata.row_group(part)
             chunks = (group.column(number) for number in range(group.num_columns))
-            found = {
-                chunk.path_in_schema: (chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in chunks
-            }
-            self._sizes[part] = found
+            sizes = [(chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in chunks]
+            found = self._sizes[part] = dict(zip(self._paths, sizes, strict=True))
         return found
+
+    def has_values(self, leaf: int, path: Path, part: int) -> bool:
+        """Whether the statistics of a column may be asked for. Raises BadThriftError."""
+        if leaf not in self._decodable:
+            self._decodable[leaf] = footers.decodable(self.metadata, self._footer, leaf, path)
+        return self._decodable[leaf][part]
 
     def repeated(self, schema: pa.Schema, part: int, names: Collection[str]) -> list[str]:
         """The columns of texts and bytes, not nested, that a row group stores by dictionary."""
@@ -101,9 +112,7 @@ class _Detail:
         if groups * columns > pages.CHUNKS_MAX or not _has_indexes(metadata):
             nothing: tuple[dict[str, Chunk], ...] = ({},)
             return nothing * int(groups)
-        written = io.BytesIO()
-        metadata.write_metadata_file(written)
-        return pages.chunks_of(written.getvalue()[len(_MAGIC) :])
+        return pages.chunks_of(self._footer)
 
 
 def _has_indexes(metadata: pq.FileMetaData) -> bool:
@@ -125,21 +134,20 @@ class ParquetSource:
     def look(self, file: PinnedFile) -> FileIndex:
         with _translated(file), self._opened(file, None, min(FOOTER_BYTES, file.size_bytes)) as opened:
             metadata = opened.metadata
-            self._check_plain(file, metadata.serialized_size)
+            footer = self._footer(file, metadata.serialized_size)
             _check_names(file, metadata.schema)
+            footers.check(metadata, file.size_bytes)
             rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
-            return FileIndex(
-                opened.schema_arrow.remove_metadata(), rows, _Detail(metadata), 8 * metadata.serialized_size
-            )
+            return FileIndex(opened.schema_arrow.remove_metadata(), rows, _Detail(metadata, footer), 9 * len(footer))
 
-    def _check_plain(self, file: PinnedFile, footer_bytes: int) -> None:
-        """Refuses a file whose columns are encrypted below a footer that is not, which is signed: Arrow reads that, and ends the
-        process when it is asked about such a column."""
-        tail = bytearray(8)
+    def _footer(self, file: PinnedFile, footer_bytes: int) -> bytes:
+        """Refuses a file whose columns are encrypted below a footer that is not, which is signed."""
         with self._snapshot.reading(file) as reading:
-            reading.read_into(file.size_bytes - len(tail), memoryview(tail))
-        if int.from_bytes(tail[:4], "little") == footer_bytes + _SIGNATURE_BYTES:
-            raise CorruptError(f"{file.name}: not readable as Parquet: its columns are encrypted")
+            tail = bytes(read_range(reading, file.size_bytes - _END_BYTES, _END_BYTES, self._count))
+            stored = int.from_bytes(tail[:4], "little")
+            if stored == footer_bytes + _SIGNATURE_BYTES:
+                raise CorruptError(f"{file.name}: not readable as Parquet: its columns are encrypted")
+            return bytes(read_range(reading, file.size_bytes - _END_BYTES - stored, footer_bytes, self._count))
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         names = [".".join(path) for path in paths]
@@ -276,8 +284,13 @@ class ParquetSource:
 
     def bounds(self, index: FileIndex, part: int, path: Path) -> Bounds | None:
         leaf = index.detail.leaf(index.schema, path)
-        chunk = None if leaf is None else index.detail.metadata.row_group(part).column(leaf)
-        if chunk is None or not chunk.is_stats_set:
+        try:
+            if leaf is None or not index.detail.has_values(leaf, path, part):
+                return None
+        except BadThriftError:
+            return None  # reading it says what is wrong
+        chunk = index.detail.metadata.row_group(part).column(leaf)
+        if not chunk.is_stats_set:
             return None
         found = chunk.statistics
         nulls = found.null_count if found.has_null_count else None
@@ -431,5 +444,5 @@ def _field_type(schema: pa.Schema, path: Path) -> pa.DataType:
 def _translated(file: PinnedFile) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, BadThriftError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, BadThriftError) as error:
         raise CorruptError(f"{file.name}: not readable as Parquet: {error}") from error

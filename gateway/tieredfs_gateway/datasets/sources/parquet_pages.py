@@ -17,7 +17,6 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -97,19 +96,10 @@ class Pages:
 
 def chunks_of(footer: bytes) -> tuple[dict[str, Chunk], ...]:
     """The chunks of each row group that have both indexes, by name. Raises BadThriftError."""
-    with _expected():
+    with thrift.expected():
         file = thrift.decode(footer)
         elements = dict(_top_leaves(file[2]))
         return tuple(dict(_chunks(group[1], elements)) for group in file[4])
-
-
-@contextmanager
-def _expected() -> Iterator[None]:
-    """Around what takes fields for granted that the format requires."""
-    try:
-        yield
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise thrift.BadThriftError(f"a field is missing, or of another type: {error}") from error
 
 
 def _top_leaves(schema: Sequence[dict[int, Any]]) -> Iterator[tuple[bytes, dict[int, Any]]]:
@@ -142,7 +132,7 @@ def _chunks(chunks: Sequence[dict[int, Any]], elements: Mapping[bytes, Any]) -> 
 
 def pages_of(offset_index: bytes, rows: int) -> Pages:
     """Raises BadThriftError for what cannot be."""
-    with _expected():
+    with thrift.expected():
         found = thrift.decode(offset_index)[1]
         pages = Pages(tuple(page[3] for page in found), tuple((page[1], page[2]) for page in found), rows)
         starts = pages.starts
@@ -153,7 +143,7 @@ def pages_of(offset_index: bytes, rows: int) -> Pages:
 
 def bounds_of(column_index: bytes, chunk: Chunk, pages: Pages) -> list[Bounds]:
     """Of each page. What a writer's values mean is only believed of types whose order is beyond doubt."""
-    with _expected():
+    with thrift.expected():
         found = thrift.decode(column_index)
         count = len(pages.starts)
         if any(len(found[number]) != count for number in (1, 2, 3)):

@@ -59,18 +59,21 @@ def members(read: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
             )
         elif kind in b"0\0" or kind in (b"1", b"7"):
             name = pax.get(b"path") or long_name or _name(header)
-            member = Member(name, data, size)
+            known[name] = Member(name, data, size)
             if kind == b"1":
-                of = known.get(pax.get(b"linkpath") or long_target or header[157:257].rstrip(b"\0"))
-                if of is None:
-                    raise BadTarError(f"the member at byte {at} is a hard link to one that does not come before it")
-                member = Member(name, of.offset, of.size)
-            known[name] = member
-            yield member
+                target = pax.get(b"linkpath") or long_target or header[157:257].rstrip(b"\0")
+                known[name] = _linked(name, known.get(target), at)
+            yield known[name]
         if kind not in (b"K", b"L", b"x", b"g"):
             long_name, long_target, pax = None, None, {}
         at = data + -(-size // BLOCK) * BLOCK
     raise BadTarError(f"it is truncated: its {total} bytes do not end with the mark of an end")
+
+
+def _linked(name: bytes, target: Member | None, at: int) -> Member:
+    if target is None:
+        raise BadTarError(f"the member at byte {at} is a hard link to one that does not come before it")
+    return Member(name, target.offset, target.size)
 
 
 def _check(header: bytes, at: int) -> None:

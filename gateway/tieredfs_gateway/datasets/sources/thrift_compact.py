@@ -7,7 +7,8 @@ Source of the format: Apache Thrift, "Thrift Compact protocol encoding" (thrift-
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 _TRUE: Final = 1
@@ -26,19 +27,32 @@ class BadThriftError(Exception):
     """What is wrong with the bytes."""
 
 
+@contextmanager
+def expected() -> Iterator[None]:
+    """Around what takes fields for granted that the format requires."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BadThriftError(f"a field is missing, or of another type: {error}") from error
+
+
 def decode(data: bytes) -> dict[int, Any]:
     """The struct that the bytes begin with. Raises BadThriftError."""
+    return decode_from(data, 0, 0)
+
+
+def decode_from(data: bytes, at: int, number: int) -> dict[int, Any]:
+    """What follows field `number` of a struct, from `at` on. Raises BadThriftError."""
     try:
-        return _struct(data, 0, 0)[0]
+        return _struct(data, at, 0, number)[0]
     except (IndexError, struct.error) as error:
         raise BadThriftError("it ends within a value") from error
 
 
-def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
+def _struct(data: bytes, at: int, depth: int, number: int = 0) -> tuple[dict[int, Any], int]:
     if depth > _DEPTH_MAX:
         raise BadThriftError("structs are nested too deeply")
     found: dict[int, Any] = {}
-    number = 0
     while head := data[at]:
         at += 1
         if head >> 4:
