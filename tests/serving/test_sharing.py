@@ -325,12 +325,24 @@ def test_sessions_that_nobody_uses_expire_and_those_that_read_do_not(sessions: S
         sessions.get(idle.id)
 
 
-def test_their_number_is_bounded(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tieredfs_gateway.datasets.sessions.SESSIONS_MAX", 2)
-    sessions.open(KEY, "a")
-    sessions.open(KEY, "b")
-    with pytest.raises(Refusal) as caught:
-        sessions.open(KEY, "c")
+def test_past_their_number_the_one_that_was_idle_longest_gives_way(
+    sessions: Sessions, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tieredfs_gateway.datasets.sessions.SESSIONS_MAX", 3)
+    busy, idle, later = (sessions.open(KEY, name) for name in "abc")
+    with sessions.follow(busy, Position(0, 0), 1, SHARED, "a"):
+        clock[0] = 1.0
+        sessions.get(later.id)
+        fourth = sessions.open(KEY, "d")
+        with pytest.raises(Refusal, match="no such session"):
+            sessions.get(idle.id)
+        assert [sessions.get(one.id) for one in (busy, later, fourth)] == [busy, later, fourth]
+        with (
+            sessions.follow(later, Position(0, 0), 1, SHARED, "c"),
+            sessions.follow(fourth, Position(0, 0), 1, SHARED, "d"),
+            pytest.raises(Refusal) as caught,
+        ):
+            sessions.open(KEY, "e")
     assert caught.value.code == "too_many_sessions"
 
 

@@ -129,14 +129,24 @@ class Sessions:
         """Raises Refusal, and what opening a reader raises."""
         _check(key)
         self.expire()
-        with self._lock:
-            if len(self._sessions) >= SESSIONS_MAX:
-                raise Refusal("too_many_sessions", f"{SESSIONS_MAX} sessions are open; close some, or wait")
+        self._make_room()
         opened = self._shared(key, version, fresh)
         session = Session(secrets.token_hex(16), client, opened, self._now())
         with self._lock:
             self._sessions[session.id] = session
         return session
+
+    def _make_room(self) -> None:
+        """Close the session that was idle longest, when there are too many: datasets that are dropped are not always closed. A trainer
+        whose session that was opens it again."""
+        with self._lock:
+            if len(self._sessions) < SESSIONS_MAX:
+                return
+            idle = [session for session in self._sessions.values() if not session.streams]
+            if not idle:
+                raise Refusal("too_many_sessions", f"{SESSIONS_MAX} sessions are being read")
+            oldest = min(idle, key=_used_s)
+        self.close(oldest.id)
 
     def _shared(self, key: Key, version: str | None, fresh: bool) -> Opened:
         """One that has one more user."""
