@@ -1,5 +1,6 @@
 """Gateways that are killed, tokens that are wrong, transforms that fail: with processes of their own."""
 
+import contextlib
 import io
 import json
 import os
@@ -206,6 +207,9 @@ path = "{HERE}:label"
 kind = "function"
 path = "{HERE}:hang"
 time_limit_s = 0.5
+[transforms.fork]
+kind = "function"
+path = "{HERE}:fork"
 [transforms.die]
 kind = "function"
 path = "{HERE}:die"
@@ -335,3 +339,37 @@ def test_workers_end_with_their_pool(pool: TransformPool) -> None:
     pid = worker._process.pid
     mine.close()
     eventually(lambda: os.path.exists(f"/proc/{pid}"), False)
+
+
+def test_a_transform_that_forks_answers_once(pool: TransformPool) -> None:
+    for _ in range(3):
+        assert transformed(pool, TableReader(), "fork")["id"].to_pylist() == list(range(1000))
+
+
+def test_what_a_transform_started_ends_with_it(tmp_path: Path) -> None:
+    options = {"path": f"{HERE}:fork_and_hang", "options": {"path": str(tmp_path / "pid")}}
+    mine = TransformPool({"fork": Transform("fork", "function", options, time_limit_s=2.0)}, workers=1)
+    with contextlib.closing(mine), pytest.raises(Refusal, match=r"over its limit of 2.0 s"):
+        transformed(mine, TableReader(), "fork")
+    pid = int((tmp_path / "pid").read_text())
+    eventually(lambda: _is_running(pid), False)
+
+
+def _is_running(pid: int) -> bool:
+    """A process of nobody's may stay as a zombie, where no init reaps it."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_a_worker_that_takes_nothing_is_over_its_limit() -> None:
+    """It is stopped, and what it is sent is more than a pipe holds."""
+    mine = TransformPool({"ids": Transform("ids", "project", {"columns": ["id"]}, time_limit_s=1.0)}, workers=1)
+    with contextlib.closing(mine):
+        assert mine.run(["ids"], numbers(3).to_batches()[0]).num_rows == 3
+        worker = mine._idle.queue[0]
+        assert worker is not None
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        with pytest.raises(Refusal, match=r"transform ids: over its limit of 1.0 s"):
+            mine.run(["ids"], numbers(100_000).combine_chunks().to_batches()[0])
+        assert mine.run(["ids"], numbers(3).to_batches()[0]).num_rows == 3, "another one comes"

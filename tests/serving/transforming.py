@@ -53,3 +53,16 @@ def say(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 def wrong(rows: pa.RecordBatch) -> object:
     return rows.to_pydict() if rows.num_rows else rows
+
+
+def fork(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Comes back twice."""
+    os.fork()
+    return rows
+
+
+def fork_and_hang(rows: pa.RecordBatch, path: str) -> pa.RecordBatch:
+    if rows.num_rows and (child := os.fork()):
+        with open(path, "w") as file:
+            file.write(str(child))
+    return hang(rows)

@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -129,16 +130,24 @@ class _Worker:
         self.memory_bytes = 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tieredfs_gateway.datasets.transform_worker"],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,
         )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         setup = {
             "transforms": [one.document() for one in allowed.values()],
             "path": [entry for entry in sys.path if entry],
             "memory_bytes": 2 * MEMORY_BYTES,
         }
-        self._write(json.dumps(setup).encode() + b"\n", "the first transform")
         self._is_new = True
+        try:
+            self._write(json.dumps(setup).encode() + b"\n", "the first transform", time.monotonic() + START_WAIT_S)
+        except BaseException:
+            self.end()
+            raise
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -146,18 +155,21 @@ class _Worker:
     def run(self, names: Sequence[str], rows: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, float]]:
         body = packed(rows)
         text = json.dumps({"names": list(names)}).encode()
+        deadline_s = time.monotonic() + self._limit_s(names[0])
         try:
-            self._write(HEAD.pack(len(text), len(body)) + text, names[0])
-            self._write(body, names[0])
+            self._write(HEAD.pack(len(text), len(body)) + text, names[0], deadline_s)
+            self._write(body, names[0], deadline_s)
             return self._answer(names[0])
         except BaseException:
             self.end()
             raise
 
+    def _limit_s(self, name: str) -> float:
+        return self._allowed[name].time_limit_s + (START_WAIT_S if self._is_new else 0.0)
+
     def _answer(self, at: str) -> tuple[pa.RecordBatch, dict[str, float]]:
         while True:
-            limit_s = self._allowed[at].time_limit_s + (START_WAIT_S if self._is_new else 0.0)
-            document, body = self._read(at, time.monotonic() + limit_s)
+            document, body = self._read(at, time.monotonic() + self._limit_s(at))
             self._is_new = False
             if "at" in document:
                 at = document["at"]
@@ -179,9 +191,7 @@ class _Worker:
         while view_at < count:
             wait_s = deadline_s - time.monotonic()
             if wait_s <= 0 or not select.select([descriptor], [], [], wait_s)[0]:
-                raise Refusal(
-                    "transform_failed", f"transform {at}: over its limit of {self._allowed[at].time_limit_s} s"
-                )
+                raise self._over_its_limit(at)
             with memoryview(data) as view:
                 got = os.readv(descriptor, [view[view_at:]])
             if not got:
@@ -194,16 +204,29 @@ class _Worker:
             return f"exit code {self._process.wait(END_WAIT_S)}"
         return "it closed its output"
 
-    def _write(self, data: Any, at: str) -> None:
+    def _over_its_limit(self, at: str) -> Refusal:
+        limit = f"its limit of {self._allowed[at].time_limit_s} s" if at in self._allowed else "the limit to start"
+        return Refusal("transform_failed", f"transform {at}: over {limit}")
+
+    def _write(self, data: Any, at: str, deadline_s: float) -> None:
+        """A worker that takes nothing, stopped or on a machine that is out of memory, is over its limit, too."""
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
-        except OSError as error:
-            raise Refusal("transform_failed", f"transform {at}: its process died ({self._ended()})") from error
+        descriptor, left = self._process.stdin.fileno(), memoryview(data).cast("B")
+        while left:
+            wait_s = deadline_s - time.monotonic()
+            if wait_s <= 0 or not select.select([], [descriptor], [], wait_s)[1]:
+                raise self._over_its_limit(at)
+            try:
+                left = left[os.write(descriptor, left) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise Refusal("transform_failed", f"transform {at}: its process died ({self._ended()})") from error
 
     def end(self) -> None:
-        self._process.kill()
+        """With the processes that its functions started."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(END_WAIT_S)
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None

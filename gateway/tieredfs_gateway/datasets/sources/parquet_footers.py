@@ -88,8 +88,9 @@ def decodable(metadata: pq.FileMetaData, footer: bytes, leaf: int, path: Sequenc
         raise thrift.BadThriftError(f"column {column.path!r} has another type than the schema says")
     if width is None:
         return (True,) * len(chunks)
-    known = [meta.get(_STATISTICS) or {} for meta in _metas(footer, chunks, leaf, path)]
-    return tuple(all(len(values[key]) in (0, width) for key in _VALUES if key in values) for values in known)
+    with thrift.expected():
+        known = [meta.get(_STATISTICS) or {} for meta in _metas(footer, chunks, leaf, path)]
+        return tuple(all(len(values[key]) in (0, width) for key in _VALUES if key in values) for values in known)
 
 
 def _metas(
@@ -102,8 +103,8 @@ def _metas(
         found = [thrift.decode_from(footer, at, _PATH) for at in ends]
         if all(map(_is_of, found, chunks)):
             return found
-    with thrift.expected():  # a value or a name looks alike, or the chunks have other paths
-        return [group[1][leaf][3] for group in thrift.decode(footer)[4]]
+    # a value or a name looks alike, or the chunks have other paths
+    return [group[1][leaf][3] for group in thrift.decode(footer)[4]]
 
 
 def _is_of(meta: dict[int, Any], chunk: pq.ColumnChunkMetaData) -> bool:
