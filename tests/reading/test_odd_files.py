@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -119,6 +120,35 @@ def test_types_that_arrow_takes_no_rows_of(volume: FileSystem, folder: str, name
     put(volume, f"{folder}/1.arrow", ipc_bytes(table))
     put(volume, f"{folder}/2.arrows", stream_bytes(table))
     in_every_order(volume, folder, table.to_pylist() * 2)
+
+
+def _offsets(first: int, last: int) -> bytes:
+    return np.arange(first, last, dtype=np.int32).tobytes()
+
+
+@pytest.mark.parametrize("made", [ipc_bytes, stream_bytes])
+@pytest.mark.parametrize("wrong", [1 << 30, -1, 0])
+def test_offsets_of_arrow_files_that_lead_astray(volume: FileSystem, folder: str, made: Any, wrong: int) -> None:
+    """Arrow follows them: out of its memory, and the process is gone."""
+    table = pa.table({"n": list(range(COUNT)), "s": ["x"] * COUNT})
+    data = made(table, 10, compression="uncompressed") if made is ipc_bytes else made(table, 10)
+    whole = _offsets(0, 11)
+    assert data.count(whole) == 2
+    cut = data.rfind(whole)
+    damaged = data[:cut] + _offsets(0, 5) + np.int32(wrong).tobytes() + _offsets(6, 11) + data[cut + len(whole) :]
+    put(volume, f"{folder}/a.arrow", damaged)
+    with pytest.raises(CorruptError, match="not readable as Arrow IPC"):
+        rows(volume, folder)
+    with open_reader(volume, DatasetSpec(folder, on_bad_shard=OnBadShard.SKIP), OrderSpec(3)) as reader:
+        left = sum(batch.rows.num_rows for batch in reader.batches(Position(0, 0)))
+    assert left == (10 if made is ipc_bytes else 0)
+    assert rows(volume, folder, columns=("n",)) == table.select(["n"]).to_pylist()
+
+
+def test_arrow_files_whose_names_are_no_text(volume: FileSystem, folder: str) -> None:
+    put(volume, f"{folder}/a.arrow", ipc_bytes(pa.table({"name": [1]})).replace(b"name", b"na\xffe"))
+    put(volume, f"{folder}/b.arrow", ipc_bytes(pa.table({"name": [1]})))
+    refused(volume, folder, "a.arrow: not readable as Arrow IPC", rest=1)
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------

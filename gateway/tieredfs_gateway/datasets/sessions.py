@@ -137,8 +137,8 @@ class Sessions:
         return session
 
     def _make_room(self) -> None:
-        """Close the session that was idle longest, when there are too many: datasets that are dropped are not always closed. A trainer
-        whose session that was opens it again."""
+        """Close the session that was idle longest, when there are too many: datasets that are dropped are not always closed. A
+        trainer that had it opens it again."""
         with self._lock:
             if len(self._sessions) < SESSIONS_MAX:
                 return

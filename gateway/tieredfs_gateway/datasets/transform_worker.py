@@ -164,7 +164,9 @@ def answer(
             if os.getpid() == pid:
                 send(answers, {"failed": name, "error": f"{type(error).__name__}: {error}"})
                 return
-        if os.getpid() != pid:  # it forked and came back twice: a second answer would be taken for that of the next request
+        if (
+            os.getpid() != pid
+        ):  # it forked and came back twice: a second answer would be taken for that of the next request
             os._exit(0)
         seconds[name] = time.perf_counter() - began_s
     send(answers, {"seconds": seconds, "memory_bytes": _resident_bytes()}, packed(rows))

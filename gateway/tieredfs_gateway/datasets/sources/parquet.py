@@ -37,7 +37,7 @@ _TEXT_BYTES_LEAST: Final = 12
 
 
 FOOTER_BYTES: Final = 64 << 10
-"""What Arrow's reader reads from the end of a file at first."""
+"""What is read from the end of a file at first."""
 
 
 WORTH_SHARE: Final = 0.75
@@ -132,22 +132,28 @@ class ParquetSource:
         self._under_way = 0
 
     def look(self, file: PinnedFile) -> FileIndex:
-        with _translated(file), self._opened(file, None, min(FOOTER_BYTES, file.size_bytes)) as opened:
-            metadata = opened.metadata
-            footer = self._footer(file, metadata.serialized_size)
-            _check_names(file, metadata.schema)
-            footers.check(metadata, file.size_bytes)
-            rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
-            return FileIndex(opened.schema_arrow.remove_metadata(), rows, _Detail(metadata, footer), 9 * len(footer))
+        with _translated(file):
+            end = self._end(file)
+            stored = _stored_bytes(end)
+            with pq.ParquetFile(pa.BufferReader(end)) as opened:
+                metadata = opened.metadata
+                if stored == metadata.serialized_size + _SIGNATURE_BYTES:
+                    raise CorruptError(f"{file.name}: not readable as Parquet: its columns are encrypted")
+                _check_names(file, metadata.schema)
+                footers.check(metadata, file.size_bytes)
+                rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+                detail = _Detail(metadata, end[-_END_BYTES - stored : -_END_BYTES])
+                return FileIndex(opened.schema_arrow.remove_metadata(), rows, detail, 9 * stored)
 
-    def _footer(self, file: PinnedFile, footer_bytes: int) -> bytes:
-        """Refuses a file whose columns are encrypted below a footer that is not, which is signed."""
+    def _end(self, file: PinnedFile) -> bytes:
+        """Of the file, with its footer, if it has one."""
         with self._snapshot.reading(file) as reading:
-            tail = bytes(read_range(reading, file.size_bytes - _END_BYTES, _END_BYTES, self._count))
-            stored = int.from_bytes(tail[:4], "little")
-            if stored == footer_bytes + _SIGNATURE_BYTES:
-                raise CorruptError(f"{file.name}: not readable as Parquet: its columns are encrypted")
-            return bytes(read_range(reading, file.size_bytes - _END_BYTES - stored, footer_bytes, self._count))
+            length = min(FOOTER_BYTES, file.size_bytes)
+            end = bytes(read_range(reading, file.size_bytes - length, length, self._count))
+            whole = _stored_bytes(end) + _END_BYTES
+            if length < whole <= file.size_bytes:
+                end = bytes(read_range(reading, file.size_bytes - whole, whole, self._count))
+            return end
 
     def read(self, file: PinnedFile, index: FileIndex, part: int, paths: Sequence[Path]) -> pa.Table:
         names = [".".join(path) for path in paths]
@@ -304,7 +310,7 @@ class ParquetSource:
 
     @contextmanager
     def _opened(
-        self, file: PinnedFile, metadata: pq.FileMetaData | None, planned: int = 0, repeated: Sequence[str] = ()
+        self, file: PinnedFile, metadata: pq.FileMetaData, planned: int, repeated: Sequence[str]
     ) -> Iterator[pq.ParquetFile]:
         """`planned`: bytes that will be read; C++ reads a whole file unseen. `repeated`: columns to read as dictionaries.
 
@@ -321,6 +327,11 @@ class ParquetSource:
             ) as opened,
         ):
             yield opened
+
+
+def _stored_bytes(end: bytes) -> int:
+    """Of the footer."""
+    return int.from_bytes(end[-_END_BYTES:-4], "little")
 
 
 def _written_out(table: pa.Table, repeated: Collection[str]) -> pa.Table:
