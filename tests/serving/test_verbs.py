@@ -124,6 +124,26 @@ def test_every_type_is_shown_with_and_without_pandas(served: Gateway, tmp_path: 
     assert {name for name, one in columns.items() if one["nulls"] != 1} == {"odd", "nothing"}
 
 
+def test_moments_that_no_calendar_has_are_shown(served: Gateway) -> None:
+    far, spans = pa.array([1 << 30, 0, None], pa.date32()), pa.array([1 << 62, None, 1], pa.duration("s"))
+    table = pa.table({"day": far, "days": pa.ListArray.from_arrays([0, 2, 2, 3], far), "span": spans})
+    with served.volume() as volume:
+        put_table(volume, "datasets/far/a.parquet", table)
+        volume.flush(WAIT_S)
+
+    def shown(verb: str) -> Any:
+        line, environment = command(served.root, "dataset", verb, served.meta_url, "datasets/far", "--json")
+        return json.loads(subprocess.run(line, env=environment, check=True, capture_output=True, timeout=WAIT_S).stdout)
+
+    first, second, third = shown("head")
+    assert "1073741824" in first["day"]
+    assert "1073741824" in first["days"]
+    assert first["span"] == str(1 << 62)
+    assert (second["day"], second["days"], third["day"]) == ("1970-01-01", "[]", None)
+    columns = {one["column"]: one for one in shown("stats")["columns"]}
+    assert (columns["day"]["nulls"], columns["day"]["least"]) == (1, None)
+
+
 def test_raw_files_are_listed_with_what_names_them(served: Gateway) -> None:
     with served.volume() as volume:
         put(volume, "datasets/raw/manifest.jsonl", b'{"file": "x/a.bin"}\n{"file": "b.csv"}\n')

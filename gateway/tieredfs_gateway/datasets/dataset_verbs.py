@@ -155,16 +155,23 @@ def show_head(
 
 
 def _rows(batch: "pa.RecordBatch") -> list[dict[str, Any]]:
-    """As Python's values; what those cannot hold (nanoseconds) as text."""
+    """As Python's values; what those cannot hold (nanoseconds, years past 9999) as text."""
     columns = [_values(column) for column in batch.columns]
     return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _values(array: "pa.Array") -> list[Any]:
+    import pyarrow as pa
+
     try:
         return list(array.to_pylist())
-    except ValueError:
-        return [None if value is None else str(value) for value in array.cast("string").to_pylist()]
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return list(array.cast("string").to_pylist())
+    except pa.ArrowNotImplementedError:  # nested
+        ones = (array.slice(at, 1) for at in range(len(array)))
+        return [None if one.null_count else one.to_string(skip_new_lines=True)[1:-1] for one in ones]
 
 
 def _plain(value: object, *, cut: bool) -> object:
@@ -235,7 +242,7 @@ class _Column:
         try:
             ends = pc.min_max(values)
             least, greatest = ends["min"].as_py(), ends["max"].as_py()
-        except (pa.ArrowNotImplementedError, ValueError):  # no order, or nothing of Python's holds it
+        except (pa.ArrowNotImplementedError, ValueError, OverflowError):  # no order, or nothing of Python's holds it
             least = greatest = None
         if least is not None:
             self._least = least if self._least is None else min(self._least, least)
