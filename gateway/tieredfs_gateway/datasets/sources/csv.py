@@ -58,8 +58,8 @@ class CsvSource:
         ends = partial(end_of_quoted_lines, delimiter=_delimiter(file))
         for stretch, text in self._files.stretches(file, ends):
             given = names
-            table = self._parsed(file, stretch, text, given, None)
-            if table.num_columns == 1:  # only now is it known that empty lines are rows
+            table = self._parsed(file, stretch, text, given, None, has_one_column=given is not None and len(given) == 1)
+            if given is None and table.num_columns == 1:  # only now is it known that empty lines are rows
                 table = self._parsed(file, stretch, text, given, None, has_one_column=True)
             with unreadable(file, "CSV"):
                 names = table.schema.names
