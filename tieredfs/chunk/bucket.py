@@ -70,8 +70,8 @@ _FULL: Final = frozenset(
 _OUT_OF_RANGE: Final = frozenset({"InvalidRange", "416"})
 
 
-class _TornError(UnavailableError):
-    """An answer that began well and broke off: not something that the SDK repeats."""
+class _TornError(Exception):
+    """An answer that began well and broke off: not something that the SDK repeats. Never leaves this module."""
 
 
 def new_client(url: BucketUrl) -> Any:
@@ -227,7 +227,10 @@ class BucketObjects:
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(_TornError):
                 return self._fetch(name, start, views, deadline_s)
-        return self._fetch(name, start, views, deadline_s)
+        try:
+            return self._fetch(name, start, views, deadline_s)
+        except _TornError as error:
+            raise UnavailableError(str(error)) from error
 
     def _fetch(self, name: ChunkName, start: int, views: Sequence[memoryview], deadline_s: float) -> int:
         what = f"{label(name)} cannot be read from {self.where}"
