@@ -29,13 +29,12 @@ class ByteCount:
             self.total += count
 
 
-class _Arriving(io.RawIOBase):
-    """A seekable file over a `Reading` that is not whole yet. For one thread at a time; Arrow locks."""
+class SeekableFile(io.RawIOBase):
+    """A position in a file of some size; who derives says what is read there. For one thread at a time; Arrow locks."""
 
-    def __init__(self, reading: Reading, count: ByteCount) -> None:
+    def __init__(self, size_bytes: int) -> None:
         super().__init__()
-        self._reading = reading
-        self._count = count
+        self._size_bytes = size_bytes
         self._at = 0
 
     def readable(self) -> bool:
@@ -48,9 +47,17 @@ class _Arriving(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._reading.attributes.size_bytes}[whence]
-        self._at = origin + offset
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence]
         return self._at
+
+
+class _Arriving(SeekableFile):
+    """Over a `Reading` that is not whole yet."""
+
+    def __init__(self, reading: Reading, count: ByteCount) -> None:
+        super().__init__(reading.attributes.size_bytes)
+        self._reading = reading
+        self._count = count
 
     def readinto(self, target: "Buffer", /) -> int:
         with memoryview(target) as view:

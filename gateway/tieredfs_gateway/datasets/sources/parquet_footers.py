@@ -11,13 +11,13 @@ are shorter than their type) end the process. So both are tried where they can b
 Source of the format: Apache Parquet, `parquet.thrift`.
 """
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tieredfs_gateway.datasets.arrow_files import SeekableFile
 from tieredfs_gateway.datasets.sources import thrift_compact as thrift
 
 if TYPE_CHECKING:
@@ -35,26 +35,8 @@ class _ReadError(Exception):
     """Something would be read: all is planned."""
 
 
-class _Unread(io.RawIOBase):
-    """A file of some size."""
-
-    def __init__(self, size_bytes: int) -> None:
-        super().__init__()
-        self._size_bytes = size_bytes
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence]
-        return self._at
+class _Unread(SeekableFile):
+    """A file that says how long it is, and nothing else."""
 
     def readinto(self, _: "Buffer", /) -> int:
         raise _ReadError
