@@ -146,9 +146,8 @@ class _Targets:
 
     def _check(self) -> None:
         if not self._left:
-            raise UnavailableError(
-                f"no dump was written: {'; '.join(self.problems) or 'there is no disk that takes one'}"
-            )
+            problems = "; ".join(self.problems) or "there is no directory of the volume that takes one"
+            raise UnavailableError(f"no dump was written: {problems}; make room there, or name another file")
 
 
 def _dump(metadata: Metadata, taken_ns: int, targets: _Targets, progress: Progress) -> DumpReport:

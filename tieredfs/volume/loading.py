@@ -77,7 +77,7 @@ def load_volume(meta_url: str, sources: Sequence[str], progress: Progress, *, ho
             unusable.append(CorruptError(f"{each.path}: {error}"))
         else:
             return replace(report, unusable=tuple(map(str, unusable)))
-    raise CorruptError(f"no dump is whole: {'; '.join(map(str, unusable))}")
+    raise CorruptError(f"no dump is whole: {'; '.join(map(str, unusable))}; other disks may have others")
 
 
 def _check_vacant(location: MetaUrl) -> None:
@@ -134,7 +134,7 @@ def _header_of(path: str) -> DumpHeader:
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read: {error.strerror}") from error
     except (CorruptError, NewerFormatError) as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}; name another dump, or a disk of the volume") from error
 
 
 def _pieces(descriptor: int) -> Iterator[bytes]:
