@@ -497,6 +497,7 @@ def test_whoever_has_a_volume_open_cares_for_it(
 ) -> None:
     monkeypatch.setattr(caretaker_module, "CARE_FIRST_S", 0.0)
     monkeypatch.setattr(caretaker_module, "ABANDONED_LOOK_S", 0.05)
+    monkeypatch.setattr(caretaker_module, "CARE_INTERVAL_S", 0.0)
     monkeypatch.setattr(caretaker_module, "DUMP_INTERVAL_S", 0.0)
     chunk = next(path for path in (place.disks[0] / "chunks").rglob("*.*") if path.is_file())
     stray = chunk.with_name(f"{2**50 + int(chunk.name[:16], 16) % 256:016x}.00")
@@ -507,6 +508,29 @@ def test_whoever_has_a_volume_open_cares_for_it(
         wait_until(lambda: place.dumps(0)[-1] != before[-1])
         assert opened.volume.metadata_dump() is not None
     assert_all_there(place, filled)
+
+
+def test_where_no_disk_takes_a_dump_none_is_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(caretaker_module, "CARE_FIRST_S", 0.0)
+    monkeypatch.setattr(caretaker_module, "ABANDONED_LOOK_S", 0.01)
+    monkeypatch.setattr(care_process, "run", lambda _url, jobs, _closing: asked.append(list(jobs)))
+    monkeypatch.setattr(Volume, "takes_dumps", lambda _: False)  # as on nodes and buckets alone
+    with place.open():
+        wait_until(lambda: len(asked) == 1)
+    assert asked == [[care_process.GARBAGE]]
+
+
+def test_a_dump_that_fails_is_not_asked_for_again_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    looks: list[int] = []
+    monkeypatch.setattr(caretaker_module, "CARE_FIRST_S", 0.0)
+    monkeypatch.setattr(caretaker_module, "ABANDONED_LOOK_S", 0.01)
+    monkeypatch.setattr(caretaker_module, "drain_abandoned", lambda *_: looks.append(1))
+    monkeypatch.setattr(care_process, "run", lambda _url, jobs, _closing: asked.append(list(jobs)))
+    with place.open():
+        wait_until(lambda: len(looks) >= 10)
+    assert asked == [[care_process.GARBAGE, care_process.DUMP]]
 
 
 def test_one_of_a_machine_is_at_work_and_the_next_when_it_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,12 +72,18 @@ class Caretaker:
             self._garbage_due_s = now_s + CARE_INTERVAL_S * self._jitter()
             jobs.append(GARBAGE)
         if now_s >= self._dump_due_s:
-            self._dump_due_s = now_s + CARE_FIRST_S * self._jitter()
-            newest = self._volume.metadata_dump()
-            if self._volume.takes_dumps() and (newest is None or newest.age_s >= DUMP_INTERVAL_S):
+            wanted = self._wants_dump()
+            self._dump_due_s = now_s + (CARE_INTERVAL_S if wanted else CARE_FIRST_S) * self._jitter()
+            if wanted:
                 jobs.append(DUMP)
         if jobs:
             care_process.run(self._volume.meta_url, jobs, self._closing)
+
+    def _wants_dump(self) -> bool:
+        if not self._volume.takes_dumps():
+            return False
+        newest = self._volume.metadata_dump()
+        return newest is None or newest.age_s >= DUMP_INTERVAL_S
 
     def _jitter(self) -> float:
         return 1 + self._volume.host.random.random() / 2
