@@ -1,6 +1,7 @@
 """The benchmark's arguments, its workloads on a plain directory, and its clean-up."""
 
 import argparse
+import mmap
 import os
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def test_workspace_stops_what_was_started_and_removes_its_files(tmp_path: Path) 
 def test_memory_of_a_process_is_seen() -> None:
     assert os.getpid() in machine.process_tree([os.getpid()])
     before = machine.memory_use([os.getpid()])
-    held = b"\1" * (64 << 20)
+    held = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # new pages, whatever the heap has left over
+    held.write(b"\1" * len(held))
     after = machine.memory_use([os.getpid()])
     assert after.own - before.own > len(held) // 2
     assert machine.memory_use([]) == machine.MemoryUse(0, 0)

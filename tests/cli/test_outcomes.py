@@ -93,6 +93,8 @@ def test_an_interrupt_is_no_traceback(backend: FakeBackend, run: Callable[..., R
 INTERRUPTED_WHILE_IMPORTING = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests in the background had it ignored
+
 class Interrupts:
     def find_spec(self, name, path=None, target=None):
         if name == sys.argv[1]:

@@ -72,6 +72,14 @@ class Place:
     def dumps(self, disk: int) -> list[Path]:
         return sorted((self.disks[disk] / "metadata").glob("*"))
 
+    def chunks(self) -> list[Path]:
+        """Files of chunks, in the order of the disks. Any one disk may have none: blocks have four of five."""
+        return [path for disk in self.disks for path in sorted((disk / "chunks").rglob("*.*")) if path.is_file()]
+
+    def used_disk(self) -> DiskId:
+        """The first that has a chunk."""
+        return DiskId(1 + next(at for at, disk in enumerate(self.disks) if disk in self.chunks()[0].parents))
+
     def assert_clean(self) -> None:
         with Volume.open(self.url, purpose="test") as volume:
             volume.collect_garbage(quiet)
@@ -211,18 +219,19 @@ def overwrite(volume: FileSystem, inode: InodeId, data: bytes) -> None:
 
 
 def test_chunks_that_have_moved_since_are_found(place: Place, filled: dict[bytes, bytes]) -> None:
+    used = place.used_disk()
     with Volume.open(place.url, purpose="test") as volume:
-        moved = volume.drain_disk(DiskId(2), quiet).chunks_moved
+        moved = volume.drain_disk(used, quiet).chunks_moved
     assert moved > 0
-    shutil.rmtree(place.disks[1])
+    shutil.rmtree(place.disks[used - 1])
     place.lose_database()
     report = place.load()
     assert report.chunks.moved == moved
-    assert list(report.away) == [2]
-    assert "not a disk" in report.away[2]
+    assert list(report.away) == [used]
+    assert "not a disk" in report.away[used]
     with Volume.open(place.url, purpose="test") as volume:
         assert volume.collect_garbage(quiet).chunks_deleted == 0
-        volume.rebuild_disk(DiskId(2), quiet)
+        volume.rebuild_disk(used, quiet)
     assert_all_there(place, filled)
     place.assert_clean()
 
@@ -231,8 +240,7 @@ def test_chunks_that_have_moved_since_are_found(place: Place, filled: dict[bytes
 def test_a_file_that_was_deleted_since_and_collected_is_lost_and_named(
     place: Place, filled: dict[bytes, bytes]
 ) -> None:
-    victims = [path for path in (place.root / "d0/chunks").rglob("*.??") if path.is_file()][:1]
-    block = victims[0].name.split(".")[0]
+    block = place.chunks()[0].name.split(".")[0]
     for path in place.root.glob(f"d?/chunks/*/{block}.*"):
         path.unlink()  # as garbage collection does
     shutil.rmtree(place.root / "meta" / "clients")
@@ -404,7 +412,7 @@ def test_a_disk_that_takes_none_is_named_and_the_others_have_it(place: Place) ->
 def test_a_disk_that_is_added_is_in_a_dump_at_once(place: Place, filled: dict[bytes, bytes]) -> None:
     with Volume.open(place.url, purpose="test") as volume:
         volume.add_disk(f"disk://{place.root}/new")
-        assert volume.drain_disk(DiskId(1), quiet).chunks_moved > 0
+        assert volume.drain_disk(place.used_disk(), quiet).chunks_moved > 0
     place.lose_database()
     assert place.load(*place.disks).away == {}
     assert_all_there(place, filled)
@@ -499,7 +507,7 @@ def test_whoever_has_a_volume_open_cares_for_it(
     monkeypatch.setattr(caretaker_module, "ABANDONED_LOOK_S", 0.05)
     monkeypatch.setattr(caretaker_module, "CARE_INTERVAL_S", 0.0)
     monkeypatch.setattr(caretaker_module, "DUMP_INTERVAL_S", 0.0)
-    chunk = next(path for path in (place.disks[0] / "chunks").rglob("*.*") if path.is_file())
+    chunk = place.chunks()[0]
     stray = chunk.with_name(f"{2**50 + int(chunk.name[:16], 16) % 256:016x}.00")
     shutil.copy(chunk, stray)
     before = place.dumps(0)
