@@ -179,6 +179,14 @@ DAEMON_HANG_S: Final = 60.0
 """A daemon that its keeper has not heard of for so long hangs, and is replaced; it says something ten times as often."""
 MEMORY_BYTES_DEFAULT: Final = 512 * MIB
 
+# Who watches.
+WATCH_INTERVAL_MIN_S: Final = 0.1
+WATCH_INTERVAL_MAX_S: Final = 600.0
+WATCHED_ROWS_MAX: Final = 100
+"""Processes, files and directories that `top` names, of each."""
+WATCHED_NAMES_MAX: Final = 20_000
+"""Names of one directory that are read to find the path of a file that is much used: 40 ms."""
+
 assert BLOCK_BYTES_DEFAULT <= BLOCK_BYTES_MAX
 assert BLOCK_BYTES_MAX % CELL_BYTES == 0
 assert CELL_BYTES % CHUNK_ALIGNMENT_BYTES == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount import volumes
+from tieredfs.errors import NotSupportedError
 from tieredfs.testing import attribute_suite, model_ops, posix_suite, process_suite, program_suite
 from tieredfs.testing.features import Features
 
@@ -80,6 +81,14 @@ def test_the_mount_behaves_like_a_plain_directory(seed: int, mounted: Path, tmp_
 def test_the_status_says_which_driver_and_why(portable_lab: volumes.Lab) -> None:
     mount = portable_lab.ask("status")["mount"]
     assert (mount["driver"], mount["reason"]) == ("fuse-python", "asked for; bytes pass through the daemon")
+
+
+def test_who_watches_is_told_what_this_driver_knows(portable_lab: volumes.Lab) -> None:
+    found = portable_lab.ask("activity", interval_s=0.2)
+    assert (found["operations"], found["kinds"]) == (None, {})
+    assert found["process"] == portable_lab.daemon_pid()
+    with pytest.raises(NotSupportedError, match="--driver kernel"):
+        portable_lab.ask("top", interval_s=0.2)
 
 
 def test_what_was_written_comes_back_from_the_store(portable_lab: volumes.Lab, mounted: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from tieredfs.block.disk_times import DiskTimes
 from tieredfs.chunk.store import ChunkInfo, ChunkName, ChunkStore
 from tieredfs.core.placement import DiskOption
 from tieredfs.errors import CorruptError, NotFoundError, UnavailableError
@@ -34,6 +35,7 @@ class ChunkAccess:
         self._disks = disks
         self._host = host
         self._on_damage = on_damage
+        self.times = DiskTimes()
         self._lock = threading.Lock()
         self._rests_until: dict[DiskId, float] = {}
         self._stalled: Counter[DiskId] = Counter()
@@ -92,17 +94,21 @@ class ChunkAccess:
 
     def put(self, disk: DiskId, info: ChunkInfo, payload: memoryview, cell_crcs: bytes) -> None:
         """`ChunkStore.put`, whatever the disk's health."""
+        began_s = self._host.clock.monotonic_s()
         try:
             self._store(disk).put(info, payload, memoryview(cell_crcs))
         except UnavailableError:
             self._rest(disk)
             raise
+        finally:
+            self.times.note_write(disk, len(payload), self._host.clock.monotonic_s() - began_s)
 
     def read_into(self, block: Block, index: int, offset: int, target: memoryview) -> None:
         """`ChunkStore.read_into` of chunk `index`, whatever the disk's health. Raises the same."""
         location = location_of(block, index)
         if location is None:
             raise NotFoundError(f"chunk {index} of block {block.block:x} has no place")
+        began_s = self._host.clock.monotonic_s()
         try:
             self._store(location.disk).read_into(ChunkName(block.block, index), offset, target)
         except UnavailableError:
@@ -111,6 +117,8 @@ class ChunkAccess:
         except (NotFoundError, CorruptError):
             self._on_damage(block, index)
             raise
+        finally:
+            self.times.note_read(location.disk, len(target), self._host.clock.monotonic_s() - began_s)
 
     def info(self, block: Block, location: ChunkLocation) -> ChunkInfo:
         return self._store(location.disk).info(ChunkName(block.block, location.index))

@@ -23,6 +23,7 @@ from tieredfs.block.loans import BlockLoans
 from tieredfs.block.read import BlockReader
 from tieredfs.block.repair import BlockRepairer
 from tieredfs.block.write import BlockWriter
+from tieredfs.core.activity import DiskCounts
 from tieredfs.core.layout import chunk_bytes, encoded_bytes
 from tieredfs.core.patience import Patience
 from tieredfs.errors import TieredError, UnavailableError
@@ -157,6 +158,10 @@ class BlockStore:
         A chunk on a draining disk is copied, any other is decoded from its siblings. Returns and raises as `repair`.
         """
         return self._repairer.restore(block, indexes)
+
+    def disk_counts(self) -> dict[DiskId, DiskCounts]:
+        """Chunk I/O of this process, by disk, since it began."""
+        return self._access.times.counts()
 
     def takers(self) -> frozenset[DiskId]:
         """Disks that take chunks now, if they are of a full block."""

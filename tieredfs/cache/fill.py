@@ -137,10 +137,16 @@ class Filler:
         self._buffers = BlockLoans(BufferPool(buffer_bytes, worker_count))
         self._worker_count = worker_count
         self._executor = ThreadPoolExecutor(worker_count, "fill")
+        self._counting = threading.Lock()
+        self.fills = 0
+        """Contents that were fetched, or began to be, and bytes of them that came."""
+        self.filled_bytes = 0
 
     def start(self, fill: Fill, on_whole: Callable[[], None], on_failed: Callable[[], None]) -> None:
         """Begin; exactly one of the callbacks runs, in a filling thread, when the last part arrived or the first failed."""
         count = min(self._worker_count, len(fill.extents))
+        with self._counting:
+            self.fills += count > 0
         for _ in range(count):
             fill.worker_came()
         for _ in range(count):
@@ -176,6 +182,8 @@ class Filler:
             raise DataLossError(f"block {extent.block:016x} has no record")
         with self._blocks.reading(block, extent.block_offset, extent.length, self._buffers, FILL_WAIT_S) as content:
             self._files.write(fill.descriptor, [content], extent.offset)
+        with self._counting:
+            self.filled_bytes += extent.length
         crash.here("fill.part-written")
 
     def close(self) -> None:

@@ -228,4 +228,8 @@ class LocalBackend:
     def ask(self, mount_id: str, verb: str, arguments: Mapping[str, object], progress: Progress) -> object:
         from tieredfs.fuse.control import ControlClient
 
-        return ControlClient(mount_id, connect_wait_s=DAEMON_WAIT_S).call(verb, arguments, progress)
+        def is_mounted() -> bool:
+            return any(mount.mount_id == mount_id for mount in self.mounts())
+
+        client = ControlClient(mount_id, connect_wait_s=DAEMON_WAIT_S, is_mounted=is_mounted)
+        return client.call(verb, arguments, progress)

@@ -26,6 +26,7 @@ from tieredfs.model import Code
 
 WIDTH_WITHOUT_TERMINAL: Final = 160
 """Tables in a pipe or a log are not squeezed into 80 columns."""
+_CLEAR: Final = "\x1b[H\x1b[J"
 
 
 class ReaderLeftError(Exception):
@@ -82,6 +83,11 @@ def _sayable(tree: object) -> object:
 def say(line: str) -> None:
     """One line for people, on standard output."""
     _write(printable(line) + "\n")
+
+
+def say_screen(lines: Sequence[str]) -> None:
+    """Lines for people: on a terminal in place of what it shows, elsewhere after what was said before."""
+    _write((_CLEAR if sys.stdout.isatty() else "") + "".join(f"{printable(line)}\n" for line in lines))
 
 
 def _write(text: str) -> None:

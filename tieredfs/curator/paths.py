@@ -20,16 +20,20 @@ def text_of(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
-def paths_of(reader: Reader, wanted: Collection[InodeId]) -> dict[InodeId, str]:
-    """A path of each inode; `inode N` for one that has none (it is open and unlinked, or damaged)."""
-    names = _names_in_hinted_directories(reader, set(wanted))
+def paths_of(reader: Reader, wanted: Collection[InodeId], names_max: int | None = None) -> dict[InodeId, str]:
+    """A path of each inode; `inode N` for one that has none (it is open and unlinked, or damaged).
+
+    `names_max`: for who may not take long. No more names of a directory are read than that, and a file that was moved is not
+    searched for; what is not found so is `inode N`, too.
+    """
+    names = _names_in_hinted_directories(reader, set(wanted), names_max)
     missing = {inode for inode in wanted if inode not in names and inode != ROOT}
-    if missing:
+    if missing and names_max is None:
         names.update(_names_anywhere(reader, missing))
     directories: dict[InodeId, bytes | None] = {ROOT: b""}
     found: dict[InodeId, str] = {}
     for inode in wanted:
-        path = _joined(reader, inode, names, directories)
+        path = _joined(reader, inode, names, directories, names_max)
         found[inode] = f"inode {inode}" if path is None else text_of(path or b"/")
     return found
 
@@ -38,7 +42,7 @@ Name = tuple[InodeId, bytes]
 """A directory, and the name in it."""
 
 
-def _names_in_hinted_directories(reader: Reader, wanted: set[InodeId]) -> dict[InodeId, Name]:
+def _names_in_hinted_directories(reader: Reader, wanted: set[InodeId], names_max: int | None) -> dict[InodeId, Name]:
     by_parent: dict[InodeId, set[InodeId]] = {}
     for inode in wanted:
         parent = _parent_of(reader, inode)
@@ -46,7 +50,7 @@ def _names_in_hinted_directories(reader: Reader, wanted: set[InodeId]) -> dict[I
             by_parent.setdefault(parent, set()).add(inode)
     found: dict[InodeId, Name] = {}
     for parent, children in by_parent.items():
-        found.update(_names_in(reader, parent, children))
+        found.update(_names_in(reader, parent, children, names_max))
     return found
 
 
@@ -58,10 +62,12 @@ def _parent_of(reader: Reader, inode: InodeId) -> InodeId | None:
     return None if record is None else InodeId(record.parent)
 
 
-def _names_in(reader: Reader, directory: InodeId, wanted: Collection[InodeId]) -> dict[InodeId, Name]:
+def _names_in(
+    reader: Reader, directory: InodeId, wanted: Collection[InodeId], names_max: int | None
+) -> dict[InodeId, Name]:
     prefix = keys.names(directory)
     left, found = set(wanted), dict[InodeId, Name]()
-    for key, value in reader.scan(prefix, keys.end_of(prefix)):
+    for key, value in reader.scan(prefix, keys.end_of(prefix), limit=names_max):
         inode = _target(value)
         if inode in left:
             found[inode] = (directory, keys.text_after_u64(key))
@@ -90,13 +96,17 @@ def _target(value: bytes) -> InodeId:
 
 
 def _joined(
-    reader: Reader, inode: InodeId, names: dict[InodeId, Name], directories: dict[InodeId, bytes | None]
+    reader: Reader,
+    inode: InodeId,
+    names: dict[InodeId, Name],
+    directories: dict[InodeId, bytes | None],
+    names_max: int | None,
 ) -> bytes | None:
     """None: no path leads there. Paths of directories are remembered in `directories`."""
     chain: list[tuple[InodeId, bytes]] = []
     current = inode
     while current not in directories:
-        place = names.get(current) or _name_of_directory(reader, current)
+        place = names.get(current) or _name_of_directory(reader, current, names_max)
         if place is None or len(chain) > DIRECTORY_DEPTH_MAX:
             return None
         chain.append((current, place[1]))
@@ -109,6 +119,6 @@ def _joined(
     return path
 
 
-def _name_of_directory(reader: Reader, inode: InodeId) -> Name | None:
+def _name_of_directory(reader: Reader, inode: InodeId, names_max: int | None) -> Name | None:
     parent = _parent_of(reader, inode)
-    return None if parent is None else _names_in(reader, parent, [inode]).get(inode)
+    return None if parent is None else _names_in(reader, parent, [inode], names_max).get(inode)

@@ -306,13 +306,16 @@ class ControlClient:
         silence_max_s: float = SILENCE_MAX_S,
         stall_max_s: float = STALL_MAX_S,
         connect_wait_s: float = 0.0,
+        is_mounted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`connect_wait_s`: how long to wait for a daemon that is not there, for its keeper may be starting another."""
+        """`connect_wait_s`: how long to wait for a daemon that is not there, for its keeper may be starting another; no longer than
+        `is_mounted` says so."""
         self._mount_id = mount_id
         self._clock = clock or SystemClock()
         self._silence_max_s = silence_max_s
         self._stall_max_s = stall_max_s
         self._connect_wait_s = connect_wait_s
+        self._is_mounted = is_mounted
 
     def call(
         self, verb: str, arguments: Mapping[str, object] | None = None, progress: ProgressSink | None = None
@@ -342,7 +345,7 @@ class ControlClient:
             try:
                 return self._connect_once()
             except UnavailableError:
-                if self._clock.monotonic_s() >= deadline_s:
+                if self._clock.monotonic_s() >= deadline_s or not self._is_mounted():
                     raise
             self._clock.sleep(CONNECT_EVERY_S)
 

@@ -25,6 +25,8 @@ from tieredfs.fuse.control import ControlServer, mount_source
 from tieredfs.fuse.kernel.pushing import Pusher
 from tieredfs.fuse.verbs import MountVerbs
 from tieredfs.fuse.volume_operations import VolumeOperations
+from tieredfs.fuse.watch_verbs import WatchVerbs
+from tieredfs.fuse.watching import Watchable
 from tieredfs.host.memory import keep_freed_memory_low
 from tieredfs.limits import ATTRIBUTE_TIMEOUT_S, ENTRY_TIMEOUT_S
 from tieredfs.volume import SsdTier, Volume
@@ -56,7 +58,7 @@ class DaemonSettings:
 
 
 class ServedMount:
-    """What is open while a mount is served. `driver_facts` and `pusher` are set by the driver."""
+    """What is open while a mount is served. `driver_facts`, `watchable` and `pusher` are set by the driver."""
 
     def __init__(self, settings: DaemonSettings, volume: Volume, ssd: SsdTier, operations: VolumeOperations) -> None:
         self.settings = settings
@@ -65,6 +67,7 @@ class ServedMount:
         self.operations = operations
         self.caretaker = Caretaker(volume, ssd.tier.cache)
         self.driver_facts: Callable[[], Mapping[str, object]] = dict
+        self.watchable: Watchable | None = None
         self.pusher: Pusher | None = None
 
     def describe(self) -> dict[str, object]:
@@ -114,7 +117,9 @@ def serving(settings: DaemonSettings) -> Iterator[ServedMount]:
         )
         stack.callback(_release_all, operations)
         served = ServedMount(settings, volume, ssd, operations)
-        control = ControlServer(settings.mount_id, MountVerbs(volume, ssd, served.describe).table())
+        watching = WatchVerbs(volume, ssd, lambda: served.watchable)
+        verbs = MountVerbs(volume, ssd, served.describe).table() | watching.table()
+        control = ControlServer(settings.mount_id, verbs)
         stack.callback(control.close)
         stack.callback(served.caretaker.close)
         stack.callback(served.stop_pushing)
@@ -154,6 +159,7 @@ def _serve_kernel(settings: DaemonSettings) -> int:
     def observe(session: Session, guard: Guard) -> None:
         served = mounted[0]
         metadata = served.volume.metadata
+        served.watchable = session
         served.pusher = Pusher(metadata.stamp, metadata.changes, session)
         served.driver_facts = lambda: asdict(session.snapshot()) | {"pushed": served.pushed(), "guarded": guard.lives}
 

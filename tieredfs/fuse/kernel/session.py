@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +26,7 @@ from tieredfs.fuse.kernel.content import ContentHandlers
 from tieredfs.fuse.kernel.directories import DirectoryHandlers
 from tieredfs.fuse.kernel.handles import BackingFiles, Handles
 from tieredfs.fuse.kernel.ledger import Ledger
+from tieredfs.fuse.kernel.metering import Metering, Table
 from tieredfs.fuse.kernel.modes import Mode
 from tieredfs.fuse.kernel.names import NameHandlers
 from tieredfs.fuse.kernel.negotiation import Agreement, agree, encode_agreement, parse_offer
@@ -32,6 +34,7 @@ from tieredfs.fuse.kernel.readers import GONE, Readers
 from tieredfs.fuse.kernel.request import DONE, NO_REPLY, Handler, Reply, Request, Timeouts
 from tieredfs.fuse.kernel.wire import Op
 from tieredfs.fuse.operations import Operations
+from tieredfs.fuse.watching import Note
 from tieredfs.host import Clock, SystemClock
 from tieredfs.limits import FUSE_READER_THREADS, STAGED_TIMEOUT_S
 from tieredfs.model import InodeId
@@ -117,7 +120,8 @@ class Session:
         self._names = NameHandlers(operations, timeouts, clock or SystemClock())
         self._content = ContentHandlers(operations, timeouts, self._handles, self.forget_attributes)
         self._directories = DirectoryHandlers(operations, timeouts, self._handles)
-        self._handlers = self._table()
+        self._handlers: Table = self._table()
+        self._metering = Metering(self._handlers, self._use)
         self._readers = Readers(device, self._options.reader_threads, self._dispatch)
         self._surprises: set[type[BaseException]] = set()
         self._on_ready: Callable[[], None] = _nothing
@@ -152,6 +156,13 @@ class Session:
             passthrough=self._handles.passthrough,
             passthrough_refused=self._handles.refused,
         )
+
+    def watched(self, note: Note) -> AbstractContextManager[None]:
+        """See `Metering.watched`."""
+        return self._metering.watched(note)
+
+    def _use(self, handlers: Table) -> None:
+        self._handlers = handlers
 
     def _take_over(self, agreement: Agreement) -> None:
         self._handles.passthrough = agreement.passthrough
