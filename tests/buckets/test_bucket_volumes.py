@@ -186,7 +186,9 @@ def test_reading_goes_on_while_a_bucket_fails(lab: Lab, moto: Moto) -> None:
         format_over(lab, [str(url) for url in urls], "rs:2+1")
         content = os.urandom(8 * MIB)
         with FileSystem.at(lab.url, purpose="test") as volume:
-            name = next(name for name in UNTIL_CHANCE_HELPS if stored_with_data_in(volume, name, content, moto, names[0]))
+            name = next(
+                name for name in UNTIL_CHANCE_HELPS if stored_with_data_in(volume, name, content, moto, names[0])
+            )
             for fault in (WireFault.BUSY, WireFault.RESET, WireFault.HANG):
                 wire.fail("GET", fault)
                 volume.evict(name)

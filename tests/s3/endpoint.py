@@ -59,7 +59,7 @@ def command(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
 
     environment = dict(os.environ)
     paths = [str(ROOT), str(ROOT / "gateway"), str(ROOT / "clients")]
-    if not {"node", "s3"} <= {entry.name for entry in entry_points(group="tieredfs.cli")}:
+    if not {"node", "s3", "status-page"} <= {entry.name for entry in entry_points(group="tieredfs.cli")}:
         paths.append(str(folder))
     environment["PYTHONPATH"] = os.pathsep.join([*paths, environment.get("PYTHONPATH", "")])
     return [sys.executable, "-m", "tieredfs", *arguments], environment

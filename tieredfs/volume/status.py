@@ -53,12 +53,14 @@ class SessionStatus:
 
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
-    """An SSD tier directory known to the volume."""
+    """An SSD tier directory known to the volume, and what is nowhere else."""
 
     cache: int
     host: str
     path: str
     staged_files: int
+    staged_bytes: int
+    oldest_age_s: float
 
 
 @dataclass(frozen=True, slots=True)

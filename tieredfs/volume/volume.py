@@ -48,6 +48,7 @@ from tieredfs.model import (
     Progress,
     SessionId,
     Shortage,
+    StagedRecord,
     VolumeConfig,
 )
 from tieredfs.volume import dumps
@@ -374,7 +375,9 @@ class Volume:
 
     def staged(self) -> StagedSummary:
         """Amount and age of what is on SSDs only."""
-        records = self.metadata.staged()
+        return self._summary(self.metadata.staged())
+
+    def _summary(self, records: Sequence[StagedRecord]) -> StagedSummary:
         size = 0
         for record in records:
             try:
@@ -425,7 +428,10 @@ class Volume:
 
     def _cache_statuses(self) -> Iterator[CacheStatus]:
         for cache in self.metadata.caches():
-            yield CacheStatus(cache.cache, cache.host, cache.path, len(self.metadata.staged(cache.cache)))
+            staged = self._summary(self.metadata.staged(cache.cache))
+            yield CacheStatus(
+                cache.cache, cache.host, cache.path, staged.file_count, staged.size_bytes, staged.oldest_age_s
+            )
 
 
 @contextmanager
