@@ -103,6 +103,10 @@ DUMP_INTERVAL_S: Final = 3600.0
 DUMP_COPIES: Final = 3
 DUMPS_KEPT: Final = 2
 """On so many disks, and the newest so many on each."""
+DUMP_SITES_TRIED: Final = 6
+"""Disks that are asked to take a copy, before there are fewer than `DUMP_COPIES`."""
+DUMP_PIECE_BYTES: Final = 8 * MIB
+"""In which a dump goes to nodes and buckets, and comes from them. A bucket takes 10,000 of at least 5 MiB: dumps of 78 GiB."""
 
 # The curator.
 CARE_BATCH: Final = 64
@@ -203,6 +207,8 @@ assert REMOTE_SPACE_WAIT_S < REMOTE_SPACE_FRESH_S < REMOTE_SPACE_STALE_S
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S
 assert CARE_WAIT_S < DUMP_INTERVAL_S
+assert DUMP_COPIES <= DUMP_SITES_TRIED
+assert DUMP_PIECE_BYTES >= 5 * MIB, "a bucket's parts"
 assert DRAIN_DELAY_S <= PACK_DELAY_S < DRAIN_DEADLINE_S < BACKPRESSURE_WAIT_S
 assert OPEN_WAIT_S < LOCK_WAIT_S < TRANSACTION_IDLE_S < COMMIT_MARK_S
 assert 2 * FOLLOW_INTERVAL_S < STAGED_TIMEOUT_S < ENTRY_TIMEOUT_S

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.buckets.moto_server import CREDENTIALS, Moto
-from tieredfs.chunk import bucket as bucket_module
-from tieredfs.chunk.bucket import BucketObjects, BucketSite, translate
+from tieredfs.chunk import bucket_client
+from tieredfs.chunk.bucket import BucketObjects, BucketSite
+from tieredfs.chunk.bucket_client import new_client, translate
+from tieredfs.chunk.bucket_dumps import FORGOTTEN_S, BucketDumps
 from tieredfs.chunk.directory import DiskIdentity, chunk_file_name
+from tieredfs.chunk.dump_shelf import DumpShelf
 from tieredfs.chunk.remote import RemoteStore
 from tieredfs.chunk.store import ChunkName, ChunkStore
 from tieredfs.config import BucketUrl
@@ -22,9 +25,11 @@ from tieredfs.errors import (
     TieredError,
     UnavailableError,
 )
-from tieredfs.host import local_host
-from tieredfs.limits import BUCKET_BYTES_DEFAULT, CELL_BYTES, MIB
+from tieredfs.host import SystemClock, local_host
+from tieredfs.limits import BUCKET_BYTES_DEFAULT, CELL_BYTES, DUMP_PIECE_BYTES, MIB
+from tieredfs.testing import dump_suite
 from tieredfs.testing.chunk_suite import ChunkStoreSuite, name_of, pattern, put, read
+from tieredfs.testing.dump_suite import TAKEN_NS, DumpShelfSuite
 from tieredfs.testing.wire_faults import FaultyWire, WireFault
 
 IDENTITY = DiskIdentity("volume-1", "disk-1")
@@ -63,6 +68,30 @@ class TestBucketStoreConforms(ChunkStoreSuite):
             self.moto.client.put_object(Bucket=self.url.bucket, Key=key_of(self.url, name), Body=raw)
 
 
+class TestBucketDumpsConform(DumpShelfSuite):
+    @pytest.fixture(autouse=True)
+    def remote(self, moto: Moto) -> None:
+        self.moto = moto
+        self.url = moto.url(moto.new_bucket(), "a/b")
+
+    def new_shelf(self, folder: Path) -> DumpShelf:
+        return formatted(self.url).dumps
+
+    def raw(self, shelf: DumpShelf, name: str) -> bytes | None:
+        key = f"a/b/metadata/{name}"
+        return self.moto.read(self.url.bucket, key) if key in self.moto.keys(self.url.bucket) else None
+
+    def set_raw(self, shelf: DumpShelf, name: str, raw: bytes | None) -> None:
+        key = f"a/b/metadata/{name}"
+        if raw is None:
+            self.moto.client.delete_object(Bucket=self.url.bucket, Key=key)
+        else:
+            self.moto.client.put_object(Bucket=self.url.bucket, Key=key, Body=raw)
+
+    def give_away(self, shelf: DumpShelf) -> None:
+        BucketSite(self.url, local_host()).give(OTHER)
+
+
 @pytest.fixture
 def url(moto: Moto) -> BucketUrl:
     return moto.url(moto.new_bucket())
@@ -82,8 +111,8 @@ def wired(moto: Moto, wire: FaultyWire) -> RemoteStore:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket_module, "REMOTE_SILENCE_S", 0.5)
-    monkeypatch.setattr(bucket_module, "REMOTE_CONNECT_S", 0.5)
+    monkeypatch.setattr(bucket_client, "REMOTE_SILENCE_S", 0.5)
+    monkeypatch.setattr(bucket_client, "REMOTE_CONNECT_S", 0.5)
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------
@@ -210,7 +239,7 @@ def test_a_server_that_keeps_failing_is_unavailable(wired: RemoteStore, wire: Fa
         with pytest.raises(UnavailableError) as raised:
             call()
         assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in str(raised.value)
-    assert wire.happened[fault] == 6 * bucket_module.ATTEMPTS, "few retries"
+    assert wire.happened[fault] == 6 * bucket_client.ATTEMPTS, "few retries"
     wire.heal()
     assert read(wired, name_of(1), 0, CELL_BYTES) == pattern(CELL_BYTES)
 
@@ -219,7 +248,7 @@ def test_a_put_whose_answer_was_lost_is_there(wired: RemoteStore, wire: FaultyWi
     wire.fail("PUT", WireFault.LOST)
     with pytest.raises(UnavailableError):
         put(wired, name_of(1), pattern(CELL_BYTES))
-    assert wire.happened[WireFault.LOST] == bucket_module.ATTEMPTS
+    assert wire.happened[WireFault.LOST] == bucket_client.ATTEMPTS
     wire.heal()
     assert read(wired, name_of(1), 0, CELL_BYTES) == pattern(CELL_BYTES)
     put(wired, name_of(1), pattern(CELL_BYTES))
@@ -233,7 +262,7 @@ def test_an_answer_that_broke_off_is_asked_for_again(wired: RemoteStore, wire: F
     wire.fail("GET", WireFault.TORN, after_bytes=2 * CELL_BYTES)
     with pytest.raises(UnavailableError):  # not damaged: the next read may get it whole
         read(wired, name_of(1), 0, 4 * CELL_BYTES)
-    assert wire.happened[WireFault.TORN] == 1 + bucket_module.ATTEMPTS
+    assert wire.happened[WireFault.TORN] == 1 + bucket_client.ATTEMPTS
 
 
 @pytest.mark.usefixtures("impatient")
@@ -281,6 +310,64 @@ def test_codes_become_our_errors(code: str, kind: type[TieredError]) -> None:
     from botocore.exceptions import ClientError
 
     assert type(translate(ClientError({"Error": {"Code": code}}, "PutObject"), "?")) is kind
+
+
+# ---- dumps -----------------------------------------------------------------------------------------------------------
+
+
+def uploads(moto: Moto, url: BucketUrl) -> list[str]:
+    return [entry["Key"] for entry in moto.client.list_multipart_uploads(Bucket=url.bucket).get("Uploads", ())]
+
+
+@pytest.mark.parametrize("fault", [WireFault.BUSY, WireFault.RESET, WireFault.LOST])
+def test_a_dump_in_parts_outlives_a_bad_wire(moto: Moto, wire: FaultyWire, fault: WireFault) -> None:
+    url = moto.url(moto.new_bucket(), port=wire.port)
+    shelf = formatted(url).dumps
+    raw = dump_suite.content(2 * DUMP_PIECE_BYTES + 5)
+    wire.fail("PUT", fault, times=1)
+    wire.fail("POST", fault, times=1)
+    dump_suite.put(shelf, TAKEN_NS, raw)
+    assert wire.happened == {fault: 2}
+    wire.fail("GET", fault, times=1)
+    assert dump_suite.read(shelf, TAKEN_NS) == raw
+
+
+def test_the_end_of_a_dump_whose_answer_was_lost_is_the_end(
+    moto: Moto, wire: FaultyWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = moto.url(moto.new_bucket(), port=wire.port)
+    shelf = formatted(url).dumps
+    assert isinstance(shelf, BucketDumps)
+    complete = shelf._complete
+    monkeypatch.setattr(
+        shelf, "_complete", lambda *arguments: (wire.fail("POST", WireFault.LOST, times=1), complete(*arguments))
+    )
+    raw = dump_suite.content(DUMP_PIECE_BYTES + 5)
+    dump_suite.put(shelf, TAKEN_NS, raw)
+    assert wire.happened == {WireFault.LOST: 1}
+    assert dump_suite.read(shelf, TAKEN_NS) == raw
+    assert uploads(moto, url) == []
+
+
+def test_parts_that_nobody_puts_together_are_aborted(moto: Moto, url: BucketUrl) -> None:
+    formatted(url)
+    for key in (f"p/metadata/{TAKEN_NS:016x}.dump", "p/metadata-of-somebody", "q/x"):
+        moto.client.create_multipart_upload(Bucket=url.bucket, Key=key)
+    begun_s = moto.client.list_multipart_uploads(Bucket=url.bucket)["Uploads"][0]["Initiated"].timestamp()
+    for age_s, left in ((FORGOTTEN_S - 60, 3), (FORGOTTEN_S + 60, 2)):
+        BucketDumps(new_client(url), url, ClockAt(begun_s + age_s), IDENTITY).abort_uploads(FORGOTTEN_S)
+        assert len(uploads(moto, url)) == left
+    assert uploads(moto, url) == ["p/metadata-of-somebody", "q/x"]
+
+
+class ClockAt(SystemClock):
+    """One that stands."""
+
+    def __init__(self, wall_s: float) -> None:
+        self._wall_s = wall_s
+
+    def wall_ns(self) -> int:
+        return int(self._wall_s * 1e9)
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------------

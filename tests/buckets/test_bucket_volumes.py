@@ -6,6 +6,8 @@ moto is the bucket, and our own S3 endpoint once.
 import base64
 import hashlib
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,10 @@ from tests.mount import volumes
 from tests.mount.volumes import Lab
 from tests.s3.endpoint import endpoint
 from tieredfs.config import BucketUrl, parse_code
-from tieredfs.limits import MIB
+from tieredfs.limits import DUMPS_KEPT, MIB
 from tieredfs.model import Durability
 from tieredfs.testing.wire_faults import FaultyWire, WireFault
-from tieredfs.volume import FileSystem, format_volume
+from tieredfs.volume import FileSystem, Volume, caretaker, format_volume
 
 WAIT_S = 60.0
 UNTIL_CHANCE_HELPS = [b"/f%d" % number for number in range(40)]
@@ -81,6 +83,7 @@ def test_the_life_of_a_volume_on_buckets(lab: Lab, moto: Moto, code: str, bucket
     (lab.mnt / "f0").unlink()
     lab.unmount(flush=True)
     lab.json("gc", lab.url)
+    assert lab.json("dump", lab.url)["problems"] == []
     assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in lab.run("status", lab.url, "--json").stdout
     assert lab.run("destroy", lab.url, "--yes").returncode == 0
     assert all(moto.keys(name) == [] for name in names)
@@ -156,6 +159,45 @@ def test_lost_metadata_come_back_and_take_the_buckets_with_them(lab: Lab, moto: 
     assert lab.json("load", lab.url, str(dump))["away"] == {}
     assert read_back(lab, b"/f") == content
     assert {disk["reachable"] for disk in lab.json("disk", "list", old)} == {False}, "they are not its any more"
+
+
+def test_the_machine_with_the_metadata_is_lost_and_all_comes_back_from_buckets(
+    lab: Lab, moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caretaker, "CARE_FIRST_S", 0.0)
+    monkeypatch.setattr(caretaker, "ABANDONED_LOOK_S", 0.05)
+    names = [moto.new_bucket() for _ in range(2)]
+    urls = [str(moto.url(name)) for name in names]
+    format_over(lab, urls, "replica:2")
+    content = os.urandom(3 * MIB)
+    with FileSystem.at(lab.url, purpose="test") as volume:
+        stored(volume, b"/f", content)
+        deadline_s = time.monotonic() + WAIT_S
+        while not all(dump_keys(moto, name) for name in names):  # by itself
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+    keys = dump_keys(moto, names[0])
+    assert dump_keys(moto, names[1]) == keys
+    for path in lab.root.glob("volume.db*"):
+        path.unlink()
+    shutil.rmtree(lab.root / "clients")
+    report = lab.json("load", lab.url, *urls)
+    assert report["dump"] == f"s3://{names[0]}/{keys[-1]}"
+    assert (report["away"], report["unusable"]) == ({}, [])
+    assert read_back(lab, b"/f") == content
+    with Volume.open(lab.url, purpose="test") as opened:
+        for _ in range(DUMPS_KEPT):
+            newest = opened.dump_to_disks(lambda *_: None).paths
+        assert [f"s3://{name}/{dump_keys(moto, name)[-1]}" for name in names] == list(newest)
+        assert [len(dump_keys(moto, name)) for name in names] == [DUMPS_KEPT] * 2, "older ones went"
+        moto.client.delete_object(Bucket=names[0], Key="p/tieredfs-disk.json")
+        dumped = opened.dump_to_disks(lambda *_: None)
+        assert [path.split("/")[2] for path in dumped.paths] == names[1:]
+        assert names[0] in dumped.problems[0]
+
+
+def dump_keys(moto: Moto, bucket: str) -> list[str]:
+    return [key for key in moto.keys(bucket) if "/metadata/" in key]
 
 
 def test_garbage_in_a_bucket_is_collected(lab: Lab, moto: Moto) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.nodes.rig import SECRET, WAIT_S, Node, node
 from tieredfs.chunk import node_client
 from tieredfs.chunk.directory import DiskIdentity, chunk_path
+from tieredfs.chunk.dump_shelf import DumpShelf
 from tieredfs.chunk.node import NodeObjects, NodeSite
 from tieredfs.chunk.node_client import Call, NodeClient
 from tieredfs.chunk.node_protocol import ERROR_OF, STATUS_OF
@@ -36,6 +37,7 @@ from tieredfs.format.chunk import encode_header
 from tieredfs.host import local_host
 from tieredfs.limits import CELL_BYTES, CHUNK_HEADER_BYTES, MIB
 from tieredfs.testing.chunk_suite import ChunkStoreSuite, info_of, name_of, pattern, put, read
+from tieredfs.testing.dump_suite import DumpShelfSuite
 from tieredfs.testing.wire_faults import FaultyWire, WireFault
 from tieredfs_gateway.node.refusals import refusal_of
 
@@ -78,6 +80,30 @@ class TestNodeStoreConforms(ChunkStoreSuite):
         self._path(name).unlink(missing_ok=True)
         if raw is not None:
             self._path(name).write_bytes(raw)
+
+
+class TestNodeDumpsConform(DumpShelfSuite):
+    @pytest.fixture(autouse=True)
+    def remote(self, shared_node: Node) -> None:
+        self.node = shared_node
+
+    def new_shelf(self, folder: Path) -> DumpShelf:
+        self.disk, self.identity, store = fresh(self.node)
+        return store.dumps
+
+    def raw(self, shelf: DumpShelf, name: str) -> bytes | None:
+        path = self.node.path(self.disk) / "metadata" / name
+        return path.read_bytes() if path.exists() else None
+
+    def set_raw(self, shelf: DumpShelf, name: str, raw: bytes | None) -> None:
+        path = self.node.path(self.disk) / "metadata" / name
+        path.unlink(missing_ok=True)
+        if raw is not None:
+            path.write_bytes(raw)
+
+    def give_away(self, shelf: DumpShelf) -> None:
+        site = NodeSite(self.node.url(self.disk), local_host())
+        site.give(DiskIdentity("volume-9", self.identity.disk_uuid))
 
 
 # ---- places ----------------------------------------------------------------------------------------------------------

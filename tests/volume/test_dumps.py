@@ -27,10 +27,11 @@ from tieredfs.errors import (
 from tieredfs.host import crash, local_host
 from tieredfs.limits import DUMP_COPIES, DUMPS_KEPT, MIB
 from tieredfs.meta.dumping import IDS_SKIPPED
-from tieredfs.model import DiskId, Durability, InodeId
+from tieredfs.model import Disk, DiskId, DiskState, Durability, InodeId
 from tieredfs.volume import FileSystem, Volume, care_process, destroy_volume, format_volume, load_volume
 from tieredfs.volume import caretaker as caretaker_module
 from tieredfs.volume.caretaker import Caretaker
+from tieredfs.volume.dumps import in_order
 from tieredfs.volume.loading import LoadReport
 
 FLUSH_S = 30.0
@@ -392,21 +393,37 @@ def test_the_newest_few_stay_on_each_disk(place: Place) -> None:
     assert place.dumps(DUMP_COPIES) == []
 
 
-def test_a_disk_that_takes_none_is_named_and_the_others_have_it(place: Place) -> None:
+def test_a_disk_that_takes_none_is_named_and_another_has_it_instead(place: Place) -> None:
     (place.disks[0] / "metadata").write_text("in the way")
     with Volume.open(place.url, purpose="test") as volume:
         report = volume.dump_to_disks(quiet)
-        assert [path.split("/")[-3] for path in report.paths] == ["d1", "d2"]
+        assert [path.split("/")[-3] for path in report.paths] == ["d1", "d2", "d3"]
         assert len(report.problems) == 1
         assert "d0" in report.problems[0]
         for disk in place.disks[1:]:
             (disk / "metadata").mkdir(exist_ok=True)
             shutil.rmtree(disk / "metadata")
             (disk / "metadata").write_text("in the way")
-        with pytest.raises(UnavailableError, match=r"no dump was written: .*d0.*d1.*d2"):
+        with pytest.raises(UnavailableError, match=r"no dump was written: .*d0.*d1.*d2.*d3.*d4"):
             volume.dump_to_disks(quiet)
         with pytest.raises(UnavailableError, match="missing"):
             volume.dump_to_file("/proc/missing/volume.dump", quiet)
+
+
+def test_copies_are_on_what_fails_apart_before_they_are_on_what_does_not() -> None:
+    def disk(number: int, url: str, domain: str, state: DiskState = DiskState.ACTIVE) -> Disk:
+        return Disk(DiskId(number), str(number), url, domain, state)
+
+    first, second, third = (disk(at, f"disk:///d{at}", f"disk-{at}") for at in (1, 2, 3))
+    here, beside = disk(4, "node://a:1/d0", "node-a:1"), disk(5, "node://a:1/d1", "node-a:1")
+    away, bucket = disk(6, "node://b:1/d0", "node-b:1"), disk(7, "s3://c-c/p", "bucket-c-c")
+    draining = disk(8, "s3://e-e/p", "bucket-e-e", DiskState.DRAINING)
+    assert in_order([]) == []
+    assert in_order([first, second, third]) == [first, second, third]
+    assert in_order([draining, first, second, bucket, third]) == [first, bucket, second, third]
+    assert in_order([here, beside, away, bucket]) == [here, away, bucket, beside]
+    rack = replace(second, domain=first.domain)
+    assert in_order([first, rack, third]) == [first, third, rack]
 
 
 def test_a_disk_that_is_added_is_in_a_dump_at_once(place: Place, filled: dict[bytes, bytes]) -> None:

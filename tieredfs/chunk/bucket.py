@@ -2,26 +2,27 @@
 
     PREFIX/tieredfs-disk.json                          which volume and which disk this is, as in a directory
     PREFIX/chunks/<2 hex digits>/<block>.<index>       a chunk, named as in a directory; one PUT each
+    PREFIX/metadata/<16 hex digits>.dump               dumps of the metadata (`tieredfs.chunk.bucket_dumps`)
 
 A PUT makes an object whole or not at all, and repeating one is harmless, so there is nothing to recover. Each carries the
 CRC32C of the object, joined from checksums that are known, for servers that check it; readers check everything again.
 Credentials are the SDK's business: environment, profile, instance role. None is logged, shown or stored.
 
 A bucket does not say how much room it has: `?capacity=` says it, and then what is below the prefix is counted, by a listing now
-and then, plus what was put since; without, it is taken for `BUCKET_BYTES_DEFAULT` large and empty.
+and then, plus what was put since (chunks, not dumps); without, it is taken for `BUCKET_BYTES_DEFAULT` large and empty.
 """
 
 import base64
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import boto3
-import urllib3.exceptions
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
+from tieredfs.chunk.bucket_client import ABSENT, check_present, fetch, new_client, read_bucket_identity, translated
+from tieredfs.chunk.bucket_dumps import BucketDumps
 from tieredfs.chunk.cells import label
 from tieredfs.chunk.directory import (
     CHUNKS_NAME,
@@ -30,7 +31,6 @@ from tieredfs.chunk.directory import (
     DiskIdentity,
     check_identity,
     chunk_file_name,
-    decode_identity,
     encode_identity,
     parse_chunk_name,
 )
@@ -38,81 +38,12 @@ from tieredfs.chunk.remote import RemoteStore
 from tieredfs.chunk.store import ChunkName, ChunkStore, StoreSpace
 from tieredfs.config import BucketUrl
 from tieredfs.core.crc import join
-from tieredfs.errors import (
-    ConfigurationError,
-    CorruptError,
-    ForeignDataError,
-    NoSpaceError,
-    NotFoundError,
-    TieredError,
-    UnavailableError,
-)
+from tieredfs.errors import ForeignDataError, NoSpaceError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import Clock, Host, isal
-from tieredfs.limits import (
-    BUCKET_BYTES_DEFAULT,
-    BUCKET_COUNT_INTERVAL_S,
-    KIB,
-    REMOTE_CALL_S,
-    REMOTE_CONNECT_S,
-    REMOTE_SILENCE_S,
-)
+from tieredfs.limits import BUCKET_BYTES_DEFAULT, BUCKET_COUNT_INTERVAL_S
 
-ATTEMPTS: Final = 2
-"""Of one request, and of one body that broke off: the block layer has other chunks to ask sooner than a third one helps."""
-CONNECTIONS_MAX: Final = 32
-_STEP_BYTES: Final = 256 * KIB
 _DELETE_MAX: Final = 1000
 """Keys of one multi-delete, by the protocol."""
-_ABSENT: Final = frozenset({"NoSuchKey", "404", "NotFound"})
-_FULL: Final = frozenset(
-    {"QuotaExceeded", "InsufficientCapacity", "InsufficientStorage", "StorageFull", "XMinioStorageFull", "507"}
-)
-_OUT_OF_RANGE: Final = frozenset({"InvalidRange", "416"})
-
-
-class _TornError(Exception):
-    """An answer that began well and broke off: not something that the SDK repeats. Never leaves this module."""
-
-
-def new_client(url: BucketUrl) -> Any:
-    """An S3 client whose every call is bounded. Raises ConfigurationError."""
-    config = Config(
-        connect_timeout=REMOTE_CONNECT_S,
-        read_timeout=REMOTE_SILENCE_S,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        max_pool_connections=CONNECTIONS_MAX,
-        tcp_keepalive=True,
-        response_checksum_validation="when_required",  # every cell is checked here
-        s3={"addressing_style": "path" if url.endpoint else "auto"},
-    )
-    try:
-        return boto3.session.Session().client(
-            "s3", endpoint_url=url.endpoint or None, region_name=url.region or None, config=config
-        )
-    except (BotoCoreError, ValueError) as error:
-        raise ConfigurationError(f"{url}: {error}") from error
-
-
-def translate(error: Exception, what: str) -> TieredError:
-    """The one table of this edge. A message has the server's code, or the SDK's words, which name no secret."""
-    if not isinstance(error, ClientError):
-        return UnavailableError(f"{what}: {error}")
-    code = str(error.response.get("Error", {}).get("Code", "?"))
-    if code in _ABSENT:
-        return NotFoundError(f"{what}: it is not there")
-    if code in _FULL:
-        return NoSpaceError(f"{what}: {code}")
-    if code in _OUT_OF_RANGE:
-        return CorruptError(f"{what}: it is shorter than it was")
-    return UnavailableError(f"{what}: {code}")
-
-
-@contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (ClientError, BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
-        raise translate(error, what) from error
 
 
 class BucketSite:
@@ -135,7 +66,7 @@ class BucketSite:
         check_identity(found, identity, str(self._url))
 
     def _refuse_foreign(self) -> None:
-        with _translated(f"{self._url} cannot be listed"):
+        with translated(f"{self._url} cannot be listed"):
             answer = self._client.list_objects_v2(Bucket=self._url.bucket, Prefix=self._root, MaxKeys=3)
         keys = [entry["Key"].removeprefix(self._root) for entry in answer.get("Contents", ())]
         foreign = [key for key in keys if key]  # what names the prefix itself is a folder of some browser's
@@ -145,7 +76,7 @@ class BucketSite:
     def _claim(self, identity: DiskIdentity) -> DiskIdentity:
         """Of two that format it at once one wins, where the server knows conditions; the identity that is there then."""
         wanted = {"Bucket": self._url.bucket, "Key": f"{self._root}{IDENTITY_NAME}", "Body": encode_identity(identity)}
-        with _translated(f"{self._url} cannot be made a disk"):
+        with translated(f"{self._url} cannot be made a disk"):
             try:
                 self._client.put_object(**wanted, IfNoneMatch="*")
             except ClientError as error:
@@ -165,20 +96,22 @@ class BucketSite:
             raise UnavailableError(f"{self._url} is not a disk of a volume (any more)")
         if found.disk_uuid != identity.disk_uuid:
             raise ForeignDataError(f"{self._url} is disk {found.disk_uuid}, not {identity.disk_uuid}")
-        with _translated(f"{self._url} cannot be given to the volume"):
+        with translated(f"{self._url} cannot be given to the volume"):
             self._client.put_object(
                 Bucket=self._url.bucket, Key=f"{self._root}{IDENTITY_NAME}", Body=encode_identity(identity)
             )
 
     def erase(self) -> None:
         chunks = BucketObjects(self._client, self._url, self._host.clock)
-        keys = (chunks.key_of(name) for name, _ in chunks.listed())
+        dumps = BucketDumps(self._client, self._url, self._host.clock, None)
+        dumps.abort_uploads(0.0)
+        keys = itertools.chain((chunks.key_of(name) for name, _ in chunks.listed()), map(dumps.key_of, dumps.listed()))
         while batch := [{"Key": key} for _, key in zip(range(_DELETE_MAX), keys, strict=False)]:
-            with _translated(f"{self._url} cannot be erased"):
+            with translated(f"{self._url} cannot be erased"):
                 answer = self._client.delete_objects(Bucket=self._url.bucket, Delete={"Objects": batch, "Quiet": True})
             if errors := answer.get("Errors"):
                 raise UnavailableError(f"{self._url} cannot be erased: {errors[0].get('Code')}")
-        with _translated(f"{self._url} cannot be erased"):
+        with translated(f"{self._url} cannot be erased"):
             self._client.delete_object(Bucket=self._url.bucket, Key=f"{self._root}{IDENTITY_NAME}")
 
     def open(self, identity: DiskIdentity) -> ChunkStore:
@@ -186,20 +119,9 @@ class BucketSite:
         if found is None:
             raise UnavailableError(f"{self._url} is not a disk of a volume (any more)")
         check_identity(found, identity, str(self._url))
-        return RemoteStore(BucketObjects(self._client, self._url, self._host.clock, identity), self._host.clock)
-
-
-def read_bucket_identity(client: Any, url: BucketUrl) -> DiskIdentity | None:
-    """None: there is none. Raises UnavailableError, CorruptError, NewerFormatError."""
-    key = f"{url.prefix}/{IDENTITY_NAME}".lstrip("/")
-    try:
-        with _translated(f"{url} does not answer"):
-            answer = client.get_object(Bucket=url.bucket, Key=key)
-            with answer["Body"] as body:
-                raw: bytes = body.read(4 * KIB)
-    except NotFoundError:
-        return None
-    return decode_identity(raw, f"{url.bucket}/{key}")
+        clock = self._host.clock
+        dumps = BucketDumps(self._client, self._url, clock, identity)
+        return RemoteStore(BucketObjects(self._client, self._url, clock, identity), dumps, clock)
 
 
 class BucketObjects:
@@ -223,55 +145,18 @@ class BucketObjects:
     # ---- one object -------------------------------------------------------------------------------------------------
 
     def fetch(self, name: ChunkName, start: int, views: Sequence[memoryview]) -> int:
-        deadline_s = self._clock.monotonic_s() + REMOTE_CALL_S
-        for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(_TornError):
-                return self._fetch(name, start, views, deadline_s)
-        try:
-            return self._fetch(name, start, views, deadline_s)
-        except _TornError as error:
-            raise UnavailableError(str(error)) from error
-
-    def _fetch(self, name: ChunkName, start: int, views: Sequence[memoryview], deadline_s: float) -> int:
         what = f"{label(name)} cannot be read from {self.where}"
-        end = start + sum(len(view) for view in views)
         try:
-            with _translated(what):
-                answer = self._client.get_object(
-                    Bucket=self._url.bucket, Key=self.key_of(name), Range=f"bytes={start}-{end - 1}"
-                )
+            return fetch(self._client, self._url, self.key_of(name), self._clock, what, start, views)
         except NotFoundError:
             self._check_present()
             raise
-        total = _total_of(answer, start, what)
-        with answer["Body"] as body:
-            if total < end:
-                raise CorruptError(f"{label(name)} on {self.where} ends {end - total} bytes early")
-            try:
-                for view in views:
-                    self._receive(body, view, deadline_s, what)
-                body.drain_conn()  # there is nothing left; said to the SDK, it keeps the connection
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise _TornError(f"{what}: {error}") from error
-        return total
-
-    def _receive(self, body: Any, view: memoryview, deadline_s: float, what: str) -> None:
-        """In steps of what has arrived, so that one that trickles meets its deadline."""
-        done = 0
-        while done < len(view):
-            piece = body.read1(min(_STEP_BYTES, len(view) - done))
-            if not piece:
-                raise _TornError(f"{what}: the answer broke off")
-            if self._clock.monotonic_s() > deadline_s:
-                raise UnavailableError(f"{what}: the answer took over {REMOTE_CALL_S:.0f} s")
-            view[done : done + len(piece)] = piece
-            done += len(piece)
 
     def store(self, name: ChunkName, header: bytes, payload: memoryview, payload_crc32c: int) -> None:
         what = f"{label(name)} cannot be put to {self.where}"
         self._usage.check_room(len(header) + len(payload), what)
         crc = join(isal.crc32c(header), payload_crc32c, len(payload))
-        with _translated(what):
+        with translated(what):
             try:
                 self._client.put_object(
                     Bucket=self._url.bucket,
@@ -280,14 +165,14 @@ class BucketObjects:
                     ChecksumCRC32C=base64.b64encode(crc.to_bytes(4, "big")).decode(),
                 )
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") in _ABSENT:
+                if error.response.get("Error", {}).get("Code") in ABSENT:
                     raise UnavailableError(f"{what}: there is no such bucket") from error
                 raise
         self._usage.added(len(header) + len(payload))
 
     def remove(self, name: ChunkName) -> None:
         """A bucket does not say whether there was something to delete."""
-        with contextlib.suppress(NotFoundError), _translated(f"{label(name)} cannot be deleted from {self.where}"):
+        with contextlib.suppress(NotFoundError), translated(f"{label(name)} cannot be deleted from {self.where}"):
             self._client.delete_object(Bucket=self._url.bucket, Key=self.key_of(name))
 
     # ---- the whole --------------------------------------------------------------------------------------------------
@@ -303,7 +188,7 @@ class BucketObjects:
             self._client.get_paginator("list_objects_v2").paginate(Bucket=self._url.bucket, Prefix=self._chunks)
         )
         while True:
-            with _translated(f"{self.where} cannot be listed"):
+            with translated(f"{self.where} cannot be listed"):
                 page = next(pages, None)
             if page is None:
                 return
@@ -318,22 +203,7 @@ class BucketObjects:
         return self._usage.space()
 
     def _check_present(self) -> None:
-        """A missing chunk is a missing chunk only while the disk itself is there, and ours.
-
-        Raises UnavailableError, ForeignDataError never: somebody else's is not there, either.
-        """
-        found = read_bucket_identity(self._client, self._url)
-        if found is None or (self._identity is not None and found != self._identity):
-            raise UnavailableError(f"{self.where} is not the disk that it was")
-
-
-def _total_of(answer: Any, start: int, what: str) -> int:
-    """Length of the whole object. Raises UnavailableError for a server that does not understand ranges."""
-    if "ContentRange" in answer:
-        return int(answer["ContentRange"].rpartition("/")[2])
-    if start:
-        raise UnavailableError(f"{what}: the server ignores ranges")
-    return int(answer["ContentLength"])
+        check_present(self._client, self._url, self._identity)
 
 
 class _Usage:

@@ -11,6 +11,7 @@ A directory that holds anything else is never taken over: data that is not ours 
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,8 +75,23 @@ def parse_chunk_name(fan_out: str, text: str) -> ChunkName | None:
     return ChunkName(BlockId(int(match[1], 16)), int(match[2], 16))
 
 
+def dump_name(taken_ns: int) -> str:
+    return f"{taken_ns:016x}.dump"
+
+
+def parse_dump_name(text: str) -> int | None:
+    """When it was taken, in nanoseconds since 1970; None: that is not the name of a dump."""
+    match = _DUMP_NAME.fullmatch(text)
+    return None if match is None else int(match[1], 16)
+
+
 def dump_path(root: str, taken_ns: int) -> str:
-    return f"{root}/{METADATA_NAME}/{taken_ns:016x}.dump"
+    return f"{root}/{METADATA_NAME}/{dump_name(taken_ns)}"
+
+
+def dump_upload_path(root: str, taken_ns: int, process: int, token: str) -> str:
+    """Of a dump that is not whole yet."""
+    return f"{dump_path(root, taken_ns)}.{process}-{token}"
 
 
 def dumps_of(files: Files, root: str) -> list[int]:
@@ -84,7 +100,12 @@ def dumps_of(files: Files, root: str) -> list[int]:
         names = files.list_directory(f"{root}/{METADATA_NAME}")
     except FileNotFoundError:
         return []
-    return sorted((int(match[1], 16) for name in names if (match := _DUMP_NAME.fullmatch(name))), reverse=True)
+    return newest_first(names)
+
+
+def newest_first(names: Iterable[str]) -> list[int]:
+    """When the dumps among these names were taken."""
+    return sorted((taken_ns for name in names if (taken_ns := parse_dump_name(name)) is not None), reverse=True)
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------
@@ -212,9 +233,12 @@ def erase_disk(host: Host, root: str) -> None:
 
 def remove_leftovers(host: Host, root: str) -> int:
     """Delete what dead processes were writing; the number of files. A disk that can't be written keeps them."""
-    return _remove_dead(host, f"{root}/{INCOMING_NAME}", _INCOMING_NAME) + _remove_dead(
-        host, f"{root}/{METADATA_NAME}", _DUMP_LEFTOVER_NAME
-    )
+    return _remove_dead(host, f"{root}/{INCOMING_NAME}", _INCOMING_NAME) + remove_dump_leftovers(host, root)
+
+
+def remove_dump_leftovers(host: Host, root: str) -> int:
+    """The same, of dumps."""
+    return _remove_dead(host, f"{root}/{METADATA_NAME}", _DUMP_LEFTOVER_NAME)
 
 
 def _remove_dead(host: Host, directory: str, names: re.Pattern[str]) -> int:

@@ -35,6 +35,7 @@ from tieredfs.chunk.directory import (
     read_identity,
     remove_leftovers,
 )
+from tieredfs.chunk.disk_dumps import DiskDumps
 from tieredfs.chunk.incoming import IncomingChunk
 from tieredfs.chunk.store import ChunkInfo, ChunkName, StoreSpace
 from tieredfs.errors import CorruptError, NotFoundError, TieredError, UnavailableError
@@ -56,14 +57,15 @@ def open_store(disk: Disk, volume_uuid: str, host: Host) -> "DiskStore":
 def open_directory(root: str, identity: DiskIdentity, host: Host) -> "DiskStore":
     """The store of a directory that must be that disk. Raises as `open_store`."""
     check_identity(read_identity(host.files, root), identity, root)
-    return DiskStore(root, host)
+    return DiskStore(root, host, identity)
 
 
 class DiskStore:
-    """One directory that `format_disk` made; `open_store` checks whose it is."""
+    """One directory that `format_disk` made; `open_store` checks whose it is. `dumps`: beside its chunks."""
 
-    def __init__(self, root: str, host: Host) -> None:
+    def __init__(self, root: str, host: Host, identity: DiskIdentity) -> None:
         self.root = root
+        self.dumps = DiskDumps(root, host, identity)
         self._host = host
         self._files = host.files
         self._open_chunks = OpenChunks(_OPEN_CHUNKS_MAX, self._open_for_reading, self._close_opened)

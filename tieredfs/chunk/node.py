@@ -1,4 +1,4 @@
-"""Chunks on the disks of a storage node (`tieredfs node`), by HTTP. Import it only where a node is used.
+"""Chunks, and dumps, on the disks of a storage node (`tieredfs node`), by HTTP. Import it only where a node is used.
 
 The node keeps what a local disk keeps, and its answers are verified here (`tieredfs.chunk.remote`). What it is asked names the
 volume and the disk, so a node that has another disk now where ours was says so and is not read from.
@@ -11,7 +11,8 @@ from typing import Any, Final
 from tieredfs.chunk import node_protocol
 from tieredfs.chunk.cells import label
 from tieredfs.chunk.directory import FAN_OUT, DiskIdentity, chunk_file_name, parse_chunk_name
-from tieredfs.chunk.node_client import Call, NodeClient
+from tieredfs.chunk.node_client import Call, NodeClient, total_of
+from tieredfs.chunk.node_dumps import NodeDumps
 from tieredfs.chunk.node_protocol import SECRET_VARIABLE
 from tieredfs.chunk.remote import RemoteStore
 from tieredfs.chunk.store import ChunkName, ChunkStore, StoreSpace
@@ -75,7 +76,7 @@ class NodeSite:
         except TieredError:
             self._client.close()
             raise
-        return RemoteStore(objects, self._host.clock)
+        return RemoteStore(objects, NodeDumps(self._client, self._url, identity, self._host), self._host.clock)
 
 
 class NodeObjects:
@@ -101,7 +102,7 @@ class NodeObjects:
         end = start + sum(len(view) for view in views)
         headers = {"Range": f"bytes={start}-{end - 1}"}
         with self._client.call(Call("GET", self._path(name), self._right(Verb.READ, name), headers)) as answer:
-            total = _total_of(answer.headers.get("Content-Range", ""), self.where)
+            total = total_of(answer.headers.get("Content-Range", ""), self.where)
             if total < end:
                 raise CorruptError(f"{label(name)} on {self.where} ends {end - total} bytes early")
             for view in views:
@@ -146,10 +147,3 @@ def _document(raw: bytes) -> Any:
         return json.loads(raw) if raw else None
     except ValueError as error:
         raise UnavailableError("that is no storage node: its answer is no JSON") from error
-
-
-def _total_of(content_range: str, where: str) -> int:
-    total = content_range.rpartition("/")[2]
-    if not (total.isascii() and total.isdigit()):
-        raise UnavailableError(f"{where} does not answer like a storage node")
-    return int(total)

@@ -210,6 +210,14 @@ def _close_all(idle: "list[_Connection]") -> None:
         idle.pop().http.close()
 
 
+def total_of(content_range: str, where: str) -> int:
+    """Length of the whole of which a range was sent. Raises UnavailableError."""
+    total = content_range.rpartition("/")[2]
+    if not (total.isascii() and total.isdigit()):
+        raise UnavailableError(f"{where} does not answer like a storage node")
+    return int(total)
+
+
 def _refusal(status: int, raw: bytes) -> Exception:
     """The error that a node's answer means."""
     try:

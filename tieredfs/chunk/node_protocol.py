@@ -53,6 +53,25 @@ def chunk_path(volume_uuid: str, disk_uuid: str, name: ChunkName) -> str:
     return f"{disk_path(volume_uuid, disk_uuid)}/chunks/{chunk_file_name(name)}"
 
 
+def dumps_path(volume_uuid: str, disk_uuid: str) -> str:
+    return f"{disk_path(volume_uuid, disk_uuid)}/dumps"
+
+
+def dump_path(volume_uuid: str, disk_uuid: str, name: str) -> str:
+    return f"{dumps_path(volume_uuid, disk_uuid)}/{name}"
+
+
+def dump_piece_path(volume_uuid: str, disk_uuid: str, name: str, token: str, offset: int, crc32c: int) -> str:
+    """`token`: hex digits that only this upload has."""
+    query = urllib.parse.urlencode({"offset": offset, "crc32c": f"{crc32c:08x}"})
+    return f"{dump_path(volume_uuid, disk_uuid, name)}/{token}?{query}"
+
+
+def dump_upload_path(volume_uuid: str, disk_uuid: str, name: str, token: str, size_bytes: int) -> str:
+    """Of a whole upload."""
+    return f"{dump_path(volume_uuid, disk_uuid, name)}/{token}?{urllib.parse.urlencode({'size': size_bytes})}"
+
+
 def place_path(path: str, volume_uuid: str = "") -> str:
     query = {"path": path, "volume": volume_uuid} if volume_uuid else {"path": path}
     return f"{PLACES_PATH}?{urllib.parse.urlencode(query)}"

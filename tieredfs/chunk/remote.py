@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from tieredfs.chunk.cells import check_cells, check_length, check_range, header_of, info_of, read_cells, recognise
+from tieredfs.chunk.dump_shelf import DumpShelf
 from tieredfs.chunk.store import ChunkInfo, ChunkName, StoreSpace
 from tieredfs.errors import TieredError, UnavailableError
 from tieredfs.format.chunk import ChunkHeader, encode_header
@@ -60,10 +61,11 @@ class Objects(Protocol):
 
 
 class RemoteStore:
-    """The chunk store of `objects`, which it closes."""
+    """The chunk store of `objects`, which it closes. `dumps`: of the same place, by the same connections."""
 
-    def __init__(self, objects: Objects, clock: Clock) -> None:
+    def __init__(self, objects: Objects, dumps: DumpShelf, clock: Clock) -> None:
         self.objects = objects
+        self.dumps = dumps
         self._where = objects.where
         self._headers: OrderedDict[ChunkName, ChunkHeader] = OrderedDict()
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from tieredfs.chunk.dump_shelf import DumpShelf
 from tieredfs.model import BlockId, Code
 
 
@@ -44,6 +45,11 @@ class ChunkStore(Protocol):
 
     Nothing else. Every call is bounded in time by the store itself (a local disk: by the kernel's own I/O timeouts).
     """
+
+    @property
+    def dumps(self) -> DumpShelf:
+        """Where dumps of the metadata lie on the same medium; of no use after `close`."""
+        ...
 
     def put(self, info: ChunkInfo, payload: memoryview, cell_crcs: memoryview) -> None:
         """Store a chunk, durable and whole on return, absent or whole after a crash. Repeating it is harmless.

@@ -20,11 +20,12 @@ def dump(
     context: typer.Context,
     meta_url: MetaUrlArgument,
     file: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="Where to. Default: on the volume's own disks, three copies.")
+        str | None,
+        typer.Argument(metavar="[FILE]", help="Where to. Default: onto three disks of the volume itself."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write all metadata of a volume as they are now; it may be in use. Mounts and servers do it every hour, onto its disks.
+    """Write all metadata of a volume as they are now; it may be in use. Mounts and servers do it every hour, onto its own disks.
 
     Example: tieredfs dump sqlite:///data/volume.db /backup/volume.dump
     """
@@ -40,14 +41,14 @@ def load(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...", help="Dumps, or disks of the volume: the newest is taken.", show_default=False
+            metavar="SOURCE...", help="Dumps, or DATA_URLs of the volume: the newest is taken.", show_default=False
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
     """Make the metadata anew from a dump: the volume as it was then. End all that use it first; older metadata are shut out.
 
-    Example: tieredfs load sqlite:///data/volume.db disk:///mnt/ssd0/tieredfs disk:///mnt/ssd1/tieredfs
+    Example: tieredfs load sqlite:///data/volume.db 'disk:///mnt/ssd{0..5}/tieredfs'
     """
     with progress_bar("loading", as_json) as progress:
         report = backend_of(context).load_volume(str(parse_meta_url(meta_url)), sources, progress)

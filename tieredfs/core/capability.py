@@ -1,4 +1,4 @@
-"""Capability tokens for storage nodes: who holds one may do one thing to one chunk, disk or place, for a minute. Pure.
+"""Capability tokens for storage nodes: who holds one may do one thing to one chunk, dump, disk or place, for a minute. Pure.
 
     token  = "v1." base64url(claims) "." base64url(HMAC-SHA256(secret, "tieredfs-node-v1." base64url(claims)))
     claims = [verb, volume uuid, disk, chunk, seconds since 1970 until which it holds]
@@ -55,7 +55,8 @@ class Verdict(enum.Enum):
 class Right:
     """One thing that may be done.
 
-    `disk`: a disk's uuid, or the path of a place that is none yet; `chunk`: empty for the whole disk.
+    `disk`: a disk's uuid, or the path of a place that is none yet; `chunk`: the file name of a chunk or dump, empty for the whole
+    disk.
     """
 
     verb: Verb

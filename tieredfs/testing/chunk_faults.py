@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from tieredfs.chunk.dump_shelf import DumpShelf
 from tieredfs.chunk.store import ChunkInfo, ChunkName, ChunkStore, StoreSpace
 from tieredfs.errors import TieredError
 from tieredfs.host import LocalFiles
@@ -79,6 +80,10 @@ class FaultyChunkStore:
             stall.released.wait(STALL_WAIT_S)
         if plan is not None and fails:
             raise type(plan.error)(*plan.error.args)
+
+    @property
+    def dumps(self) -> DumpShelf:
+        return self.inner.dumps
 
     def put(self, info: ChunkInfo, payload: memoryview, cell_crcs: memoryview) -> None:
         self._meet("put")

@@ -9,18 +9,21 @@ at any point, it can be done again, with the same dump or another one: disks and
 """
 
 import contextlib
+import itertools
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from tieredfs.cache.layout import claimed, give_to_volume, is_here
-from tieredfs.chunk import directory
-from tieredfs.chunk.directory import DiskIdentity, dump_path, dumps_of, path_of_url
+from tieredfs.chunk.directory import DiskIdentity
+from tieredfs.chunk.disk_dumps import DiskDumps
+from tieredfs.chunk.dump_shelf import DumpShelf
 from tieredfs.chunk.sites import site_of
 from tieredfs.chunk.store import ChunkStore
-from tieredfs.config import MetaUrl, parse_data_url, parse_meta_url
+from tieredfs.config import DataUrl, DiskUrl, MetaUrl, expand_braces, parse_data_url, parse_meta_url
 from tieredfs.curator import Reunion, reunite
 from tieredfs.errors import (
     CorruptError,
@@ -59,25 +62,30 @@ class LoadReport:
 
 def load_volume(meta_url: str, sources: Sequence[str], progress: Progress, *, host: Host | None = None) -> LoadReport:
     """Make the metadata database at `meta_url` from the newest whole dump among `sources`: dump files, and disks (a directory, or
-    its URL) for the dumps on them. No process may have the volume open.
+    the URL of any disk, with braces as in `format`) for the dumps on them. No process may have the volume open.
 
-    Raises VolumeExistsError, NotFoundError (no dump there), CorruptError (none is whole), NewerFormatError, BusyError (a cache
-    of this host is in use); then nothing was changed.
+    Raises VolumeExistsError, NotFoundError (no dump there), CorruptError (none is whole), NewerFormatError, UnavailableError,
+    ConfigurationError, BusyError (a cache of this host is in use); then nothing was changed.
     """
     host = host or local_host()
     location = parse_meta_url(meta_url)
     _check_vacant(location)
-    found, unusable = _dumps(host, sources)
-    if not found:
-        raise unusable[0] if unusable else NotFoundError(f"there is no dump in {', '.join(sources)}")
-    for each in sorted(found, key=lambda each: each.header.taken_ns, reverse=True):
-        try:
-            report = _load(each, location, progress, host)
-        except CorruptError as error:
-            unusable.append(CorruptError(f"{each.path}: {error}"))
-        else:
-            return replace(report, unusable=tuple(map(str, unusable)))
+    with contextlib.ExitStack() as stack:
+        found, unusable = _dumps(host, sources, stack)
+        if not found:
+            raise unusable[0] if unusable else NotFoundError(f"there is no dump in {', '.join(sources)}")
+        for each in sorted(found, key=lambda each: each.header.taken_ns, reverse=True):
+            try:
+                report = _load(each, location, progress, host)
+            except (CorruptError, _UnreadableError) as error:
+                unusable.append(CorruptError(f"{each.label}: {error}"))
+            else:
+                return replace(report, unusable=tuple(map(str, unusable)))
     raise CorruptError(f"no dump is whole: {'; '.join(map(str, unusable))}; other disks may have others")
+
+
+class _UnreadableError(Exception):
+    """A dump that cannot be read any more, though it could a moment ago. Never leaves this module."""
 
 
 def _check_vacant(location: MetaUrl) -> None:
@@ -101,45 +109,74 @@ def _check_vacant(location: MetaUrl) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    path: str
+    """`pieces`: the dump from its beginning, each time anew. Raises TieredError while it is read."""
+
+    label: str
+    pieces: Callable[[], Iterator[bytes]]
     header: DumpHeader
 
 
-def _dumps(host: Host, sources: Sequence[str]) -> tuple[list[_Found], list[TieredError]]:
-    """What has the header of a dump, and what is wrong with the rest."""
+def _dumps(host: Host, sources: Sequence[str], stack: contextlib.ExitStack) -> tuple[list[_Found], list[TieredError]]:
+    """What has the header of a dump, and what is wrong with the rest. `stack` closes what was opened for it."""
     found: list[_Found] = []
     problems: list[TieredError] = []
-    for path in _paths(host, sources):
+    for source in itertools.chain.from_iterable(map(_expanded, sources)):
         try:
-            found.append(_Found(path, _header_of(path)))
+            candidates = list(_candidates(host, source, stack))
         except TieredError as error:
             problems.append(error)
+            continue
+        for label, pieces in candidates:
+            try:
+                with contextlib.closing(pieces()) as beginning:
+                    found.append(_Found(label, pieces, dump_format.decode_header(beginning)[0]))
+            except (CorruptError, NewerFormatError) as error:
+                problems.append(type(error)(f"{label}: {error}; name another dump, or a disk of the volume"))
+            except TieredError as error:
+                problems.append(error)
     return found, problems
 
 
-def _paths(host: Host, sources: Sequence[str]) -> Iterator[str]:
-    for source in sources:
-        root = path_of_url(source) if source.startswith(directory.URL_PREFIX) else os.path.abspath(source)
-        if os.path.isdir(root):
-            yield from (dump_path(root, taken_ns) for taken_ns in dumps_of(host.files, root))
-        else:
-            yield root
+def _expanded(source: str) -> list[str]:
+    """A path is taken as it is; a URL may stand for several."""
+    return expand_braces(source) if "://" in source else [source]
 
 
-def _header_of(path: str) -> DumpHeader:
-    """Raises NotFoundError, CorruptError, NewerFormatError."""
+def _candidates(
+    host: Host, source: str, stack: contextlib.ExitStack
+) -> Iterator[tuple[str, Callable[[], Generator[bytes]]]]:
+    """What may be a dump there, and how to read it."""
+    url = parse_data_url(source) if "://" in source else DiskUrl(os.path.abspath(source))
+    if isinstance(url, DiskUrl) and not os.path.isdir(url.path):
+        yield url.path, partial(_file_pieces, url.path)
+        return
+    shelf = DiskDumps(url.path, host, None) if isinstance(url, DiskUrl) else _far_shelf(url, host, stack)
+    for taken_ns in shelf.taken():
+        yield shelf.label(taken_ns), partial(_shelf_pieces, shelf, taken_ns)
+
+
+def _far_shelf(url: DataUrl, host: Host, stack: contextlib.ExitStack) -> DumpShelf:
+    """That of whichever disk is there now. Raises NotFoundError."""
+    site = site_of(url, host)
+    identity = site.identity()
+    if identity is None:
+        raise NotFoundError(f"{url} is not a disk of a volume")
+    store = site.open(identity)
+    stack.callback(store.close)
+    return store.dumps
+
+
+def _file_pieces(path: str) -> Generator[bytes]:
     try:
         with open(path, "rb") as file:
-            return dump_format.decode_header(_pieces(file.fileno()))[0]
+            while piece := file.read(_READ_BYTES):
+                yield piece
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read: {error.strerror}") from error
-    except (CorruptError, NewerFormatError) as error:
-        raise type(error)(f"{path}: {error}; name another dump, or a disk of the volume") from error
 
 
-def _pieces(descriptor: int) -> Iterator[bytes]:
-    while piece := os.read(descriptor, _READ_BYTES):
-        yield piece
+def _shelf_pieces(shelf: DumpShelf, taken_ns: int) -> Generator[bytes]:
+    yield from shelf.read(taken_ns)
 
 
 # ---- loading one -----------------------------------------------------------------------------------------------------
@@ -150,7 +187,7 @@ def _load(found: _Found, location: MetaUrl, progress: Progress, host: Host) -> L
     engine = create_engine(location)
     try:
         with contextlib.closing(engine), contextlib.ExitStack() as claims:
-            config, records = _fill(engine, found.path, progress)
+            config, records = _fill(engine, found, progress)
             crash.here("load.filled")
             caches = [each for each in engine.read(sessions.caches) if is_here(each, host)]
             for cache in caches:
@@ -165,14 +202,21 @@ def _load(found: _Found, location: MetaUrl, progress: Progress, host: Host) -> L
         remove_database(location)
         raise
     taken_ns = found.header.taken_ns
-    return LoadReport(found.path, taken_ns, config.name, config.uuid, records, chunks, away, ())
+    return LoadReport(found.label, taken_ns, config.name, config.uuid, records, chunks, away, ())
 
 
-def _fill(engine: Engine, path: str, progress: Progress) -> tuple[VolumeConfig, int]:
-    with open(path, "rb") as file:
-        pieces = _pieces(file.fileno())
+def _fill(engine: Engine, found: _Found, progress: Progress) -> tuple[VolumeConfig, int]:
+    with contextlib.closing(_reread(found)) as pieces:
         _, first = dump_format.decode_header(pieces)
         return dumping.fill(engine, dump_format.decode_body(first, pieces), progress)
+
+
+def _reread(found: _Found) -> Generator[bytes]:
+    """Raises _UnreadableError: it was deleted since, or its place is gone. Another dump may do."""
+    try:
+        yield from found.pieces()
+    except TieredError as error:
+        raise _UnreadableError(str(error)) from error
 
 
 def _give_caches(host: Host, caches: Sequence[CacheRecord], config: VolumeConfig) -> None:

@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from tieredfs.block.store import BlockStore
 from tieredfs.chunk.directory import DiskIdentity
+from tieredfs.chunk.dump_shelf import DumpShelf
 from tieredfs.chunk.sites import domain_of, open_store, site_of
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import DiskUrl, parse_data_url, parse_meta_url
@@ -31,7 +32,7 @@ from tieredfs.curator import (
     RepairCounts,
     Repairer,
 )
-from tieredfs.errors import AlreadyExistsError, NotFoundError, TieredError, UnavailableError
+from tieredfs.errors import AlreadyExistsError, ConfigurationError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import Host, local_host
 from tieredfs.kv.databases import open_engine
 from tieredfs.kv.engine import Engine
@@ -54,6 +55,7 @@ from tieredfs.model import (
 from tieredfs.volume import dumps
 from tieredfs.volume.dumps import DumpReport
 from tieredfs.volume.memory import plan_memory
+from tieredfs.volume.places import local_directory
 from tieredfs.volume.status import (
     CacheStatus,
     DiskStatus,
@@ -258,7 +260,7 @@ class Volume:
         site_of(place, self.host).format(DiskIdentity(self._config.uuid, disk_uuid))
         disk = self.metadata.add_disk(disk_uuid, str(place), domain or domain_of(place, f"disk-{disk_uuid[:8]}"))
         self._refresh_disks()
-        with suppress(UnavailableError):  # older dumps do not know the disk, and what will be on it
+        with suppress(UnavailableError, ConfigurationError):  # older dumps do not know the disk, and what will be on it
             self.dump_to_disks(lambda _done, _total, _unit: None)
         return disk
 
@@ -324,19 +326,22 @@ class Volume:
         return dumps.dump_to_file(self.metadata, self.host, path, progress)
 
     def dump_to_disks(self, progress: Progress) -> DumpReport:
-        """See `tieredfs.volume.dumps`. Raises UnavailableError."""
-        return dumps.dump_to_disks(self.metadata, self.host, self._answering_disks(), progress)
+        """See `tieredfs.volume.dumps`. Raises UnavailableError, ConfigurationError (no place for scratch on this host)."""
+        scratch = local_directory(self.meta_url, self._config.uuid)
+        return dumps.dump_to_shelves(self.metadata, self.host, self._shelves(), scratch, progress)
 
     def takes_dumps(self) -> bool:
-        """Dumps lie in directories of this machine: a volume that has none, but buckets and nodes, is dumped into files only."""
-        return bool(dumps.chosen_disks(self._answering_disks()))
+        """Whether a disk answers that a dump could go to."""
+        return bool(self._shelves())
 
     def metadata_dump(self) -> DumpStatus | None:
-        """The newest one on the volume's own disks."""
-        return dumps.newest_on_disks(self.host, self._answering_disks())
+        """The newest one on the volume's own disks, which are all asked."""
+        return dumps.newest_on(self.host, [store.dumps for _, store in self._stores.values() if store is not None])
 
-    def _answering_disks(self) -> list[Disk]:
-        return [disk for disk, store in self._stores.values() if store is not None]
+    def _shelves(self) -> list[DumpShelf]:
+        """Those that should rather get a dump come first."""
+        stores = {disk: store for disk, store in self._stores.values() if store is not None}
+        return [stores[disk].dumps for disk in dumps.in_order(stores)]
 
     # ---- care and status --------------------------------------------------------------------------------------------
 

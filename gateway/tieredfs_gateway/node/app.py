@@ -1,4 +1,5 @@
-"""A node's interface: FastAPI for what is asked of disks and places, `chunk_calls` for chunks. `/docs` shows the former."""
+"""A node's interface: FastAPI for what is asked of disks and places, `chunk_calls` and `dump_calls` for what carries bytes.
+`/docs` shows the former."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -7,13 +8,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
-from tieredfs.chunk.directory import DiskIdentity, chunk_file_name
+from tieredfs.chunk.directory import DiskIdentity, chunk_file_name, dump_name
 from tieredfs.chunk.node_protocol import DISKS_PATH, PLACES_PATH
 from tieredfs.core.capability import Right, Verb
 from tieredfs.errors import TieredError
 from tieredfs.limits import PATH_BYTES_MAX
-from tieredfs_gateway.node.chunk_calls import Authority, ChunkCalls, ClientGoneError, Receive, Send
+from tieredfs_gateway.node.authority import Authority
+from tieredfs_gateway.node.chunk_calls import ChunkCalls
 from tieredfs_gateway.node.disks import NodeDisks, NoSuchDiskError
+from tieredfs_gateway.node.dump_calls import DumpCalls
+from tieredfs_gateway.node.exchange import Exchange, Receive, Send, carry_out
 from tieredfs_gateway.node.refusals import RefusedError, bad_request, refusal_of
 
 _BODY_BYTES_MAX: Final = 4096
@@ -43,11 +47,11 @@ class Space(BaseModel):
 
 
 class NodeApp(FastAPI):
-    """`disks` and `authority` as `chunks` has them."""
+    """`disks` and `authority` as `chunks` and `dumps` have them."""
 
-    def __init__(self, disks: NodeDisks, authority: Authority, chunks: ChunkCalls) -> None:
+    def __init__(self, disks: NodeDisks, authority: Authority, chunks: ChunkCalls, dumps: DumpCalls) -> None:
         super().__init__(title="TieredFS storage node", redoc_url=None)
-        self._chunks = chunks
+        self._carriers = chunks, dumps
         for error in (TieredError, NoSuchDiskError, RefusedError):
             self.add_exception_handler(error, _explain)
         self.add_exception_handler(RequestValidationError, _explain_validation)
@@ -56,13 +60,12 @@ class NodeApp(FastAPI):
         _add_place_calls(self, disks, authority)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._chunks.are_meant(scope["path"]):
-            try:
-                await self._chunks(scope, receive, send)
-            except ClientGoneError:
-                return
-        else:
-            await super().__call__(scope, _limited(receive), send)
+        if scope["type"] == "http":
+            for carrier in self._carriers:
+                if carrier.are_meant(scope["path"]):
+                    await carry_out(Exchange(scope, receive, send), carrier.answer)
+                    return
+        await super().__call__(scope, _limited(receive), send)
 
 
 async def _healthz() -> Health:
@@ -82,6 +85,12 @@ def _add_disk_calls(app: FastAPI, disks: NodeDisks, authority: Authority) -> Non
         """The names of a 256th of a disk's chunks, one a line."""
         authority.check(authorization, Right(Verb.LIST, volume, disk))
         return "\n".join(map(chunk_file_name, disks.find(volume, disk).names_in(fan_out)))
+
+    @app.get(f"{DISKS_PATH}/{{volume}}/{{disk}}/dumps", response_class=PlainTextResponse)
+    def dumps(volume: str, disk: str, authorization: Authorization = "") -> str:
+        """The names of a disk's dumps of metadata, newest first, one a line."""
+        authority.check(authorization, Right(Verb.LIST, volume, disk))
+        return "\n".join(map(dump_name, disks.find(volume, disk).dumps.taken()))
 
 
 def _add_place_calls(app: FastAPI, disks: NodeDisks, authority: Authority) -> None:

@@ -77,7 +77,8 @@ class NodeDisks:
             if stamp is None:
                 return None
             try:
-                found = _Known(stamp, read_identity(self._host.files, root), DiskStore(root, self._host))
+                identity = read_identity(self._host.files, root)
+                found = _Known(stamp, identity, DiskStore(root, self._host, identity))
             except TieredError:
                 return None
             self._known[root] = found

@@ -14,8 +14,10 @@ import uvloop
 from tieredfs.host import Host, local_host, memory
 from tieredfs_gateway.listening import check_free, server_of
 from tieredfs_gateway.node.app import NodeApp
-from tieredfs_gateway.node.chunk_calls import Authority, ChunkCalls
+from tieredfs_gateway.node.authority import Authority
+from tieredfs_gateway.node.chunk_calls import ChunkCalls
 from tieredfs_gateway.node.disks import NodeDisks
+from tieredfs_gateway.node.dump_calls import DumpCalls
 
 THREADS_PER_DISK: Final = 4
 THREADS_MAX: Final = 64
@@ -47,7 +49,8 @@ async def _serve(asked: Serving, host: Host) -> None:
     with ThreadPoolExecutor(threads, thread_name_prefix="node") as executor:
         disks = NodeDisks(asked.roots, host)
         authority = Authority(asked.secret, host.clock)
-        app = NodeApp(disks, authority, ChunkCalls(disks, authority, executor))
+        carriers = ChunkCalls(disks, authority, executor), DumpCalls(disks, authority, executor)
+        app = NodeApp(disks, authority, *carriers)
         server = server_of(app, asked.host, asked.port, cert=asked.cert, key=asked.key)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
