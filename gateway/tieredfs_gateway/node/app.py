@@ -13,8 +13,10 @@ from tieredfs.chunk.node_protocol import DISKS_PATH, PLACES_PATH
 from tieredfs.core.capability import Right, Verb
 from tieredfs.errors import TieredError
 from tieredfs.limits import PATH_BYTES_MAX
+from tieredfs_gateway.node import metrics as counting
 from tieredfs_gateway.node.authority import Authority
 from tieredfs_gateway.node.chunk_calls import ChunkCalls
+from tieredfs_gateway.node.disk_watch import DiskWatch
 from tieredfs_gateway.node.disks import NodeDisks, NoSuchDiskError
 from tieredfs_gateway.node.dump_calls import DumpCalls
 from tieredfs_gateway.node.exchange import Exchange, Receive, Send, carry_out
@@ -49,13 +51,27 @@ class Space(BaseModel):
 class NodeApp(FastAPI):
     """`disks` and `authority` as `chunks` and `dumps` have them."""
 
-    def __init__(self, disks: NodeDisks, authority: Authority, chunks: ChunkCalls, dumps: DumpCalls) -> None:
+    def __init__(
+        self,
+        disks: NodeDisks,
+        authority: Authority,
+        chunks: ChunkCalls,
+        dumps: DumpCalls,
+        metrics: counting.Metrics,
+        watch: DiskWatch,
+    ) -> None:
         super().__init__(title="TieredFS storage node", redoc_url=None)
         self._carriers = chunks, dumps
         for error in (TieredError, NoSuchDiskError, RefusedError):
             self.add_exception_handler(error, _explain)
         self.add_exception_handler(RequestValidationError, _explain_validation)
         self.get("/healthz")(_healthz)
+
+        @self.get("/metrics", response_class=PlainTextResponse)
+        async def show_metrics() -> Response:
+            """What this node counts, and its disks."""
+            return Response(metrics.text(await watch.look()), media_type=counting.CONTENT_TYPE)
+
         _add_disk_calls(self, disks, authority)
         _add_place_calls(self, disks, authority)
 

@@ -1,7 +1,7 @@
 """Reading, writing and deleting one chunk: the calls that carry most bytes, as plain ASGI below FastAPI's stack.
 
 A read sends the file as it lies there, by ranges; who asked verifies it. A write is answered when the chunk is whole, checked
-and durable. Files are touched in threads; the event loop only moves messages. Memory: a piece for each call under way.
+and durable; its pieces are written while the next ones come. Files are touched in threads; the event loop only moves messages.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from tieredfs.chunk.store import ChunkName
 from tieredfs.core.capability import Right, Verb
 from tieredfs_gateway.node.authority import Authority
 from tieredfs_gateway.node.disks import NodeDisks
-from tieredfs_gateway.node.exchange import Exchange, in_thread, send_range
+from tieredfs_gateway.node.exchange import Exchange, OneBehind, in_thread, send_range
 from tieredfs_gateway.node.refusals import RefusedError
 from tieredfs_gateway.node.upload import PieceMemory, Upload
 
@@ -72,15 +72,19 @@ class ChunkCalls:
         if not (length.isascii() and length.isdigit() and len(length) < 16):
             raise RefusedError(411, "bad_request", "how long is it? Content-Length is missing")
         upload = await self._run(lambda: Upload(self._disks.find(volume, disk), name, int(length), self._memory))
+        behind = OneBehind(self._executor)
         try:
             while not upload.is_complete:
                 data = memoryview(await exchange.receive_piece())
                 while data:
                     data = data[upload.take(data) :]
                     if upload.piece_is_full:
-                        await self._run(upload.write_piece)
+                        await behind.done()
+                        behind.begin(upload.cut())
+            await behind.done()
             await self._run(upload.publish)
         finally:
+            await behind.ended()
             await self._run(upload.close)
         await exchange.send_whole(204)
 

@@ -18,6 +18,7 @@ from tieredfs.chunk.directory import (
     read_identity,
 )
 from tieredfs.chunk.disk import DiskStore
+from tieredfs.chunk.store import StoreSpace
 from tieredfs.errors import ConfigurationError, ForeignDataError, TieredError, UnavailableError
 from tieredfs.host import Host
 
@@ -40,7 +41,7 @@ class NodeDisks:
     """`roots`: absolute paths. None has to be there, or to be a disk yet."""
 
     def __init__(self, roots: Sequence[str], host: Host) -> None:
-        self._roots = tuple(roots)
+        self.roots = tuple(roots)
         self._host = host
         self._known: dict[str, _Known] = {}
         self._lock = threading.Lock()
@@ -53,7 +54,7 @@ class NodeDisks:
         for root, entry in known:
             if entry.identity == wanted and self._stamp(root) == entry.stamp:
                 return entry.store
-        for root in self._roots:
+        for root in self.roots:
             found = self._look(root)
             if found is not None and found.identity == wanted:
                 return found.store
@@ -87,7 +88,7 @@ class NodeDisks:
     # ---- places -----------------------------------------------------------------------------------------------------
 
     def _check(self, path: str) -> None:
-        if path not in self._roots:
+        if path not in self.roots:
             raise ConfigurationError(f"this node does not serve {path}; it serves what its --data names")
 
     def identity(self, path: str) -> DiskIdentity | None:
@@ -119,12 +120,27 @@ class NodeDisks:
     def problems(self) -> dict[str, str]:
         """What is wrong with which directory, by path."""
         found = {}
-        for root in self._roots:
+        for root in self.roots:
             try:
                 read_identity(self._host.files, root)
             except TieredError as error:
                 found[root] = str(error)
         return found
+
+    def is_disk(self, path: str) -> bool:
+        """Raises UnavailableError, CorruptError, NewerFormatError: that cannot be told."""
+        try:
+            self._host.files.stat_path(f"{path}/{IDENTITY_NAME}")
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise UnavailableError(f"{path} does not answer: {error.strerror}") from error
+        read_identity(self._host.files, path)
+        return True
+
+    def space(self, path: str) -> StoreSpace:
+        """Of the file system there. Raises OSError."""
+        return StoreSpace(self._host.files.total_bytes(path), self._host.files.free_bytes(path))
 
     def close(self) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -32,6 +32,32 @@ class ClientGoneError(Exception):
 async def in_thread(executor: Executor, call: Callable[[], T]) -> T:
     """For what touches files."""
     return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+
+class OneBehind:
+    """Calls that block, in order, one at a time, each in a thread while its caller goes on."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._call: Future[None] | None = None
+
+    def begin(self, call: Callable[[], None]) -> None:
+        """The one before must be `done`."""
+        assert self._call is None
+        self._call = self._executor.submit(call)
+
+    async def done(self) -> None:
+        """Waits for the one that was begun. Raises what it raises."""
+        if self._call is not None:
+            await asyncio.wrap_future(self._call)
+            self._call = None
+
+    async def ended(self) -> None:
+        """Waits for it, also if nobody wants to know how it went: what it works on may be taken away then."""
+        if self._call is not None:
+            ending = asyncio.wrap_future(self._call)
+            await asyncio.wait([ending])
+            ending.exception()  # it was raised by `done`, or the request has failed anyhow
 
 
 class Exchange:

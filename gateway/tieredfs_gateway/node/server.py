@@ -16,8 +16,10 @@ from tieredfs_gateway.listening import check_free, server_of
 from tieredfs_gateway.node.app import NodeApp
 from tieredfs_gateway.node.authority import Authority
 from tieredfs_gateway.node.chunk_calls import ChunkCalls
+from tieredfs_gateway.node.disk_watch import DiskWatch
 from tieredfs_gateway.node.disks import NodeDisks
 from tieredfs_gateway.node.dump_calls import DumpCalls
+from tieredfs_gateway.node.metrics import Metrics, Observed
 
 THREADS_PER_DISK: Final = 4
 THREADS_MAX: Final = 64
@@ -34,11 +36,13 @@ class Serving:
     secret: bytes
     cert: Path | None
     key: Path | None
+    access_log: bool = True
 
 
 def serve(asked: Serving) -> None:
     """Until SIGTERM or SIGINT. Raises BusyError, ConfigurationError."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("tieredfs_gateway.node.access").setLevel(logging.INFO if asked.access_log else logging.WARNING)
     memory.keep_freed_memory_low()
     check_free(asked.host, asked.port)
     uvloop.run(_serve(asked, local_host()))
@@ -47,10 +51,10 @@ def serve(asked: Serving) -> None:
 async def _serve(asked: Serving, host: Host) -> None:
     threads = min(THREADS_MAX, THREADS_PER_DISK * len(asked.roots) + THREADS_PER_DISK)
     with ThreadPoolExecutor(threads, thread_name_prefix="node") as executor:
-        disks = NodeDisks(asked.roots, host)
-        authority = Authority(asked.secret, host.clock)
+        disks, metrics = NodeDisks(asked.roots, host), Metrics()
+        authority, watch = Authority(asked.secret, host.clock), DiskWatch(disks)
         carriers = ChunkCalls(disks, authority, executor), DumpCalls(disks, authority, executor)
-        app = NodeApp(disks, authority, *carriers)
+        app = Observed(NodeApp(disks, authority, *carriers, metrics, watch), metrics)
         server = server_of(app, asked.host, asked.port, cert=asked.cert, key=asked.key)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
@@ -60,4 +64,5 @@ async def _serve(asked: Serving, host: Host) -> None:
         try:
             await server.serve()
         finally:
+            watch.close()
             disks.close()

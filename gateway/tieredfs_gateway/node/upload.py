@@ -1,10 +1,13 @@
 """The body of a PUT on its way into a chunk: header first, then cells, checked and written as they come.
 
-However large the chunk, an upload has `PIECE_BYTES` of memory, page-aligned, so that what comes off the wire goes to the disk
-past the page cache. Decisions only; the caller receives, and calls `write_piece` in a thread.
+However large the chunk, an upload has two pieces of memory: one is filled off the wire while the other is checked and written to
+the disk, past the page cache, for which they are page-aligned. Decisions only; the caller receives, and does in a thread, in
+order and one at a time, what `cut` returns.
 """
 
 import mmap
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from tieredfs.chunk.directory import chunk_file_name
@@ -16,10 +19,9 @@ from tieredfs.format.chunk import ChunkHeader, decode_header
 from tieredfs.limits import BLOCK_BYTES_MAX, CELL_BYTES, CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, MIB
 from tieredfs_gateway.node.refusals import RefusedError, bad_request
 
-PIECE_BYTES: Final = 4 * MIB
-"""Uploads of 16 MiB, four at a time."""
+PIECE_BYTES: Final = 2 * MIB
 BODY_BYTES_MAX: Final = CHUNK_HEADER_BYTES + BLOCK_BYTES_MAX
-_IDLE_MAX: Final = 16
+_IDLE_MAX: Final = 32
 assert PIECE_BYTES % CELL_BYTES == 0
 
 
@@ -44,23 +46,25 @@ class PieceMemory:
 
 
 class Upload:
-    """One chunk. One thread at a time. `close` whatever happens."""
+    """One chunk. `close` whatever happens, when nothing is being written."""
 
     def __init__(self, store: DiskStore, name: ChunkName, body_bytes: int, memory: PieceMemory) -> None:
         if not CHUNK_HEADER_BYTES < body_bytes <= BODY_BYTES_MAX:
             raise bad_request(f"a chunk is its header and 1 to {BLOCK_BYTES_MAX} bytes")
         self._store = store
         self._name = name
+        self._payload_bytes = body_bytes - CHUNK_HEADER_BYTES
         self._left_bytes = body_bytes
         self._page = mmap.mmap(-1, CHUNK_HEADER_BYTES)
         self._pool = memory
-        self._memory = memory.take()
+        self._memory = (memory.take(), memory.take())
+        self._cuts = 0
         self._target = memoryview(self._page)
         self._filled_bytes = 0
         self._incoming: IncomingChunk | None = None
 
     def take(self, data: memoryview) -> int:
-        """Keep what fits into this piece; how much that was. Less than all: `write_piece` first."""
+        """Keep what fits into this piece; how much that was. Less than all: `cut` first."""
         if len(data) > self._left_bytes:
             raise bad_request("the body is longer than was said")
         count = min(len(data), len(self._target) - self._filled_bytes)
@@ -77,22 +81,29 @@ class Upload:
     def is_complete(self) -> bool:
         return self._left_bytes == 0
 
-    def write_piece(self) -> None:
-        """Blocking. Raises RefusedError, NoSpaceError, UnavailableError."""
-        if self._incoming is None:
-            self._begin()
-        else:
-            try:
-                self._incoming.write(self._target[: self._filled_bytes], check=True)
-            except CorruptError as error:
-                raise _torn(error) from error
-        self._target, self._filled_bytes = memoryview(self._memory), 0
+    def cut(self) -> Callable[[], None]:
+        """What is to be done with this piece; the next one is filled elsewhere. That of the cut before must be done by now.
+
+        It blocks. Raises RefusedError, NoSpaceError, UnavailableError.
+        """
+        piece = self._target[: self._filled_bytes]
+        action = partial(self._write, piece) if self._cuts else self._begin
+        self._target, self._filled_bytes = memoryview(self._memory[self._cuts % 2]), 0
+        self._cuts += 1
+        return action
+
+    def _write(self, piece: memoryview) -> None:
+        assert self._incoming is not None, "the header was the first cut"
+        try:
+            self._incoming.write(piece, check=True)
+        except CorruptError as error:
+            raise _torn(error) from error
 
     def _begin(self) -> None:
         header = self._decoded()
         if (header.block, header.index) != (self._name.block, self._name.index):
             raise bad_request(f"the header is that of another chunk than {chunk_file_name(self._name)}")
-        if header.payload_bytes != self._left_bytes:
+        if header.payload_bytes != self._payload_bytes:
             raise bad_request("the body is not as long as its header says")
         aligned = header.payload_bytes % CHUNK_ALIGNMENT_BYTES == 0
         self._incoming = self._store.receive(header, memoryview(self._page), aligned=aligned)
@@ -115,7 +126,8 @@ class Upload:
         """Blocking. What was not published is gone."""
         if self._incoming is not None:
             self._incoming.discard()
-        self._pool.give_back(self._memory)
+        for memory in self._memory:
+            self._pool.give_back(memory)
 
 
 def _torn(error: CorruptError) -> RefusedError:

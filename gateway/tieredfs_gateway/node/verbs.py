@@ -33,6 +33,7 @@ def node(
     ] = None,
     cert: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.", exists=True)] = None,
     key: Annotated[Path | None, typer.Option(help="TLS key, PEM.", exists=True)] = None,
+    access_log: Annotated[bool, typer.Option(help="A line per request on standard error.")] = True,
 ) -> None:
     """Serve directories of this machine as disks of volumes elsewhere: node://HOST:PORT/path/d0 is one of their DATA_URLs.
 
@@ -51,4 +52,4 @@ def node(
         raise ConfigurationError(f"a node serves directories of its machine; {foreign[0]} is none")
     roots = [url.path for url in urls if isinstance(url, DiskUrl)]
     secret = read_secret(SECRET_VARIABLE, str(secret_file) if secret_file else None, bytes_min=SECRET_BYTES_MIN)
-    serve(Serving(roots, host, port, secret, cert, key))
+    serve(Serving(roots, host, port, secret, cert, key, access_log))
