@@ -7,6 +7,7 @@ Texts that are stored by dictionary are read as such and written out here: Arrow
 was half of the time for four such columns of nineteen (117 ns a row; 87 this way).
 """
 
+import functools
 import math
 import threading
 from collections import defaultdict
@@ -16,7 +17,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tieredfs.errors import CorruptError
@@ -46,6 +46,9 @@ _PLAIN_BYTES: Final = 4
 """What a text takes at least where it is written out: its length. A column of fewer bytes per row is stored by dictionary."""
 _TEXT_BYTES_MAX: Final = (1 << 31) - 1
 """Of one array, whose offsets have 32 bits."""
+_OFFSETS_KEPT: Final = 1 << 17
+_WIDTH_KEPT: Final = 64
+"""Offsets of texts that are all so short, and not more, are counted once: 0.5 MiB for each width, at most eight of them."""
 _MAGIC: Final = b"PAR1"
 _END_BYTES: Final = 8
 """The length of the footer, and the magic."""
@@ -335,35 +338,55 @@ def _stored_bytes(end: bytes) -> int:
 
 
 def _written_out(table: pa.Table, repeated: Collection[str]) -> pa.Table:
-    """Dictionaries as the texts that they stand for."""
-    for at, name in enumerate(table.column_names):
-        if name in repeated and pa.types.is_dictionary(table.column(at).type):
-            kind = table.column(at).type.value_type
-            pieces = [piece for chunk in table.column(at).chunks for piece in _short_enough(chunk)]
-            column = pa.chunked_array([_texts(piece) for piece in pieces], kind)
-            table = table.set_column(at, name, column)
-    return table
+    """Dictionaries as the texts that they stand for. Put together once: `set_column` makes a table of all columns each time."""
+    if not repeated:
+        return table
+    columns, fields = table.columns, list(table.schema)
+    for at, column in enumerate(columns):
+        if fields[at].name in repeated and pa.types.is_dictionary(column.type):
+            kind = column.type.value_type
+            columns[at] = pa.chunked_array([piece for chunk in column.chunks for piece in _texts(chunk)], kind)
+            fields[at] = pa.field(fields[at].name, kind)
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def _texts(chunk: pa.DictionaryArray) -> pa.Array:
-    """Where all texts of the dictionary are equally long and none is missing, they are taken as fixed-size bytes, and offsets
-    are counted: 2.7 ns a text of three bytes, 0.5 of two; 4.9 where each one's length is looked at."""
-    texts = chunk.dictionary
-    lengths = pc.min_max(pc.binary_length(texts)).as_py()
-    width = lengths["max"]
-    if not width or lengths["min"] != width or texts.null_count or chunk.indices.null_count:
-        return chunk.dictionary_decode()
-    taken = texts.cast(pa.binary(width)).take(chunk.indices)
-    offsets = pa.array(np.arange(len(chunk) + 1, dtype=np.int32) * np.int32(width))
-    return pa.Array.from_buffers(texts.type, len(chunk), [None, offsets.buffers()[1], taken.buffers()[1]])
-
-
-def _short_enough(chunk: pa.DictionaryArray) -> Iterator[pa.DictionaryArray]:
-    """Pieces whose texts fit an array, however long each is."""
-    longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 1
+def _texts(chunk: pa.DictionaryArray) -> Iterator[pa.Array]:
+    """In pieces that fit an array, however long each text is. Where all texts of the dictionary are equally long and none is
+    missing, they are taken as fixed-size bytes, and offsets are counted: 2.7 ns a text of three bytes, 0.5 of two; 4.9 where each
+    one's length is looked at."""
+    texts, indices = chunk.dictionary, chunk.indices
+    first, shortest, longest = _extent(texts)
+    is_even = longest and shortest == longest and not texts.null_count and not indices.null_count
     step = max(1, _TEXT_BYTES_MAX // max(1, longest))
     for start in range(0, len(chunk), step):
-        yield chunk.slice(start, step)
+        if not is_even:
+            yield chunk.slice(start, step).dictionary_decode()
+            continue
+        fixed = pa.Array.from_buffers(pa.binary(longest), len(texts), [None, texts.buffers()[2].slice(first)])
+        taken = fixed.take(indices.slice(start, step))
+        yield pa.Array.from_buffers(texts.type, len(taken), [None, _offsets(longest, len(taken)), taken.buffers()[1]])
+
+
+def _extent(texts: pa.Array) -> tuple[int, int, int]:
+    """Where the first one begins, bytes of the shortest and of the longest. Read here: of Arrow these were five calls,
+    each of which lets go of the GIL and waits for it again."""
+    if not len(texts):
+        return 0, 0, 0
+    ends = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    lengths = np.diff(ends)
+    return int(ends[0]), int(lengths.min()), int(lengths.max())
+
+
+def _offsets(width: int, count: int) -> pa.Buffer:
+    """Of so many texts of that width."""
+    if count <= _OFFSETS_KEPT and width <= _WIDTH_KEPT:
+        return _kept_offsets(width).slice(0, 4 * (count + 1))
+    return pa.py_buffer(np.arange(count + 1, dtype=np.int32) * np.int32(width))
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_offsets(width: int) -> pa.Buffer:
+    return pa.py_buffer(np.arange(_OFFSETS_KEPT + 1, dtype=np.int32) * np.int32(width))
 
 
 def _decoded(excerpts: Sequence[Excerpt], fields: Sequence[pa.Field], found: dict[Place, memoryview]) -> pa.Table:
