@@ -114,9 +114,9 @@ class SharedConnection:
         return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
 
     def _receive(self) -> bool:
-        """The next parcel; False at the end."""
+        """The next parcel; False at the end. Says what came back from the program in the same message as that nothing is left: one
+        message a parcel, for each takes the gateway's threads away from decoding for a moment."""
         deadline_s = time.monotonic() + BATCH_WAIT_S
-        self._flush()
         said = False
         while True:
             try:
@@ -130,7 +130,10 @@ class SharedConnection:
                 continue
             except OSError as error:
                 raise UnavailableError(f"the gateway's socket: {error}") from error
-            return self._understood(packet, descriptors)
+            more = self._understood(packet, descriptors)
+            if not said:
+                self._flush()
+            return more
 
     def _understood(self, packet: bytes, descriptors: list[int]) -> bool:
         if not packet:

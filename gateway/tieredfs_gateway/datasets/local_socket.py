@@ -329,13 +329,13 @@ class _Peer:
                 )
 
     def _take_back(self) -> None:
-        """What the trainer is done with; waits while it has too much on loan."""
+        """What the trainer is done with; waits while it has too much on loan. It says something once for each slab at most, so one
+        look is enough while there is room: each lets go of the GIL, for which the threads that decode wait, too."""
         while True:
             is_full = self._is_full()
-            message = self._receive(POLL_S if is_full else 0.0)
-            if message is None and not is_full:
+            self._obey(self._receive(POLL_S if is_full else 0.0))
+            if not is_full:
                 return
-            self._obey(message)
 
     def _is_full(self) -> bool:
         count = sum(loans for _, loans in self._loans.values())

@@ -28,7 +28,6 @@ from tieredfs_gateway.datasets.contract import NumberedBatch, Position
 from tieredfs_gateway.datasets.parcels import (
     BATCH_WAIT_S,
     PARCEL_BATCHES,
-    PARCEL_BYTES,
     Encoders,
     Form,
     Item,
@@ -63,28 +62,33 @@ class Lane:
         self._failure: BaseException | None = None
         self._followers: set[Follower] = set()
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._came = threading.Condition(self._lock)
+        """There is more to take, or never will be: followers wait for it."""
+        self._moved = threading.Condition(self._lock)
+        """A follower has taken, came or left: the lane waits for it, and nobody else. With one condition for both, each of four
+        trainers that took a batch woke the other three for nothing."""
         self._thread = threading.Thread(target=self._make, name=f"lane-{epoch}-{first}-{stride}", daemon=True)
 
     # ---- followers --------------------------------------------------------------------------------------------------
 
     def join(self, follower: "Follower") -> bool:
         """Whether this lane will still serve what the follower wants next."""
-        with self._changed:
+        with self._lock:
             oldest = self._parcels[0].first if self._parcels else self._next
             reachable = oldest <= follower.next_index <= self._next + self.stride
             if self._closed or self._failure or not reachable or (follower.next_index - self.first) % self.stride:
                 return False
             self._followers.add(follower)
-            self._changed.notify_all()
+            self._moved.notify()
             if not self._thread.is_alive() and not self._ended:
                 self._thread.start()
             return True
 
     def leave(self, follower: "Follower") -> None:
-        with self._changed:
+        with self._lock:
             self._followers.discard(follower)
-            self._changed.notify_all()
+            self._moved.notify()
             if self._followers or self._closed:
                 return
             self._closed = True
@@ -101,8 +105,8 @@ class Lane:
                 or self._failure is not None
             )
 
-        with self._changed:
-            if not self._changed.wait_for(is_decided, timeout_s):
+        with self._lock:
+            if not self._came.wait_for(is_decided, timeout_s):
                 raise DeadlineError(f"batch {follower.next_index} was not there in {timeout_s:.0f} s")
             if follower not in self._followers:
                 raise LeftBehindError
@@ -110,7 +114,7 @@ class Lane:
                 item = self._item(follower.next_index)
                 follower.next_index += self.stride
                 follower.moved_s = time.monotonic()
-                self._changed.notify_all()
+                self._moved.notify()
                 return item
             if self._failure is not None:
                 raise self._failure
@@ -118,9 +122,9 @@ class Lane:
 
     def advance(self, follower: "Follower", next_index: int) -> None:
         """It has more than it took one by one."""
-        with self._changed:
+        with self._lock:
             follower.next_index = next_index
-            self._changed.notify_all()
+            self._moved.notify()
 
     def _item(self, index: int) -> Item:
         parcel = next(one for one in reversed(self._parcels) if one.first <= index)
@@ -137,21 +141,21 @@ class Lane:
                     most = min(2 * most, PARCEL_BATCHES)
         except BaseException as error:  # noqa: BLE001 - followers raise it, in their threads
             self._failure = error
-        with self._changed:
+        with self._lock:
             self._ended = True
-            self._changed.notify_all()
+            self._came.notify_all()
         if self._closed:
             self._clear()
 
     def _make_some(self, batches: Iterator[NumberedBatch], most: int, scale: Scale) -> bool:
         """The next batch, and those after it that need no waiting, up to a parcel. False when there are no more."""
         found: list[NumberedBatch] = []
-        size_bytes = 0
+        size_bytes, limit_bytes = 0, self._window.encoders.parcel_bytes
         try:
             while (batch := next(batches, None)) is not None:
                 found.append(batch)
                 size_bytes += scale.bytes_of(batch)
-                is_full = len(found) >= most or size_bytes + size_bytes // len(found) > PARCEL_BYTES
+                is_full = len(found) >= most or size_bytes + size_bytes // len(found) > limit_bytes
                 if is_full or not batch.is_followed:
                     break
         finally:  # what was good before an error is given to those who follow
@@ -161,8 +165,8 @@ class Lane:
 
     def _may_go_on(self) -> bool:
         """Wait until somebody needs more. False when nobody follows any more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._is_far_ahead())
+        with self._lock:
+            self._moved.wait_for(lambda: self._closed or not self._is_far_ahead())
             return not self._closed
 
     def _is_far_ahead(self) -> bool:
@@ -177,18 +181,18 @@ class Lane:
         encoders = self._window.encoders
         encoders.note(made=len(batches), rows=sum(batch.row_count for batch in batches))
         parcel = Parcel(batches, self.stride, size_bytes, self._window.head, encoders)
-        with self._changed:
+        with self._lock:
             dropped = self._make_room(parcel.size_bytes)
             forms = {form for follower in self._followers for form in follower.forms}
         for old in dropped:
             old.drop()
         parcel.want(forms)
-        with self._changed:
+        with self._lock:
             self._parcels.append(parcel)
             self._bytes += parcel.size_bytes
             encoders.keep(parcel.size_bytes)
             self._next = parcel.last + self.stride
-            self._changed.notify_all()
+            self._came.notify_all()
 
     def _make_room(self, size_bytes: int) -> list[Parcel]:
         """Under the lock: what leaves the window. Waits for the slowest follower, boundedly; leaves it behind then."""
@@ -199,11 +203,11 @@ class Lane:
             slow = [follower for follower in self._followers if follower.next_index <= oldest]
             wait_s = max((follower.moved_s for follower in slow), default=0.0) + GRACE_S - time.monotonic()
             if slow and wait_s > 0:
-                self._changed.wait(wait_s)
+                self._moved.wait(wait_s)
                 continue
             self._followers.difference_update(slow)
             self._window.encoders.note(left_behind=len(slow))
-            self._changed.notify_all()
+            self._came.notify_all()
             dropped.append(self._pop())
         return dropped
 
@@ -219,7 +223,7 @@ class Lane:
     def trim(self) -> None:
         """Let go of what no follower needs any more."""
         dropped = []
-        with self._changed:
+        with self._lock:
             needed = min((follower.next_index for follower in self._followers), default=self._next)
             while self._parcels and self._parcels[0].last < needed:
                 dropped.append(self._pop())
@@ -227,16 +231,17 @@ class Lane:
             parcel.drop()
 
     def _clear(self) -> None:
-        with self._changed:
+        with self._lock:
             parcels = [self._pop() for _ in range(len(self._parcels))]
         for parcel in parcels:
             parcel.drop()
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._followers.clear()
-            self._changed.notify_all()
+            self._came.notify_all()
+            self._moved.notify()
         if not self._thread.is_alive():
             self._clear()
 
