@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from tieredfs.errors import NotSupportedError, UnstorableError
@@ -20,6 +21,8 @@ Origin = Literal["torch", "numpy"]
 
 _NUMPY_KINDS: Final = "biufcSUMm"
 """Kinds of numpy types whose bytes are all there is to them."""
+_KINDS_KEPT: Final = 256
+"""A program has few types, and thousands of tensors of each: to look at one anew took 1.8 us."""
 
 
 def _loaded(name: str) -> Any:
@@ -65,28 +68,34 @@ def is_numpy_scalar(value: object) -> bool:
 
 def kind_of(value: Any, where: str) -> Kind:
     """Raises UnstorableError for tensors that are more, or less, than their bytes."""
-    numpy = _loaded("numpy")
+    numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
-        return _numpy_kind(value, where)
+        kind = _numpy_kind(value.dtype) if type(value) is numpy.ndarray else None
+        if kind is None:
+            raise UnstorableError(f"{where}: a {type(value).__name__} of {value.dtype} cannot be stored without pickle")
+        return kind
     torch = _loaded("torch")
-    if torch is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
+    if torch is None or (type(value) is not torch.Tensor and type(value) is not torch.nn.Parameter):
         raise UnstorableError(f"{where}: a {type(value).__name__} is a tensor of a kind that cannot be stored")
     if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
         nested = "nested " if value.is_nested else ""
         raise UnstorableError(
             f"{where}: a {nested}{value.layout} {value.dtype} tensor on {value.device} cannot be stored"
         )
-    return Kind("torch", code_of_torch(str(value.dtype).removeprefix("torch.")), value.element_size())
+    return _torch_kind(value.dtype)
 
 
-def _numpy_kind(value: Any, where: str) -> Kind:
-    if (
-        type(value) is not _loaded("numpy").ndarray
-        or value.dtype.kind not in _NUMPY_KINDS
-        or value.dtype.isbuiltin == 2
-    ):
-        raise UnstorableError(f"{where}: a {type(value).__name__} of {value.dtype} cannot be stored without pickle")
-    return Kind("numpy", code_of_numpy(value.dtype.str), value.dtype.itemsize)
+@lru_cache(maxsize=_KINDS_KEPT)
+def _torch_kind(dtype: Any) -> Kind:
+    return Kind("torch", code_of_torch(str(dtype).removeprefix("torch.")), dtype.itemsize)
+
+
+@lru_cache(maxsize=_KINDS_KEPT)
+def _numpy_kind(dtype: Any) -> Kind | None:
+    """None: its elements are more than their bytes."""
+    if dtype.kind not in _NUMPY_KINDS or dtype.isbuiltin == 2:
+        return None
+    return Kind("numpy", code_of_numpy(dtype.str), dtype.itemsize)
 
 
 def why_not_fillable(value: Any) -> str | None:
@@ -99,7 +108,8 @@ def why_not_fillable(value: Any) -> str | None:
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    return tuple(map(int, value.shape))
+    shape = value.shape
+    return shape if type(shape) is tuple else tuple(map(int, shape))
 
 
 def place_of(value: Any) -> tuple[object, ...] | None:
@@ -141,9 +151,19 @@ def in_place(value: Any) -> memoryview | None:
             return None
         size = value.numel() * value.element_size()
         return _at(value.data_ptr(), size, value) if size else memoryview(bytearray())
-    if not (value.flags.c_contiguous and value.flags.writeable):
-        return None
-    return _at(value.ctypes.data, value.nbytes, value) if value.nbytes else memoryview(bytearray())
+    return _in_place_numpy(value)
+
+
+def _in_place_numpy(value: Any) -> memoryview | None:
+    """By Python's own protocol in 0.4 us where it knows the type of the elements, by the address in 4 us where not."""
+    if not value.nbytes:
+        return memoryview(bytearray()) if value.flags.c_contiguous and value.flags.writeable else None
+    try:
+        view = memoryview(value)
+        return None if view.readonly or not view.c_contiguous else view.cast("B")
+    except ValueError:
+        flags = value.flags
+        return _at(value.ctypes.data, value.nbytes, value) if flags.c_contiguous and flags.writeable else None
 
 
 def bytes_of(value: Any) -> memoryview:
