@@ -62,6 +62,7 @@ class Carrier:
         self._volume = FileSystem.at(url, purpose="bench")
         self._managers: dict[tuple[int, int], Any] = {}
         self._step = 0
+        self._prepared: Any = None
 
     def _count_transactions(self) -> None:
         for kind in self._transactions:
@@ -86,9 +87,13 @@ class Carrier:
             self._managers[ranks, hosts] = manager
         return manager
 
-    def save(self, ranks: int, hosts: int, rank_bytes: int) -> dict[str, Any]:
-        manager = self._manager(ranks, hosts)
-        state = self._state(manager.group.ranks, ranks, rank_bytes)
+    def prepare(self, ranks: int, hosts: int, rank_bytes: int) -> dict[str, Any]:
+        """What the ranks of this process have, for the save that follows: before any of them starts."""
+        self._prepared = self._state(self._manager(ranks, hosts).group.ranks, ranks, rank_bytes)
+        return {}
+
+    def save(self, ranks: int, hosts: int) -> dict[str, Any]:
+        manager, state = self._manager(ranks, hosts), self._prepared
         before = dict(self._transactions)
         start = time.perf_counter()
         saved = manager.save(self._step, state)
@@ -96,10 +101,9 @@ class Carrier:
         counted = {kind: self._transactions[kind] - before[kind] for kind in before}
         return {"seconds": seconds, "commit_s": saved.commit_seconds, "ranks": len(state.trees), **counted}
 
-    def save_async(self, ranks: int, hosts: int, rank_bytes: int, stored: bool) -> dict[str, Any]:
+    def save_async(self, ranks: int, hosts: int, stored: bool) -> dict[str, Any]:
         """Seconds from the call. `stored`: wait for that, too."""
-        manager = self._manager(ranks, hosts)
-        state = self._state(manager.group.ranks, ranks, rank_bytes)
+        manager, state = self._manager(ranks, hosts), self._prepared
         start = time.perf_counter()
         pending = manager.save_async(self._step, state)
         times = {"returned": time.perf_counter() - start}
@@ -216,7 +220,8 @@ class Fleet:
 
     def save(self, ranks: int, rank_bytes: int, hosts: int = 1) -> Outcome:
         where = {"ranks": ranks, "hosts": hosts}
-        answers = self._tell({"do": "save", **where, "rank_bytes": rank_bytes})
+        self._tell({"do": "prepare", **where, "rank_bytes": rank_bytes})
+        answers = self._tell({"do": "save", **where})
         self._tell({"do": "forget", **where}, 1)
         os.sync()
         machine.await_quiet_disk(self._directory)
@@ -234,8 +239,8 @@ class Fleet:
         """The second of two: the first makes the staging buffers, and is deleted before it is in the store."""
         where = {"ranks": ranks, "hosts": hosts}
         for stored in (False, True):
-            asked = {"do": "save_async", **where, "rank_bytes": rank_bytes, "stored": stored}
-            answers = self._tell(asked)
+            self._tell({"do": "prepare", **where, "rank_bytes": rank_bytes})
+            answers = self._tell({"do": "save_async", **where, "stored": stored})
             self._tell({"do": "forget", **where}, 1)
             os.sync()
         returned, committed, kept = (max(one[key] for one in answers) for key in ("returned", "committed", "stored"))
