@@ -63,6 +63,20 @@ def test_what_boxes_cover(found: list[plan.Box]) -> None:
     assert plan.covered(found) == len(elements)
 
 
+@given(st.integers(0, 6), st.integers(0, 2), st.lists(st.tuples(*[st.integers(0, 6)] * 2), max_size=5), st.booleans())
+def test_slices_make_up_a_tensor_or_it_is_told(
+    rows: int, columns: int, cuts: list[tuple[int, int]], mend: bool
+) -> None:
+    """Slices along the first dimension, in any order; where mended, they follow one another."""
+    spans = {(min(*pair, rows), min(max(pair), rows)) for pair in cuts}
+    edges = sorted({0, rows, *(at for at, _ in spans)})
+    spans = set(itertools.pairwise(edges)) if mend else spans
+    boxes: list[plan.Box] = [((low, 0), (high - low, columns)) for low, high in spans]
+    elements = [(row, column) for low, high in spans for row in range(low, high) for column in range(columns)]
+    right = sorted(elements) == list(itertools.product(range(rows), range(columns)))
+    assert (plan.flaw((rows, columns), boxes) is None) == right
+
+
 def test_rows_are_one_copy_and_columns_one_each() -> None:
     assert len(list(copies(((0, 0), (64, 32)), ((16, 0), (16, 32)), 4))) == 1
     assert len(list(copies(((0, 0), (64, 32)), ((0, 8), (64, 8)), 4))) == 64

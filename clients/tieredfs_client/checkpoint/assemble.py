@@ -1,14 +1,14 @@
-"""The manifest of a checkpoint from what its ranks had and what their machines stored. Pure; linear in ranks and tensors."""
+"""What a manifest says of ranks and tensors, from what processes had and what their machines stored. Pure; linear in both."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tieredfs.errors import CorruptError, UnstorableError
-from tieredfs_client.checkpoint.layout import Blob, Manifest, RankRecord, StoredFile, StoredShard, StoredTensor
+from tieredfs_client.checkpoint.layout import Blob, Contents, RankRecord, StoredFile, StoredShard, StoredTensor
 from tieredfs_client.checkpoint.plan import flaw
-from tieredfs_client.checkpoint.shares import Described, Share, StoredPart, Whole
-from tieredfs_client.checkpoint.tree import renumbered
+from tieredfs_client.checkpoint.shares import Report, Share, StoredPart, Task
+from tieredfs_client.checkpoint.tree import Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,91 +19,92 @@ class Extra:
     metrics: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """Which save it was."""
+def numbered(shares: Sequence[Share]) -> list[list[int]]:
+    """What each tensor of each process is called in the manifest: pieces of one sharded tensor alike, and what has the same
+    content."""
+    known: dict[Whole | bytes, int] = {}
+    found = []
+    for share in shares:
+        sharded = [known.setdefault(one, len(known)) if one.sharded else None for one in share.wholes]
+        both = zip([sharded[kind] for kind in share.kinds], share.identities, strict=True)
+        found.append([known.setdefault(one, len(known)) if number is None else number for number, one in both])
+    return found
 
-    step: int
-    attempt: str
-    created_ns: int
-    seconds: float
 
-
-def assemble(about: About, extra: Extra, shares: Sequence[Share], parts: Sequence[StoredPart]) -> Manifest:
-    """`shares[rank]`. Raises CorruptError where a tensor that a rank has was stored by nobody, UnstorableError where the shards
-    of a tensor do not make it up, or overlap."""
+def assemble(shares: Sequence[Share], tasks: Mapping[int, Task], parts: Sequence[StoredPart]) -> Contents:
+    """Shares of all processes, in any order; tasks by their leads. Raises CorruptError where a tensor that a rank has was stored by
+    nobody, UnstorableError where the shards of a tensor do not make it up, or overlap."""
     files: list[StoredFile] = []
     blobs: list[Blob] = []
-    tensors = _Tensors()
-    written, reused = [0] * len(shares), [0] * len(shares)
-    seconds: dict[int, float] = {}
+    reports: dict[int, Report] = {}
+    starts: dict[int, int] = {}
     for part in parts:
         base = len(files)
         files += part.files
-        seconds |= part.seconds
-        for (rank, index), blob in part.blobs.items():
-            tensors.stored(shares[rank].tensors[index], len(blobs))
-            blobs.append(blob._replace(file=base + blob.file) if base else blob)
-            counted = reused if (rank, index) in part.reused else written
-            counted[rank] += blob.size_bytes
-    trees: list[Any] = []
-    known: dict[str, int] = {}
-    ranks: list[RankRecord] = []
-    for rank, share in enumerate(shares):
-        skeleton = renumbered(share.skeleton, [tensors.number(one, rank) for one in share.tensors])
-        tree = known.setdefault(repr(skeleton), len(trees))
-        if tree == len(trees):
-            trees.append(skeleton)
-        ranks.append(RankRecord(rank, tree, written[rank], reused[rank], seconds.get(rank, about.seconds)))
-    return Manifest(
-        about.step,
-        about.attempt,
-        len(shares),
-        about.created_ns,
-        about.seconds,
-        extra.metadata,
-        extra.metrics,
-        tuple(trees),
-        tensors.finished(),
-        tuple(blobs),
-        tuple(files),
-        tuple(ranks),
-    )
+        for lead, report in part.reports.items():
+            reports[lead], starts[lead] = report, len(blobs)
+            blobs += [one._replace(file=base + one.file) for one in report.blobs] if base else report.blobs
+    if reports.keys() != tasks.keys():
+        raise CorruptError("other processes have stored than were to")
+    tensors = _tensors(shares, tasks, starts)
+    trees: dict[str, int] = {}
+    records: list[RankRecord] = []
+    for share in shares:
+        task, report = tasks[share.lead], reports[share.lead]
+        if len(report.blobs) != len(task.chosen):
+            raise CorruptError(
+                f"of {len(task.chosen)} tensors of rank {share.lead} and on, {len(report.blobs)} were stored"
+            )
+        start = starts[share.lead]
+        records += _records(share, task, report, blobs[start : start + len(report.blobs)], files, trees)
+    records.sort()
+    return Contents(list(trees), tensors, blobs, files, records)
 
 
-class _Tensors:
-    """The table of tensors that are stored: pieces of one sharded tensor meet here, whatever rank they come from."""
+def _records(
+    share: Share, task: Task, report: Report, blobs: Sequence[Blob], files: Sequence[StoredFile], trees: dict[str, int]
+) -> list[RankRecord]:
+    """Of the ranks of one process; their trees join `trees`."""
+    written, reused = [0] * len(share.kinds), [0] * len(share.kinds)
+    again = [file.reused for file in files]
+    for number, blob in zip(task.chosen, blobs, strict=True):
+        (reused if again[blob.file] else written)[number] = blob.size_bytes
+    names = [trees.setdefault(text, len(trees)) for text in report.trees]
+    spans = itertools.pairwise(itertools.accumulate(share.counts, initial=0))
+    return [
+        RankRecord(rank, names[tree], sum(written[start:end]), sum(reused[start:end]), seconds)
+        for rank, tree, (start, end), seconds in zip(
+            share.ranks, report.tree_numbers, spans, report.seconds, strict=True
+        )
+    ]
 
-    def __init__(self) -> None:
-        self._numbers: dict[bytes, int] = {}
-        self._wholes: dict[Whole, int] = {}
-        self._first: list[Described] = []
-        self._shards: list[list[StoredShard]] = []
 
-    def stored(self, one: Described, blob: int) -> None:
-        number = self._wholes.setdefault(one.whole, len(self._first)) if one.whole.sharded else len(self._first)
-        if number == len(self._first):
-            self._first.append(one)
-            self._shards.append([])
-        self._numbers[one.identity] = number
-        self._shards[number].append(StoredShard(one.offsets, one.shape, blob))
+def _tensors(shares: Sequence[Share], tasks: Mapping[int, Task], starts: Mapping[int, int]) -> list[StoredTensor]:
+    """The table of tensors that are stored: pieces of one sharded tensor meet here, whatever process they come from. `starts`: the
+    number of each process's first blob."""
+    count = 1 + max((max(task.numbers, default=-1) for task in tasks.values()), default=-1)
+    wholes: list[Whole | None] = [None] * count
+    shards: list[list[StoredShard]] = [[] for _ in range(count)]
+    for share in shares:
+        task = tasks[share.lead]
+        for number, kind in zip(task.numbers, share.kinds, strict=True):
+            wholes[number] = share.wholes[kind]
+        for blob, number in enumerate(task.chosen, starts[share.lead]):
+            shards[task.numbers[number]].append(StoredShard(*share.boxes[number], blob))
+    return [_tensor(whole, pieces) for whole, pieces in zip(wholes, shards, strict=True)]
 
-    def number(self, one: Described, rank: int) -> int:
-        number = self._numbers.get(one.identity)
-        if number is None:
-            raise CorruptError(f"{one.whole.key} of rank {rank} was stored by no rank")
-        return number
 
-    def finished(self) -> tuple[StoredTensor, ...]:
-        found = zip(self._first, self._shards, strict=True)
-        return tuple(StoredTensor(*one.whole, _complete(one.whole, shards)) for one, shards in found)
+def _tensor(whole: Whole | None, shards: Sequence[StoredShard]) -> StoredTensor:
+    if whole is None or not shards:
+        raise CorruptError(f"{whole.key if whole else 'a tensor'} was stored by no rank")
+    return StoredTensor(*whole, _complete(whole, shards))
 
 
 def _complete(whole: Whole, shards: Sequence[StoredShard]) -> tuple[StoredShard, ...]:
     """A checkpoint with a tensor that no load can fill, or that is not the same however it is loaded, must not take the place of
-    one that is whole. It takes about 1 us of the 9 that a shard costs in a manifest (1024 ranks, 100 tensors)."""
+    one that is whole."""
     if whole.sharded:
-        found = flaw(whole.global_shape, [(shard.offsets, shard.shape) for shard in shards])
+        found = flaw(whole.global_shape, [shard[:2] for shard in shards])
         if found is not None:
             raise UnstorableError(
                 f"{whole.key}, {whole.dtype}: {found}; each element is to be in one shard, or in equal ones: do ranks disagree "

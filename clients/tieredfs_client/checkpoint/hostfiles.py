@@ -7,6 +7,7 @@ fills from the front (`pack`): one per process and 4 GiB; their headers are writ
 """
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -28,9 +29,10 @@ from tieredfs_client.checkpoint.layout import (
     split_into_files,
 )
 from tieredfs_client.checkpoint.neighbours import DESCRIPTORS_MAX
-from tieredfs_client.checkpoint.shares import Place
 from tieredfs_client.checkpoint.write import speaking_the_domain
 
+Place = int
+"""By which who makes the files knows a tensor."""
 FILES_MAX: Final = DESCRIPTORS_MAX // 4
 """About so many files; beyond 4 GiB or 100,000 tensors each they grow."""
 REUSE_BYTES_MIN: Final = 4 << 20
@@ -153,8 +155,7 @@ class HostFiles:
             self._files.allocate(writing.descriptor, 0, 0, layout.size_bytes)
             self._files.write(writing.descriptor, [layout.header], 0)
         number = self._opened(name, writing, layout.size_bytes)
-        for place, offset in zip(places, layout.offsets, strict=True):
-            self.spots[place] = Spot(number, offset)
+        self.spots |= zip(places, map(Spot, itertools.repeat(number), layout.offsets), strict=True)
 
     def _opened(self, name: str, writing: Writing, size_bytes: int) -> int:
         number = len(self.stored)

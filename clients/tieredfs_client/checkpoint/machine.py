@@ -5,51 +5,72 @@ makes the files and hands their descriptors out; all write, and say what they wr
 dies, fails, or is late ends the save of all.
 
     member                           gathering process
-    arrive: ranks and their shares →
+    arrive: its ranks and its share →
                                    ← welcome
-                                   ← write: which tensors, under which checkpoint, how fast its files are
+                                   ← write: its task, under which checkpoint, how fast its files are
     same: which are unchanged, and
           which are to be packed   →
                                    ← files: descriptors, and where each tensor goes
-    written: where and what        →
+    written: its report            →
                                    ← outcome
     failed: why (instead of any)   →   outcome or `elsewhere` may come instead of any
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tieredfs.errors import InvalidRequestError, RankFailedError, RankMissingError
 from tieredfs_client.checkpoint.attempt import Attempt, Pauses, named
 from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.hostfiles import HostFiles, Reference, Spot
-from tieredfs_client.checkpoint.layout import Blob, Item, StoredFile, decode_blob, encode_blob, read_checked
+from tieredfs_client.checkpoint.layout import Item, StoredFile, read_checked
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message
-from tieredfs_client.checkpoint.parts import Chosen, Looked, ProcessPart, Stored, places_of
-from tieredfs_client.checkpoint.shares import Place, Share, StoredPart, decode_shares
+from tieredfs_client.checkpoint.parts import Looked, ProcessPart, Stored
+from tieredfs_client.checkpoint.shares import (
+    Report,
+    Share,
+    StoredPart,
+    Task,
+    decode_report,
+    decode_share,
+    decode_task,
+    encode_report,
+    encode_share,
+    encode_task,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What the machine wrote, and what of it this process did."""
+    """What the machine wrote: its files, what this process did, and what the others say, by their leads, as it came."""
 
-    part: StoredPart
+    files: tuple[StoredFile, ...]
     own: Stored
+    written: Mapping[int, Any]
 
 
 class Machine:
-    """One thread."""
+    """One thread; but `part` may be called beside `commit`."""
 
-    def __init__(self, attempt: Attempt, own: ProcessPart, shares: Mapping[int, Share], circle: Circle | None) -> None:
+    def __init__(self, attempt: Attempt, own: ProcessPart, share: Share, circle: Circle | None) -> None:
         """`circle` None: there is nobody else."""
         self._attempt = attempt
         self._own = own
+        self._lead = share.lead
         self._circle = circle
-        self._members: dict[Channel, tuple[int, ...]] = {}
+        self._members: dict[Channel, Share] = {}
         self._finished: set[Channel] = set()
         self._writing_since_s = 0.0
-        self.shares = dict(shares)
+        self._here = set(share.ranks)
+        self.shares = {share.lead: share}
+        """Of its processes, by their leads."""
+
+    @property
+    def rank_count(self) -> int:
+        return len(self._here)
 
     # ---- arriving ---------------------------------------------------------------------------------------------------
 
@@ -67,17 +88,19 @@ class Machine:
 
     @collector_paused()
     def _arrive(self, channel: Channel, body: Any) -> None:
-        shares = read_checked(lambda: decode_shares(body["shares"]), "what a rank says")
-        self._members[channel] = tuple(shares)
-        for rank in shares:
-            self._attempt.check_world(rank, body["world_size"])
-            if rank in self.shares:
-                raise InvalidRequestError(f"rank {rank} came twice")
-        self.shares |= shares
+        share = read_checked(lambda: decode_share(body["share"]), "what a rank says")
+        self._members[channel] = share
+        self._attempt.check_world(max(share.ranks), body["world_size"])
+        again = self._here & set(share.ranks)
+        if again:
+            raise InvalidRequestError(f"rank {min(again)} came twice")
+        self._here |= set(share.ranks)
+        self.shares[share.lead] = share
         channel.send({"kind": "welcome"})
 
     def _check(self, channel: Channel, message: Message | None) -> None:
-        ranks = self._members.get(channel, ())
+        share = self._members.get(channel)
+        ranks = share.ranks if share is not None else ()
         if message is None and ranks and channel not in self._finished:
             many = "ranks" if len(ranks) > 1 else "rank"
             raise RankMissingError(f"step {self._attempt.step} was not saved: {many} {named(ranks)} died")
@@ -88,25 +111,51 @@ class Machine:
 
     # ---- storing ----------------------------------------------------------------------------------------------------
 
-    def store(self, checkpoint: str, chosen: Chosen, files: HostFiles, watch: Callable[[], None]) -> Finished:
-        """Everything that was chosen of this machine's ranks, written on return and not yet committed. `watch` is called now
-        and then while others are waited for, and raises when it is no use any more."""
-        for channel, ranks in self._members.items():
-            here = {rank: chosen[rank] for rank in ranks if rank in chosen}
-            rows = chosen_rows(here, self.shares)
-            channel.send({"kind": "write", "checkpoint": checkpoint, "chosen": rows, "pace": self._own.pace})
-        looked = self._own.look(chosen, self._own.pace)
-        for body in self._collect("same", watch).values():
-            looked.add(looked_of(body))
+    def store(
+        self, checkpoint: str, tasks: Mapping[int, Task], files: HostFiles, watch: Callable[[], None]
+    ) -> Finished:
+        """Everything that this machine's processes are to store (`tasks`, by their leads), written on return and not yet
+        committed. `watch` is called now and then while others are waited for, and raises when it is no use any more."""
+        for channel, share in self._members.items():
+            task = encode_task(tasks[share.lead])
+            channel.send({"kind": "write", "checkpoint": checkpoint, "task": task, "pace": self._own.pace})
+        looked = {self._lead: self._own.look(tasks[self._lead].chosen, self._own.pace)}
+        places, items = self._places(tasks), self._items(tasks)  # while the others look
+        for channel, body in self._collect("same", watch).items():
+            looked[self._members[channel].lead] = looked_of(body)
         self._writing_since_s = self._attempt.host.clock.monotonic_s()
-        self._make(files, chosen, looked)
-        self._hand_out(files, chosen)
-        spots = [files.spots[place] for place in places_of(chosen, self._own.cargo.ranks)]
-        own = self._own.store(spots, files.descriptors)
-        blobs, seconds = self._stored(chosen, own, self._collect("written", watch))
-        files.head_packed(blobs)
-        reused = frozenset(place for place, spot in files.spots.items() if files.stored[spot.file].reused)
-        return Finished(StoredPart(tuple(files.stored), blobs, reused, seconds), own)
+        self._make(files, tasks, places, items, looked)
+        self._hand_out(files, places)
+        own = self._own.store([files.spots[place] for place in places[self._lead]], files.descriptors)
+        written = {self._members[one].lead: body for one, body in self._collect("written", watch).items()}
+        if any(one.packed for one in looked.values()):
+            blobs = {lead: report.blobs for lead, report in _reports(written).items()} | {self._lead: own.blobs}
+            every = [zip(places[lead], blobs[lead], strict=True) for lead in places]
+            files.head_packed(dict(itertools.chain.from_iterable(every)))
+        return Finished(tuple(files.stored), own, written)
+
+    @collector_paused()
+    def part(self, finished: Finished, task: Task) -> StoredPart:
+        """What the machine stored, as others need to know it; `task`: of this process. Work of the processor's. Raises
+        CorruptError."""
+        own = self._own.report(finished.own, self._own.trees(task.numbers))
+        return StoredPart(finished.files, {self._lead: own, **_reports(finished.written)})
+
+    def _places(self, tasks: Mapping[int, Task]) -> dict[int, Sequence[int]]:
+        """By which `HostFiles` knows what each process stores: its number among all tensors of the machine, one process after the
+        other; the same whoever came first."""
+        places: dict[int, Sequence[int]] = {}
+        start = 0
+        for lead in sorted(self.shares):
+            chosen = tasks[lead].chosen
+            places[lead] = range(start, start + len(chosen))
+            start += len(chosen)
+        return places
+
+    @collector_paused()
+    def _items(self, tasks: Mapping[int, Task]) -> list[Item]:
+        """What they are called in the files, by place."""
+        return [item for lead in sorted(self.shares) for item in self.shares[lead].items(tasks[lead].chosen)]
 
     def commit(self, files: HostFiles) -> None:
         """What `store` wrote becomes durable, and gets its names."""
@@ -116,44 +165,42 @@ class Machine:
         self._own.observe(written // (1 + len(self._members)), seconds)  # what the files took in, shared evenly
 
     @collector_paused()
-    def _stored(
-        self, chosen: Chosen, own: Stored, written: Mapping[Channel, Any]
-    ) -> tuple[dict[Place, Blob], dict[int, float]]:
-        """What this process and all members say that they wrote."""
-        places = places_of(chosen, self._own.cargo.ranks)
-        blobs, seconds = dict(zip(places, own.blobs, strict=True)), dict(own.seconds)
-        for channel, body in written.items():
-            places = places_of(chosen, self._members[channel])
-            blobs |= zip(places, map(decode_blob, body["blobs"]), strict=True)
-            seconds |= body["seconds"]
-        return blobs, seconds
-
-    @collector_paused()
-    def _make(self, files: HostFiles, chosen: Chosen, looked: Looked) -> None:
-        places = places_of(chosen, chosen)
-        items = [self.shares[rank].tensors[index].item for rank, index in places]
-        same = looked.same
-        if same:
-            both = zip(places, items, strict=True)
-            if files.refer([same[place].of(place, item) for place, item in both if place in same]):
-                places, items = _without(same, places, items)
-        if not looked.packed:
-            files.make(places, items)
+    def _make(
+        self,
+        files: HostFiles,
+        tasks: Mapping[int, Task],
+        places: Mapping[int, Sequence[int]],
+        items: Sequence[Item],
+        looked: Mapping[int, Looked],
+    ) -> None:
+        if not any(one.same or one.packed for one in looked.values()):
+            files.make(range(len(items)), items)
             return
-        packed = {place: item for place, item in zip(places, items, strict=True) if place in looked.packed}
-        files.make(*_without(packed, places, items))
-        for ranks in (self._own.cargo.ranks, *self._members.values()):
-            own = [place for place in places_of(chosen, ranks) if place in packed]
-            files.make_packed(own, [packed[place] for place in own], min(ranks))
+        same: dict[int, Reference] = {}
+        packed: dict[int, list[int]] = {}
+        for lead, one in looked.items():
+            for place, number in zip(places[lead], tasks[lead].chosen, strict=True):
+                if number in one.same:
+                    same[place] = one.same[number]
+                if number in one.packed:
+                    packed.setdefault(lead, []).append(place)
+        done = set(same) if files.refer([one.of(place, items[place]) for place, one in same.items()]) else set()
+        apart = {place for own in packed.values() for place in own}
+        plain = [place for place in range(len(items)) if place not in done and place not in apart]
+        files.make(plain, [items[place] for place in plain])
+        for lead in sorted(packed):
+            own = [place for place in packed[lead] if place not in done]
+            files.make_packed(own, [items[place] for place in own], lead)
 
     @collector_paused()
-    def _hand_out(self, files: HostFiles, chosen: Chosen) -> None:
+    def _hand_out(self, files: HostFiles, places: Mapping[int, Sequence[int]]) -> None:
         descriptors = files.descriptors
         stored = [[one.name, one.size_bytes, one.reused] for one in files.stored]
-        for channel, ranks in self._members.items():
-            spots = [files.spots[place] for place in places_of(chosen, ranks)]
-            needed = sorted({file for file, _ in spots} & descriptors.keys())
-            message = {"kind": "files", "stored": stored, "open": needed, "spots": spots}
+        for channel, share in self._members.items():
+            spots = [files.spots[place] for place in places[share.lead]]
+            numbers, offsets = zip(*spots, strict=True) if spots else ((), ())
+            needed = sorted(set(numbers) & descriptors.keys())
+            message = {"kind": "files", "stored": stored, "open": needed, "files": numbers, "offsets": offsets}
             channel.send(message, [descriptors[file] for file in needed])
 
     def _collect(self, kind: str, watch: Callable[[], None]) -> dict[Channel, Any]:
@@ -174,7 +221,7 @@ class Machine:
                 continue
             watch()
             if not pause_s:
-                late = [rank for channel, ranks in self._members.items() if channel not in bodies for rank in ranks]
+                late = [rank for one, share in self._members.items() if one not in bodies for rank in share.ranks]
                 raise self._attempt.missing(late, "stored its part")
         return bodies
 
@@ -189,44 +236,33 @@ class Machine:
             self._circle.close()
 
 
-def _without(done: Collection[Place], places: Sequence[Place], items: Sequence[Item]) -> tuple[list[Place], list[Item]]:
-    left = [number for number, place in enumerate(places) if place not in done]
-    return [places[number] for number in left], [items[number] for number in left]
-
-
-def chosen_rows(chosen: Chosen, shares: Mapping[int, Share]) -> list[tuple[int, Sequence[int] | None]]:
-    """As messages say it: `[rank, indexes]` each; null: all that the rank has."""
-    return [(rank, None if len(indexes) == len(shares[rank].tensors) else indexes) for rank, indexes in chosen.items()]
-
-
-def chosen_of(rows: Any, shares: Mapping[int, Share]) -> Chosen:
-    """Of a message, what concerns the ranks that are in `shares`."""
+def _reports(written: Mapping[int, Any]) -> dict[int, Report]:
     return {
-        rank: range(len(shares[rank].tensors)) if indexes is None else indexes
-        for rank, indexes in rows
-        if rank in shares
+        lead: read_checked(partial(decode_report, body["report"]), "what a rank says") for lead, body in written.items()
     }
 
 
 # ---- the other end ---------------------------------------------------------------------------------------------------
 
 
-def arrival(attempt: Attempt, shares: dict[str, object]) -> dict[str, object]:
-    return {"kind": "arrive", "world_size": attempt.group.world_size, "shares": shares}
+def arrival(attempt: Attempt, share: Share) -> dict[str, object]:
+    return {"kind": "arrive", "world_size": attempt.group.world_size, "share": encode_share(share)}
+
+
+def task_of(message: Message) -> Task:
+    """Of a `write` message."""
+    return decode_task(message.body["task"])
 
 
 def same_message(looked: Looked) -> dict[str, object]:
-    rows = [[*place, one.path.hex(), one.offset, one.packed_bytes] for place, one in looked.same.items()]
+    rows = [[number, one.path.hex(), one.offset, one.packed_bytes] for number, one in looked.same.items()]
     return {"kind": "same", "rows": rows, "packed": sorted(looked.packed)}
 
 
 def looked_of(body: Any) -> Looked:
     """Of a `same` message."""
-    same: dict[Place, Reference] = {
-        (rank, index): Reference(bytes.fromhex(path), offset, packed)
-        for rank, index, path, offset, packed in body["rows"]
-    }
-    return Looked(same, {(rank, index) for rank, index in body["packed"]})
+    same = {number: Reference(bytes.fromhex(path), offset, packed) for number, path, offset, packed in body["rows"]}
+    return Looked(same, frozenset(body["packed"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +277,10 @@ class HandedOut:
     def of(cls, message: Message) -> "HandedOut":
         body = message.body
         stored = tuple(StoredFile(name, size, reused) for name, size, reused in body["stored"])
-        spots = [Spot(file, offset) for file, offset in body["spots"]]
+        spots = list(map(Spot, body["files"], body["offsets"]))
         return cls(stored, spots, dict(zip(body["open"], message.descriptors, strict=True)))
 
 
 @collector_paused()
-def written_message(stored: Stored) -> dict[str, object]:
-    blobs = [encode_blob(blob) for blob in stored.blobs]
-    return {"kind": "written", "blobs": blobs, "seconds": list(stored.seconds.items())}
+def written_message(report: Report) -> dict[str, object]:
+    return {"kind": "written", "report": encode_report(report)}

@@ -1,8 +1,11 @@
 """What each process of a save does with its own tensors, whether it gathers its machine or is gathered: look which are as they
 were, write the others where it is told, say what it wrote."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from tieredfs.host import Host, crash
 from tieredfs_client.checkpoint.checksums import Digest
@@ -11,38 +14,36 @@ from tieredfs_client.checkpoint.hostfiles import Reference, Spot
 from tieredfs_client.checkpoint.layout import Blob, StoredFile
 from tieredfs_client.checkpoint.pack import PackTarget
 from tieredfs_client.checkpoint.packing import Compression, Pace
-from tieredfs_client.checkpoint.shares import Cargo, Place, Share
+from tieredfs_client.checkpoint.shares import Cargo, Report, Share
+from tieredfs_client.checkpoint.tree import renumbered
 from tieredfs_client.checkpoint.write import TARGET_ORDER, Earlier, PartWriter, Target, Written, identity
 
-Chosen = Mapping[int, Sequence[int]]
-"""Which of its tensors each rank stores, rising. All that is said of them later is in the order of this: ranks, then tensors."""
-
-
-def places_of(chosen: Chosen, ranks: Iterable[int]) -> list[Place]:
-    """What some of the ranks store, in order."""
-    return [(rank, index) for rank in ranks for index in chosen.get(rank, ())]
+_compact: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where the chosen tensors are stored now, in order, and when each rank's were."""
+    """Where the chosen tensors are stored now, in order, and when each rank's were, rank after rank."""
 
     blobs: list[Blob]
-    seconds: dict[int, float]
+    seconds: list[float]
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """Of tensors that are to be stored: those that an earlier checkpoint has, and those that are to be packed if they must be
-    written, after all."""
+    """Of one process's tensors that are to be stored: those that an earlier checkpoint has, and those that are to be packed if they
+    must be written, after all. By their numbers in it."""
 
-    same: dict[Place, Reference]
-    packed: set[Place]
+    same: Mapping[int, Reference]
+    packed: frozenset[int]
 
-    def add(self, other: "Looked") -> None:
-        """What another process has found."""
-        self.same.update(other.same)
-        self.packed.update(other.packed)
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """The different trees of one process's ranks, and which of them each rank has; see `shares.Report`."""
+
+    texts: Sequence[str]
+    numbers: Sequence[int]
 
 
 class ProcessPart:
@@ -62,19 +63,31 @@ class ProcessPart:
         self._compression = compression
         self._started_s = host.clock.monotonic_s()
         self._digests: dict[int, Digest] = {}
-        self._chosen: list[int] = []
+        self._chosen: Sequence[int] = ()
         """Leaves that are to be stored, by number, in order."""
         self._same: dict[int, Blob] = {}
         self._packed: frozenset[int] = frozenset()
         self.cargo = cargo
 
     @collector_paused()
-    def shares(self, *, alone: bool) -> dict[int, Share]:
+    def share(self, *, alone: bool) -> Share:
         """What its ranks have. Unless `alone`, what others may have, too, is hashed for it."""
         if not alone:
             wanted = [number for number, leaf in enumerate(self.cargo.leaves) if not leaf.sharded]
             self._digests = self._writer.digests(self.cargo.leaves, wanted)
-        return self.cargo.shares(self._digests)
+        return self.cargo.share(self._digests)
+
+    @collector_paused()
+    def trees(self, numbers: Sequence[int]) -> Trees:
+        """`numbers`: what each of its tensors is called in the manifest."""
+        known: dict[str, int] = {}
+        found = []
+        for flat, (start, end) in zip(self.cargo.flats, self.cargo.spans, strict=True):
+            own = numbers[start:end]
+            same = own == list(range(len(own)))  # as where all is sharded, in equal trees
+            text = _compact(flat.skeleton if same else renumbered(flat.skeleton, own))
+            found.append(known.setdefault(text, len(known)))
+        return Trees(list(known), found)
 
     @property
     def pace(self) -> Pace | None:
@@ -84,26 +97,28 @@ class ProcessPart:
     def observe(self, size_bytes: int, seconds: float) -> None:
         self._writer.observe(size_bytes, seconds)
 
-    def look(self, chosen: Chosen, pace: Pace | None) -> Looked:
+    @collector_paused()
+    def look(self, chosen: Sequence[int], pace: Pace | None) -> Looked:
         """What of the chosen tensors need not be written, and what is to be packed where it is."""
-        leaves, starts = self.cargo.leaves, self.cargo.starts
-        self._chosen = [starts[rank] + index for rank in self.cargo.ranks for index in chosen.get(rank, ())]
-        self._same = self._writer.unchanged(leaves, self._chosen, self._digests, self._earlier)
+        leaves = self.cargo.leaves
+        self._chosen = chosen
+        self._same = self._writer.unchanged(leaves, chosen, self._digests, self._earlier)
         if self._compression is not None:
-            self._packed = frozenset(self._writer.worth_packing(leaves, self._chosen, self._compression, pace))
-        return Looked(self._references(), {self.cargo.places[number] for number in self._packed})
+            self._packed = frozenset(self._writer.worth_packing(leaves, chosen, self._compression, pace))
+        return Looked(self._references(), self._packed)
 
-    def _references(self) -> dict[Place, Reference]:
+    def _references(self) -> dict[int, Reference]:
         if self._earlier is None:
             return {}
         base, files = self._earlier.path + b"/", self._earlier.files
         return {
-            self.cargo.places[number]: Reference(
+            number: Reference(
                 base + files[blob.file].name.encode(), blob.offset, None if blob.packed is None else blob.stored_bytes
             )
             for number, blob in self._same.items()
         }
 
+    @collector_paused()
     def store(self, spots: Sequence[Spot], descriptors: Mapping[int, int]) -> Stored:
         """Write what lies in a file that has a descriptor; the rest is there already. `spots`: of the chosen tensors, in order.
         Raises NoSpaceError, UnavailableError."""
@@ -120,19 +135,28 @@ class ProcessPart:
         level = self._compression.level if self._compression is not None else None
         written = self._writer.write(self.cargo.leaves, targets, self._digests, packed, level)
         crash.here("checkpoint.part-written")
-        seconds = dict.fromkeys(self.cargo.ranks, 0.0)
-        blobs: list[Blob] = []
-        for number, spot in zip(self._chosen, spots, strict=True):
-            blobs.append(self._blob(number, spot, written))
-            rank = self.cargo.places[number][0]
-            seconds[rank] = max(seconds[rank], written.ended_s.get(number, self._started_s) - self._started_s)
-        return Stored(blobs, seconds)
+        blobs = [self._blob(number, spot, written) for number, spot in zip(self._chosen, spots, strict=True)]
+        return Stored(blobs, self._seconds(written))
+
+    def _seconds(self, written: Written) -> list[float]:
+        """When each rank's bytes were written, from the start on; 0 where there were none."""
+        started_s, ended_s = self._started_s, written.ended_s
+        last = [
+            max(map(ended_s.get, range(*span), itertools.repeat(started_s)), default=started_s)
+            for span in self.cargo.spans
+        ]
+        return [each_s - started_s for each_s in last]
+
+    @staticmethod
+    def report(stored: Stored, trees: Trees) -> Report:
+        return Report(stored.blobs, trees.texts, trees.numbers, stored.seconds)
 
     def _blob(self, number: int, spot: Spot, written: Written) -> Blob:
         size = self.cargo.leaves[number].size_bytes
         digest = written.digests.get(number)
         if digest is not None:
-            return Blob(spot.file, spot.offset, size, digest.content, digest.probe, digest.crcs)
+            content, probe, crcs = digest
+            return Blob(*spot, size, content, probe, crcs)
         leaf = written.packed.get(number)
         if leaf is not None:
             digest = leaf.digest

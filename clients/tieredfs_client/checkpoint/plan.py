@@ -193,12 +193,28 @@ def covered(boxes: Sequence[Box]) -> int:
 
 def flaw(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
     """Why different boxes do not make up a tensor of that shape, each element once, for a message. None: they do."""
+    if _is_stack(shape, boxes):
+        return None
     expected, there = volume(shape), covered(boxes)
     if there != expected:
         return f"the shards of all ranks have {there} of the {expected} elements of shape {tuple(shape)}"
     if sum(volume(box[1]) for box in boxes) != expected:
         return "shards overlap, " + " and ".join(f"{box[1]} at {box[0]}" for box in _overlapping(boxes))
     return None
+
+
+def _is_stack(shape: Sequence[int], boxes: Sequence[Box]) -> bool:
+    """Whether they are slices along the first dimension, each beginning where the one before it ends: nearly all are, and a box
+    takes 0.3 us then."""
+    if not shape or 0 in shape:
+        return False
+    rest, zeros = tuple(shape[1:]), (0,) * (len(shape) - 1)
+    at = 0
+    for offsets, lengths in sorted(boxes):
+        if offsets[0] != at or offsets[1:] != zeros or lengths[1:] != rest:
+            return False
+        at += lengths[0]
+    return at == shape[0]
 
 
 def _overlapping(boxes: Sequence[Box]) -> tuple[Box, Box]:

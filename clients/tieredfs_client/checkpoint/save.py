@@ -10,9 +10,10 @@ process *leads*, and gathers its machine; all others are *members*, and follow (
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ from tieredfs.errors import (
 )
 from tieredfs.host import crash
 from tieredfs.model import Durability
-from tieredfs_client.checkpoint.assemble import About, Extra, assemble
+from tieredfs_client.checkpoint.assemble import Extra, assemble, numbered
 from tieredfs_client.checkpoint.attempt import ATTEMPT_XATTR, COORDINATOR_GRACE, Attempt, Pauses, raise_failure
 from tieredfs_client.checkpoint.catalog import Catalog
 from tieredfs_client.checkpoint.collector import collector_paused
@@ -37,41 +38,39 @@ from tieredfs_client.checkpoint.documents import write_document
 from tieredfs_client.checkpoint.hostfiles import HostFiles
 from tieredfs_client.checkpoint.layout import (
     MANIFEST_NAME,
+    About,
     Blob,
     Manifest,
     StoredFile,
     Tables,
-    encode_manifest,
+    encode_document,
     encode_tables,
     read_checked,
 )
-from tieredfs_client.checkpoint.machine import (
-    HandedOut,
-    Machine,
-    arrival,
-    chosen_of,
-    chosen_rows,
-    same_message,
-    written_message,
-)
+from tieredfs_client.checkpoint.machine import HandedOut, Machine, arrival, same_message, task_of, written_message
 from tieredfs_client.checkpoint.names import CheckpointName, parse_checkpoint
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message, connect
 from tieredfs_client.checkpoint.packing import Compression
-from tieredfs_client.checkpoint.parts import Chosen, ProcessPart, Stored
+from tieredfs_client.checkpoint.parts import ProcessPart, Stored
 from tieredfs_client.checkpoint.plan import Offer, assign_writers
 from tieredfs_client.checkpoint.shares import (
     Cargo,
     Share,
     StoredPart,
+    Task,
     decode_part,
-    decode_shares,
+    decode_share,
+    decode_task,
     encode_part,
-    encode_shares,
+    encode_share,
+    encode_task,
 )
 from tieredfs_client.checkpoint.write import Earlier, PartWriter
 
 ALL_HERE_S: Final = 0.2
 """After this long without all ranks, the coordinator lets other machines know where it is."""
+DIFFERENT_MAX: Final = 1 << 16
+"""Identities of 16 bytes of which a set is in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +90,9 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A manifest that is complete but for its times, and the tables in it, encoded."""
+    """What a manifest says of ranks and tensors, encoded, and the files that it names."""
 
-    manifest: Manifest
+    files: Sequence[StoredFile]
     tables: Tables
 
 
@@ -129,11 +128,11 @@ class Save:
         """The whole of it, and what a later save may refer to. A failure is told to the other ranks, and raised."""
         own = ProcessPart(self._catalog.host, self._writer, cargo, earlier, self._compression)
         try:
-            shares = own.shares(alone=self._attempt.group.world_size == 1)
+            share = own.share(alone=self._attempt.group.world_size == 1)
             if self._coordinates:
-                return self._coordinate(own, shares)
+                return self._coordinate(own, share)
             crash.here("checkpoint.rank-arrived")
-            return self._meet_others(own, shares)
+            return self._meet_others(own, share)
         except BaseException as error:
             self.tell(error)
             if self._is_alone:
@@ -167,7 +166,7 @@ class Save:
     def _tell(self, error: BaseException) -> None:
         group, outcome = self._attempt.group, self._attempt.outcome_of(error)
         reason = f"{type(error).__name__}: {error}"
-        here = len(self._machine.shares) if self._machine is not None else len(group.ranks)
+        here = self._machine.rank_count if self._machine is not None else len(group.ranks)
         if self._machine is not None:
             told = outcome if self._coordinates else {**outcome, "reason": str(error)}
             self._machine.tell({"kind": "outcome", **told})
@@ -185,32 +184,33 @@ class Save:
 
     # ---- the coordinator --------------------------------------------------------------------------------------------
 
-    def _coordinate(self, own: ProcessPart, shares: Mapping[int, Share]) -> tuple[Saved, Earlier]:
+    def _coordinate(self, own: ProcessPart, share: Share) -> tuple[Saved, Earlier]:
         attempt = self._attempt
         circle = None if self._is_alone else Circle.open(attempt.meeting, "coordinator")
         if circle is None and not self._is_alone:
             raise InvalidRequestError("rank 0 came twice: another process has its place in this save")
-        machine = self._machine = Machine(attempt, own, shares, circle)
+        machine = self._machine = Machine(attempt, own, share, circle)
         self._clear_stale(own=self._is_alone)
         crash.here("checkpoint.begun")
         leaders = self._gather(machine)
         if not self._is_alone:
             self._clear_stale(own=True)
-        every = {rank: share for ranks in leaders.values() for rank, share in ranks.items()} | machine.shares
-        chosen = _assign([every[rank] for rank in range(attempt.group.world_size)])
+        elsewhere = [one for shares in leaders.values() for one in shares]
+        every = sorted([*machine.shares.values(), *elsewhere], key=lambda one: one.lead)
+        tasks = _assign(every)
         name = self._next_name()
         crash.here("checkpoint.gathered")
         if leaders:
-            attempt.post("plan", {"checkpoint": str(name), "chosen": chosen_rows(chosen, every)})
+            rows = [[one.lead, encode_task(tasks[one.lead])] for one in elsewhere]
+            attempt.post("plan", {"checkpoint": str(name), "tasks": rows})
         crash.here("checkpoint.planned")
-        here = {rank: indexes for rank, indexes in chosen.items() if rank in machine.shares}
         watch = attempt.check_failed if leaders else _nothing
-        draft = partial(self._drafted, [every[rank] for rank in range(len(every))])
         with self._host_files() as files:
-            finished = machine.store(str(name), here, files, watch)
-            early = None if leaders else self._writer.beside(partial(draft, [finished.part]))
+            finished = machine.store(str(name), tasks, files, watch)
+            draft = partial(self._drafted, every, tasks, partial(machine.part, finished, tasks[share.lead]))
+            early = None if leaders else self._writer.beside(draft)
             machine.commit(files)
-        drafted = early.result() if early is not None else draft([finished.part, *self._parts_of(leaders)])
+        drafted = early.result() if early is not None else draft(self._parts_of(leaders))
         before_s = self._elapsed_s()
         self._commit(name, drafted)
         self._commit_s = self._elapsed_s() - before_s
@@ -221,19 +221,16 @@ class Save:
                 attempt.post("outcome", {"committed": True})
         else:
             self._remove_attempt()
-        return self._ended(name, own, finished.own, finished.part.files)
+        return self._ended(name, own, finished.own, finished.files)
 
-    def _gather(self, machine: Machine) -> dict[int, dict[int, Share]]:
-        """Until all ranks have arrived; those that other machines' leaders (by their rank) speak for."""
+    def _gather(self, machine: Machine) -> dict[int, list[Share]]:
+        """Until all ranks have arrived; shares of the processes that other machines' leaders (by their rank) speak for."""
         attempt, world_size = self._attempt, self._attempt.group.world_size
-        leaders: dict[int, dict[int, Share]] = {}
+        leaders: dict[int, list[Share]] = {}
         seen: set[str] = set()
         announced = False
         pauses = Pauses(self._catalog.host, attempt.deadline_s)
-        while True:
-            missing = world_size - len(machine.shares) - sum(map(len, leaders.values()))
-            if missing <= 0:
-                break
+        while machine.rank_count + len(_ranks_of(leaders)) < world_size:
             pause_s = pauses.next_s()
             if machine.hear_arrivals(pause_s):
                 pauses.heard()
@@ -243,17 +240,17 @@ class Save:
                     attempt.post("coordinator", {"place": attempt.group.place})
                     announced = True
                 for rank, body in attempt.new_messages("intent", seen):
-                    shares = read_checked(partial(decode_shares, body["shares"]), "an intent")
-                    leaders.setdefault(rank, {}).update(shares)
+                    shares = read_checked(partial(_decode_shares, body), "an intent")
+                    leaders.setdefault(rank, []).extend(shares)
             if not pause_s:
-                came = {rank for ranks in leaders.values() for rank in ranks} | machine.shares.keys()
-                raise attempt.missing(set(range(world_size)) - came, "arrived")
-        every = [*machine.shares, *(rank for ranks in leaders.values() for rank in ranks)]
+                came = [*_ranks_of(leaders), *(rank for one in machine.shares.values() for rank in one.ranks)]
+                raise attempt.missing(set(range(world_size)) - set(came), "arrived")
+        every = [*_ranks_of(leaders), *(rank for one in machine.shares.values() for rank in one.ranks)]
         if sorted(every) != list(range(world_size)):
             raise InvalidRequestError("some rank came twice, from two machines")
         return leaders
 
-    def _parts_of(self, leaders: Mapping[int, Mapping[int, Share]]) -> list[StoredPart]:
+    def _parts_of(self, leaders: Mapping[int, Sequence[Share]]) -> list[StoredPart]:
         attempt = self._attempt
         parts: dict[int, StoredPart] = {}
         seen: set[str] = set()
@@ -264,13 +261,13 @@ class Save:
                     raise CorruptError(f"rank {rank} stored for a machine that others speak for")
                 parts[rank] = read_checked(partial(decode_part, body), "a part")
             if len(parts) < len(leaders) and not pauses.wait():
-                late = [each for rank, ranks in leaders.items() if rank not in parts for each in ranks]
+                late = _ranks_of({rank: shares for rank, shares in leaders.items() if rank not in parts})
                 raise attempt.missing(late, "stored its part")
         return [parts[rank] for rank in sorted(parts)]
 
     # ---- the others -------------------------------------------------------------------------------------------------
 
-    def _meet_others(self, own: ProcessPart, shares: Mapping[int, Share]) -> tuple[Saved, Earlier]:
+    def _meet_others(self, own: ProcessPart, share: Share) -> tuple[Saved, Earlier]:
         """Find the coordinator on this machine, or its leader, or lead."""
         attempt = self._attempt
         pauses = Pauses(self._catalog.host, attempt.deadline_s * COORDINATOR_GRACE + 1.0)
@@ -280,13 +277,13 @@ class Save:
             channel = self._channel = channel or connect(attempt.meeting, "leader")
             circle = Circle.open(attempt.meeting, "leader") if channel is None else None
             if channel is not None:
-                ended = self._follow(own, shares, gone_is_final=coordinated)
+                ended = self._follow(own, share, gone_is_final=coordinated)
                 if ended is not None:
                     return ended
                 channel.close()
                 self._channel = None
             if circle is not None:
-                self._machine = Machine(attempt, own, shares, circle)
+                self._machine = Machine(attempt, own, share, circle)
                 if self._finds_coordinator_here(self._machine):
                     self._machine.tell({"kind": "elsewhere"})
                     self._machine.close()
@@ -296,13 +293,11 @@ class Save:
             if not pauses.wait():
                 raise RankMissingError(f"step {attempt.step} was not saved: nobody on this machine gathers its ranks")
 
-    def _follow(
-        self, own: ProcessPart, shares: Mapping[int, Share], *, gone_is_final: bool
-    ) -> tuple[Saved, Earlier] | None:
+    def _follow(self, own: ProcessPart, share: Share, *, gone_is_final: bool) -> tuple[Saved, Earlier] | None:
         """As a member. None: who gathers is to be looked for again."""
         assert self._channel is not None
         channel, attempt = self._channel, self._attempt
-        channel.send(arrival(attempt, encode_shares(shares)))
+        channel.send(arrival(attempt, share))
         if self._heard(channel) is None:
             return None  # it has not even heard of this process
         message = self._heard(channel)
@@ -310,9 +305,9 @@ class Save:
             return None
         if message is None:
             raise self._gone()
-        name = _planned(message.body)
-        chosen = chosen_of(message.body["chosen"], shares)
-        channel.send(same_message(own.look(chosen, message.body["pace"])))
+        name, task = _planned(message.body), task_of(message)
+        channel.send(same_message(own.look(task.chosen, message.body["pace"])))
+        trees = own.trees(task.numbers)  # while who gathers lays files out
         message = self._heard(channel)
         if message is None:
             raise self._gone()
@@ -322,7 +317,7 @@ class Save:
         finally:
             for descriptor in handed.descriptors.values():
                 os.close(descriptor)
-        channel.send(written_message(stored))
+        channel.send(written_message(own.report(stored, trees)))
         crash.here("checkpoint.rank-stored")
         if self._heard(channel) is None:
             self._look_for_commit(name, final=gone_is_final)
@@ -374,17 +369,18 @@ class Save:
         attempt = self._attempt
         plan = self._report_arrivals(machine)
         name = _planned(plan)
-        chosen = chosen_of(plan["chosen"], machine.shares)
+        tasks = {lead: decode_task(task) for lead, task in plan["tasks"] if lead in machine.shares}
         crash.here("checkpoint.host-gathered")
         with self._host_files() as files:
-            finished = machine.store(str(name), chosen, files, partial(_only_raising, attempt))
+            finished = machine.store(str(name), tasks, files, partial(_only_raising, attempt))
             machine.commit(files)
-        attempt.post(f"part-{attempt.group.rank:05d}", encode_part(finished.part))
+        part = machine.part(finished, tasks[attempt.group.rank])
+        attempt.post(f"part-{attempt.group.rank:05d}", encode_part(part))
         crash.here("checkpoint.host-stored")
         attempt.wait_for_outcome(name)
         self._told = True
         machine.tell({"kind": "outcome", "committed": True})
-        return self._ended(name, own, finished.own, finished.part.files)
+        return self._ended(name, own, finished.own, finished.files)
 
     def _report_arrivals(self, machine: Machine) -> Any:
         """Let the coordinator know who has arrived here, several at a time; until it has a plan for all."""
@@ -395,10 +391,11 @@ class Save:
         while True:
             pause_s = pauses.next_s()
             heard = machine.hear_arrivals(pause_s)
-            fresh = {rank: share for rank, share in machine.shares.items() if rank not in reported}
+            fresh = [share for lead, share in machine.shares.items() if lead not in reported]
             if fresh and not heard:
-                attempt.post(f"intent-{attempt.group.rank:05d}-{batch:03d}", {"shares": encode_shares(fresh)})
-                reported |= fresh.keys()
+                shares = [encode_share(share) for share in fresh]
+                attempt.post(f"intent-{attempt.group.rank:05d}-{batch:03d}", {"shares": shares})
+                reported |= {share.lead for share in fresh}
                 batch += 1
             plan = None if heard else attempt.look_for("plan")
             if plan is not None:
@@ -445,25 +442,38 @@ class Save:
                 raise CorruptError(f"{file.name} has {size} bytes instead of {file.size_bytes}")
 
     @collector_paused()
-    def _drafted(self, shares: Sequence[Share], parts: Sequence[StoredPart]) -> "_Draft":
-        """The manifest, but for the time that it will have taken. Pure, and done while the machine's files become durable: of
-        a save of 64 MiB by 4096 ranks it took a fifth."""
-        about = About(self._attempt.step, self._attempt.name, 0, self._elapsed_s())
-        manifest = assemble(about, self._extra, shares, parts)
-        return _Draft(manifest, encode_tables(manifest))
+    def _drafted(
+        self,
+        shares: Sequence[Share],
+        tasks: Mapping[int, Task],
+        own: Callable[[], StoredPart],
+        others: Sequence[StoredPart] = (),
+    ) -> "_Draft":
+        """The manifest, but for what it says of the save as a whole. Work of the processor's, done while the machine's files become
+        durable: of a save of 64 MiB by 4096 ranks it took a fifth."""
+        contents = assemble(shares, tasks, [own(), *others])
+        return _Draft(contents.files, encode_tables(contents))
 
     def _commit(self, name: CheckpointName, draft: "_Draft") -> None:
         catalog, attempt = self._catalog, self._attempt
         path = attempt.directory + b"/data/" + MANIFEST_NAME.encode()
         crash.here("checkpoint.stored")
         xattrs = {ATTEMPT_XATTR: attempt.name.encode()}
-        now = replace(draft.manifest, created_ns=catalog.host.clock.wall_ns(), seconds=self._elapsed_s())
-        data = encode_manifest(now, draft.tables)
+        about = About(
+            attempt.step,
+            attempt.name,
+            attempt.group.world_size,
+            catalog.host.clock.wall_ns(),
+            self._elapsed_s(),
+            self._extra.metadata,
+            self._extra.metrics,
+        )
+        data = encode_document(about, draft.tables)
         write_document(catalog.host.files, catalog.volume, path, data, durability=self._durability, xattrs=xattrs)
         crash.here("checkpoint.manifest-written")
         self._guard()
         try:
-            self._check_files(draft.manifest.files)
+            self._check_files(draft.files)
             catalog.volume.rename(attempt.directory + b"/data", catalog.paths.checkpoint(name), replace=False)
         except RequestError as error:
             raise ConflictError(
@@ -495,18 +505,47 @@ def _only_raising(attempt: Attempt) -> None:
     attempt.look_for("outcome")
 
 
+def _ranks_of(leaders: Mapping[int, Sequence[Share]]) -> list[int]:
+    return [rank for shares in leaders.values() for share in shares for rank in share.ranks]
+
+
+def _decode_shares(body: Any) -> list[Share]:
+    return [decode_share(share) for share in body["shares"]]
+
+
 @collector_paused()
-def _assign(shares: Sequence[Share]) -> Chosen:
-    """`shares[rank]`."""
-    offers = [
-        Offer(
-            [one.whole.key for one in share.tensors],
-            [one.identity for one in share.tensors],
-            [one.size_bytes for one in share.tensors],
-        )
-        for share in shares
-    ]
-    return dict(enumerate(assign_writers(offers)))
+def _assign(shares: Sequence[Share]) -> dict[int, Task]:
+    """What every process is to do, by its lead."""
+    chosen = _all_different(shares) or _chosen(shares)
+    return {
+        share.lead: Task(own, numbers) for share, own, numbers in zip(shares, chosen, numbered(shares), strict=True)
+    }
+
+
+def _all_different(shares: Sequence[Share]) -> list[Sequence[int]] | None:
+    """Where no two ranks have the same, each process stores all that it has: to find that out takes a tenth of a plan. None:
+    not so, or there are so many tensors that a set of all would not be in the processor's cache."""
+    identities = [identity for share in shares for identity in share.identities]
+    if len(identities) > DIFFERENT_MAX or len(set(identities)) < len(identities):
+        return None
+    return [range(len(share.kinds)) for share in shares]
+
+
+def _chosen(shares: Sequence[Share]) -> list[Sequence[int]]:
+    """Ranks with the same write it by turns, whoever carries them."""
+    offers: dict[int, Offer] = {}
+    for share in shares:
+        names = [share.wholes[kind].key for kind in share.kinds]
+        ends = itertools.accumulate(share.counts, initial=0)
+        for rank, (start, end) in zip(share.ranks, itertools.pairwise(ends), strict=True):
+            offers[rank] = Offer(names[start:end], share.identities[start:end], share.sizes[start:end])
+    writes = dict(zip(sorted(offers), assign_writers([offers[rank] for rank in sorted(offers)]), strict=True))
+    found: list[Sequence[int]] = []
+    for share in shares:
+        starts = itertools.accumulate(share.counts, initial=0)
+        own = [start + index for rank, start in zip(share.ranks, starts, strict=False) for index in writes[rank]]
+        found.append(own)
+    return found
 
 
 def _planned(body: Any) -> CheckpointName:

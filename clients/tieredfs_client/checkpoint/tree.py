@@ -15,7 +15,7 @@ import base64
 import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -46,22 +46,37 @@ class PerRank:
     trees: Mapping[int, object]
 
 
-class Leaf(NamedTuple):
-    """One tensor of a tree. `key` is its path, dotted, unique in the tree. Shapes in elements; row-major. A tuple: see
-    `layout.Item`."""
+class Whole(NamedTuple):
+    """What pieces of one sharded tensor have in common, and what is the same for the tensors of one name on many ranks."""
 
     key: str
     origin: Origin
     dtype: str
     item_bytes: int
+    global_shape: tuple[int, ...]
+    sharded: bool
+
+
+class Leaf(NamedTuple):
+    """One tensor of a tree. `key` is its path, dotted, unique in the tree. Shapes in elements; row-major. A tuple: see
+    `layout.Item`; it begins with what makes a `Whole`, then where the piece lies in it."""
+
+    key: str
+    origin: Origin
+    dtype: str
+    item_bytes: int
+    global_shape: tuple[int, ...]
+    sharded: bool
+    offsets: tuple[int, ...]
     shape: tuple[int, ...]
     """Of what is here: the whole tensor unless `sharded`."""
-    global_shape: tuple[int, ...]
-    offsets: tuple[int, ...]
-    sharded: bool
     size_bytes: int
     value: Any
     """The local tensor, array or `Staged` bytes."""
+
+    @property
+    def whole(self) -> Whole:
+        return Whole(*self[:6])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +104,18 @@ class _Flattening:
         simple = _SIMPLE.get(kind)
         if simple is not None:
             return simple(value)
-        if kind is Shard or (kind not in _TAG_OF_CONTAINER and memory.is_tensor(value)):
+        tag = _TAG_OF_CONTAINER.get(kind)
+        if tag is not None:
+            return self._container(value, path, tag)
+        if kind is Shard or memory.is_tensor(value):
             return ["x", self._leaf(value, path)]
-        if kind in _TAG_OF_CONTAINER:
-            return self._container(value, path)
         if memory.is_numpy_scalar(value):
             dtype, data = memory.scalar_parts(value, _where(path))
             return ["n", dtype, base64.b64encode(data).decode()]
-        return self._container(value, path)
+        return self._container(value, path, None)
 
-    def _container(self, value: Any, path: tuple[str, ...]) -> Node:
-        tag = _TAG_OF_CONTAINER.get(type(value)) or ("s" if memory.is_torch_size(value) else None)
+    def _container(self, value: Any, path: tuple[str, ...], tag: str | None) -> Node:
+        tag = tag or ("s" if memory.is_torch_size(value) else None)
         if tag is None:
             raise UnstorableError(f"{_where(path)}: a {_type_name(value)} cannot be stored without pickle")
         if id(value) in self._above:
@@ -107,28 +123,37 @@ class _Flattening:
         if len(path) >= DEPTH_MAX:
             raise UnstorableError(f"{_where(path[:8])}...: over {DEPTH_MAX} levels deep")
         self._above.add(id(value))
+        node: list[Node] = [tag]
         if tag in "do":
-            node = [tag, *([_key_node(key, path), self.node(item, (*path, _word(key)))] for key, item in value.items())]
+            for key, item in value.items():
+                simple = _SIMPLE.get(type(item))  # of thousands of ranks, a call for each number is told by the clock
+                below = simple(item) if simple is not None else self.node(item, (*path, _word(key)))
+                node.append([key if type(key) is str else _key_node(key, path), below])
         else:
-            node = [tag, *(self.node(item, (*path, str(index))) for index, item in enumerate(value))]
+            node += [self.node(item, (*path, str(index))) for index, item in enumerate(value)]
         self._above.discard(id(value))
         return node
 
     def _leaf(self, value: Any, path: tuple[str, ...]) -> int:
         where = _where(path)
         leaf = _leaf_of(value, where)
-        place = memory.place_of(leaf.value)
+        place = memory.place_of(leaf.value) if leaf.origin == "torch" else None  # what numpy has is never shared
         if place is not None:
             place = (*place, leaf.global_shape, leaf.offsets, leaf.sharded)
             if place in self._places:
                 return self._places[place]
             self._places[place] = len(self.leaves)
-        key, number = where, 2
-        while key in self._keys:
-            key, number = f"{where}#{number}", number + 1
-        self._keys.add(key)
-        self.leaves.append(leaf if key == where else leaf._replace(key=key))
+        if where in self._keys:
+            leaf = leaf._replace(key=self._free_key(where))
+        self._keys.add(leaf.key)
+        self.leaves.append(leaf)
         return len(self.leaves) - 1
+
+    def _free_key(self, where: str) -> str:
+        number = 2
+        while f"{where}#{number}" in self._keys:
+            number += 1
+        return f"{where}#{number}"
 
 
 def _leaf_of(value: Any, where: str) -> Leaf:
@@ -147,14 +172,17 @@ def _leaf_of(value: Any, where: str) -> Leaf:
     if sharded:
         _check_piece(shape, whole, offsets, where)
     size = kind.item_bytes * math.prod(shape)
-    return Leaf(where, kind.origin, kind.dtype, kind.item_bytes, shape, whole, offsets, sharded, size, local)
+    return Leaf(where, kind.origin, kind.dtype, kind.item_bytes, whole, sharded, offsets, shape, size, local)
 
 
 def _check_piece(shape: tuple[int, ...], whole: tuple[int, ...], offsets: tuple[int, ...], where: str) -> None:
-    fits = len(shape) == len(whole) == len(offsets) and all(
-        offset in range(full - length + 1) for offset, length, full in zip(offsets, shape, whole, strict=True)
-    )
-    if not fits and 0 not in shape:
+    if len(shape) == len(whole) == len(offsets):
+        for offset, length, full in zip(offsets, shape, whole, strict=True):
+            if not 0 <= offset <= full - length:
+                break
+        else:
+            return
+    if 0 not in shape:
         raise UnstorableError(f"{where}: a piece of {shape} at {offsets} does not lie in a tensor of {whole}")
 
 
@@ -247,7 +275,7 @@ _SEQUENCES: Final[dict[str, Callable[[Iterable[Any]], object]]] = {
 }
 
 
-def renumbered(node: Node, numbers: list[int]) -> Node:
+def renumbered(node: Node, numbers: Sequence[int]) -> Node:
     """The skeleton with tensor i called `numbers[i]`."""
     if not isinstance(node, list):
         return node

@@ -272,23 +272,25 @@ class _Flow:
 
     def start(self, targets: Sequence[Target]) -> None:
         batch: list[Target] = []
+        descriptor = end = last = -1
         for target in targets:
             leaf = self._leaves[target.leaf]
-            if leaf.size_bytes > BATCHED_BYTES_MAX:
+            size = leaf.size_bytes
+            if size > BATCHED_BYTES_MAX:
                 self._start_large(target, leaf)
                 continue
-            if batch and not self._follows(batch, target):
-                self._small.append(self._pool.submit(self._write_batch, batch))
+            follows = target.offset == end and target.descriptor == descriptor
+            if not follows or len(batch) == BATCH_COUNT or end >= last:
+                self._start_small(batch)
                 batch = []
+                descriptor, last = target.descriptor, target.offset + SLICE_BYTES
             batch.append(target)
+            end = target.offset + size
+        self._start_small(batch)
+
+    def _start_small(self, batch: Sequence[Target]) -> None:
         if batch:
             self._small.append(self._pool.submit(self._write_batch, batch))
-
-    def _follows(self, batch: Sequence[Target], target: Target) -> bool:
-        last, start = batch[-1], batch[0].offset
-        end = last.offset + self._leaves[last.leaf].size_bytes
-        near = target.descriptor == last.descriptor and target.offset == end
-        return near and len(batch) < BATCH_COUNT and target.offset - start < SLICE_BYTES
 
     def _write_batch(self, batch: Sequence[Target]) -> dict[int, Digest]:
         views = [memory.bytes_of(self._leaves[target.leaf].value) for target in batch]
@@ -299,7 +301,7 @@ class _Flow:
         self._files.write(batch[0].descriptor, views, batch[0].offset)
         self._wrote(batch[0].descriptor, sum(map(len, views)))
         now_s = self._clock.monotonic_s()
-        self._ended_s.update((target.leaf, now_s) for target in batch)
+        self._ended_s.update(dict.fromkeys(digests, now_s))
         return digests
 
     def _start_large(self, target: Target, leaf: Leaf) -> None:
