@@ -29,7 +29,7 @@ from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
 from tieredfs.fuse.undertaker import Undertaker
 from tieredfs.host import crash
 from tieredfs.host.waiting import about_to_wait
-from tieredfs.limits import NAME_BYTES_MAX
+from tieredfs.limits import KIB, NAME_BYTES_MAX
 from tieredfs.meta.metadata import Creation, Receipt, Removed
 from tieredfs.model import AttributeChange, Attributes, Durability, FileKind, InodeId
 from tieredfs.volume import SsdTier, Volume
@@ -47,6 +47,11 @@ _KIND_OF_FORMAT: Final = {
     stat.S_IFCHR: FileKind.CHARACTER_DEVICE,
     stat.S_IFBLK: FileKind.BLOCK_DEVICE,
 }
+
+
+READ_WITH_OPEN_BYTES_MAX: Final = 64 * KIB
+"""A file up to this size is fetched from the disk as it is opened: by the time at which its program knows that it is open and
+reads it, most of that wait is over. Where the page cache has it, that costs 1 us."""
 
 
 class _Handle(NamedTuple):
@@ -271,6 +276,8 @@ class VolumeOperations:
                 file = self._tier.open_read(inode)
             except NotFoundError:
                 raise StaleError(f"inode {inode} was deleted") from None
+            if file.size_bytes <= READ_WITH_OPEN_BYTES_MAX and file.fill is None:
+                self._files.will_need(file.descriptor)
             return self._opened(file, writer=False)
         with _stale_when_deleted(inode):
             self._check_writable()

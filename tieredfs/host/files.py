@@ -38,6 +38,10 @@ class Files(Protocol):
         """Write all of `buffers` one after another at `offset`; returns their total length. Never short."""
         ...
 
+    def will_need(self, descriptor: int) -> None:
+        """Have the whole file read into the page cache, without waiting for it. A hint."""
+        ...
+
     def sync(self, descriptor: int) -> None: ...
     def sync_directory(self, path: str) -> None: ...
     def truncate(self, descriptor: int, size_bytes: int) -> None: ...
@@ -115,6 +119,10 @@ class LocalFiles:
                 pending[0] = pending[0][count:]
         assert done == total
         return total
+
+    def will_need(self, descriptor: int) -> None:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def sync(self, descriptor: int) -> None:
         os.fdatasync(descriptor)

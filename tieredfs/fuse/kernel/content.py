@@ -139,11 +139,20 @@ class ContentHandlers:
 
     def release(self, request: Request) -> Reply:
         (handle, *_) = wire.RELEASE_IN.unpack_from(request.buffer, _BODY)
+        self.close(handle)
+        return DONE
+
+    def only_read(self, request: Request) -> int:
+        """The handle that a RELEASE closes, if it was open for nothing but reading; else 0, which is none."""
+        (handle, *_) = wire.RELEASE_IN.unpack_from(request.buffer, _BODY)
+        return int(handle) if self._handles.only_reads(handle) else 0
+
+    def close(self, handle: int) -> None:
+        """Nothing where it is not known (any more)."""
         # The backing file is given back before the operations close theirs; a daemon killed between the two finds
         # nothing to bind again, and the operations of its successor never knew the handle.
         if self._handles.remove(handle):
             self._operations.release(handle)
-        return DONE
 
     def flush(self, request: Request) -> Reply:
         (handle, _) = wire.FLUSH_IN.unpack_from(request.buffer, _BODY)

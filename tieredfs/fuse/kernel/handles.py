@@ -31,6 +31,7 @@ PASSING_SHORTAGE: Final = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EMFILE, e
 
 _READ_ONLY_ACCESS: Final = 0
 _ACCESS_MASK: Final = 3
+_CHANGING: Final = os.O_ACCMODE | os.O_TRUNC
 
 
 class Live(NamedTuple):
@@ -125,6 +126,11 @@ class Handles:
             if closing:
                 self._close_backing(closing)
         return True
+
+    def only_reads(self, handle: int) -> bool:
+        """Whether it is open, and for nothing but reading."""
+        live = self._files.get(handle)
+        return live is not None and not live.file.flags & _CHANGING
 
     def resent(self, unique: int) -> OpenFile | OpenDirectory | None:
         """The open that request `unique` made in a daemon before this one, if the answer was not seen."""

@@ -45,9 +45,12 @@ _AGAIN: Final = frozenset({errno.EINTR, errno.ENOENT})
 
 
 class Readers:
-    """All reader threads of a mount. `serve` carries out and answers one request, and never raises."""
+    """All reader threads of a mount. `serve` carries out and answers one request. `catch_up` is called when there is none, and
+    does a piece of what was put off until then; False: there is nothing. Neither ever raises."""
 
-    def __init__(self, device: int, threads: int, serve: Callable[[Request], None]) -> None:
+    def __init__(
+        self, device: int, threads: int, serve: Callable[[Request], None], catch_up: Callable[[Request], bool]
+    ) -> None:
         self._device = device
         os.set_blocking(device, False)
         poll = select.poll()
@@ -55,6 +58,7 @@ class Readers:
         self._attention = Attention(poll.poll, os.sched_yield, time.perf_counter)
         self._spare = threads
         self._serve = serve
+        self._catch_up = catch_up
         self._lead = threading.Lock()
         """Held by the thread that reads."""
         self._leader: Request | None = None
@@ -123,9 +127,10 @@ class Readers:
 
     def _read_on(self, request: Request) -> bool:
         """Lead, until a request made this thread step aside (True) or the mount is gone."""
-        device, serve, wait, readv, buffers = (
+        device, serve, catch_up, wait, readv, buffers = (
             self._device,
             self._serve,
+            self._catch_up,
             self._attention.wait,
             os.readv,
             (request.buffer,),
@@ -135,6 +140,12 @@ class Readers:
             try:
                 request.length = readv(device, buffers)
             except BlockingIOError:
+                if not waited:
+                    request.turns += 1
+                    late = catch_up(request)
+                    request.turns += 1
+                    if late:
+                        continue
                 wait(again=waited)
                 waited = True
                 continue

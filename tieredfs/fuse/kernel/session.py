@@ -31,6 +31,7 @@ from tieredfs.fuse.kernel.modes import Mode
 from tieredfs.fuse.kernel.names import NameHandlers
 from tieredfs.fuse.kernel.negotiation import Agreement, agree, encode_agreement, parse_offer
 from tieredfs.fuse.kernel.readers import GONE, Readers
+from tieredfs.fuse.kernel.releases import Late, Releases
 from tieredfs.fuse.kernel.request import DONE, NO_REPLY, Handler, Reply, Request, Timeouts
 from tieredfs.fuse.kernel.wire import Op
 from tieredfs.fuse.operations import Operations
@@ -45,6 +46,7 @@ _PATIENT: Final = frozenset(
     int(op) for op in (Op.READ, Op.WRITE, Op.FSYNC, Op.FSYNCDIR, Op.FALLOCATE, Op.SETATTR, Op.COPY_FILE_RANGE)
 )
 """These move bytes or wait for a disk, so somebody else reads on first."""
+_RELEASE: Final = int(Op.RELEASE)
 _OPENING: Final = frozenset({int(Op.OPEN), int(Op.CREATE)})
 _BY_INODE: Final = frozenset(
     int(op) for op in (Op.GETATTR, Op.SETATTR, Op.READLINK, Op.OPEN, Op.OPENDIR, Op.GETXATTR, Op.LISTXATTR, Op.SETXATTR)
@@ -122,7 +124,8 @@ class Session:
         self._directories = DirectoryHandlers(operations, timeouts, self._handles)
         self._handlers: Table = self._table()
         self._metering = Metering(self._handlers, self._use)
-        self._readers = Readers(device, self._options.reader_threads, self._dispatch)
+        self._readers = Readers(device, self._options.reader_threads, self._dispatch, self._catch_up)
+        self._releases = Releases()
         self._surprises: set[type[BaseException]] = set()
         self._on_ready: Callable[[], None] = _nothing
 
@@ -218,6 +221,8 @@ class Session:
         length, opcode, unique, inode, request.uid, request.gid, request.process = wire.IN_HEADER.unpack_from(
             request.buffer
         )
+        for late in self._releases.before(opcode, inode):
+            self._release(request, late)
         request.opcode, request.inode, request.answer_unique = opcode, InodeId(inode), unique
         request.resent = unique >= wire.UNIQUE_RESEND
         request.unique = unique & ~wire.UNIQUE_RESEND if request.resent else unique
@@ -228,12 +233,34 @@ class Session:
                 raise OSError(errno.EINVAL, "a request of the wrong length")  # noqa: TRY301 - one place answers errors
             if opcode in _PATIENT:
                 request.step_aside()
+            elif opcode == _RELEASE and (handle := self._content.only_read(request)):
+                self._releases.put_off(Late(unique, inode, handle))
+                if not request.leading:  # relieved: who leads now may have looked already
+                    self._catch_up(request)
+                return
             reply = handler(request)
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes an errno, and none ends the daemon
             self._answer_error(request, error)
             return
         if reply is not NO_REPLY:
             self._answer(request, reply)
+
+    def _catch_up(self, request: Request) -> bool:
+        late = self._releases.next()
+        if late is None:
+            return False
+        self._release(request, late)
+        return True
+
+    def _release(self, request: Request, late: Late) -> None:
+        """Carry out a RELEASE that was put off."""
+        request.opcode, request.answer_unique = _RELEASE, late.unique
+        try:
+            self._content.close(late.handle)
+        except Exception as error:  # noqa: BLE001 - as in `_dispatch`
+            self._answer_error(request, error)
+        else:
+            self._answer(request, DONE)
 
     def _answer(self, request: Request, body: bytes) -> None:
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER_BYTES + len(body), 0, request.answer_unique)
