@@ -14,7 +14,7 @@ import pytest
 from tieredfs.config import parse_code
 from tieredfs.errors import UnavailableError
 from tieredfs.meta import names
-from tieredfs.model import Durability
+from tieredfs.model import Durability, FileKind
 from tieredfs.volume import FileSystem, format_volume
 from tieredfs.volume.contract import Naming, Writing
 from tieredfs_gateway.s3 import conditions, record
@@ -138,6 +138,15 @@ def test_each_of_a_group_for_itself(volume: FileSystem, monkeypatch: pytest.Monk
         b"k0/below/a/directory": b"deep",
         b"last": b"last",
     }
+    assert volume.look([PLAIN + b"/k0"])[0][0].kind is FileKind.DIRECTORY  # type: ignore[index]
+    assert [type(each) for each in carried_out(volume, [put(PLAIN, b"k0", b"again"), put(PLAIN, b"k1", b"too")])] == [
+        Response
+    ] * 2
+    assert [content_of(store, PLAIN, key) for key in (b"k0", b"k0/below/a/directory", b"k1")] == [
+        b"again",
+        b"deep",
+        b"too",
+    ]
     assert content_of(store, KEPT, b"k") == b"two"
     assert len(list(store.archive.shelved(KEPT, b"k"))) == 1, "the version before is on its shelf"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tieredfs.cache.layout import CacheDirectory
 from tieredfs.config import parse_code
 from tieredfs.errors import (
     AlreadyExistsError,
@@ -21,7 +22,7 @@ from tieredfs.errors import (
 )
 from tieredfs.limits import KIB, MIB
 from tieredfs.meta import names
-from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind
+from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind, InodeId
 from tieredfs.volume import FileSystem, format_volume
 from tieredfs.volume.contract import Naming, Part, Writing
 
@@ -204,6 +205,33 @@ def test_many_names_in_one_transaction_each_for_itself(volume: FileSystem, monke
         b"d/one": b"4",
         b"d/replaced": b"3",
     }
+
+
+def test_local_names_are_durable_before_the_records_of_their_group(
+    volume: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that survives a power cut must find its local file; one sync of a directory is for all files that lie in it."""
+    group = [(grouped(volume, b"x"), Naming(b"f%d" % number)) for number in range(12)]
+    engine, events = volume.volume.metadata._engine, list[str]()
+    write, make_name_durable = engine.write, CacheDirectory.make_name_durable
+
+    def written(function: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            events.append("records")
+        return write(function)
+
+    def made_durable(directory: CacheDirectory, inode: InodeId) -> None:
+        make_name_durable(directory, inode)
+        events.append(directory.content_directory(inode))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "write", written)
+        patched.setattr(CacheDirectory, "make_name_durable", made_durable)
+        made = [found for found in volume.commit_group(group) if isinstance(found, Attributes)]
+    assert len(made) == 12
+    assert events.pop() == "records"
+    directory = volume._tier.part.directory
+    assert sorted(events) == sorted({directory.content_directory(found.inode) for found in made})
 
 
 def test_a_transaction_that_fails_takes_all_of_its_names_along(

@@ -120,11 +120,27 @@ Shown = tuple[Attributes, tuple[bytes | None, ...]]
 def look(reader: Reader, paths: Sequence[bytes], xattrs: Sequence[bytes]) -> list[Shown | None]:
     """What each path shows, symlinks not followed; None: nothing. Directories that they share are walked once, and of those on the
     way only the entries are read: of three paths of an object 9 records, where resolving each reads 19."""
-    walked: dict[bytes, Entry | None] = {b"": Entry(b"", ROOT, FileKind.DIRECTORY)}
+    walked = begin_walk()
     return [_shown(reader, _walk(reader, path, walked), xattrs) for path in paths]
 
 
-def _walk(reader: Reader, path: bytes, walked: dict[bytes, Entry | None]) -> Entry | None:
+Walked = dict[bytes, Entry | None]
+"""Entries that were found in one transaction, by path."""
+
+
+def begin_walk() -> Walked:
+    return {b"": Entry(b"", ROOT, FileKind.DIRECTORY)}
+
+
+def is_file(reader: Reader, path: bytes, walked: Walked) -> bool:
+    """Whether the path shows something that is no directory. Only what is above it is remembered in `walked`, so files may come
+    and go between two calls of one transaction, and directories may not."""
+    above, _, name = path.rstrip(b"/").rpartition(b"/")
+    entry = _entry_in(reader, _walk(reader, above, walked), name)
+    return entry is not None and entry.kind is not FileKind.DIRECTORY
+
+
+def _walk(reader: Reader, path: bytes, walked: Walked) -> Entry | None:
     """The entry at `path`, whose empty parts count as `resolve` counts them; `walked`: what was found before, and the root."""
     if len(path) > PATH_BYTES_MAX:
         raise NameTooLongError(f"a path of {len(path)} bytes; {PATH_BYTES_MAX} are allowed")

@@ -14,7 +14,6 @@ from tieredfs.errors import (
     AlreadyExistsError,
     ConflictError,
     IsDirectoryError,
-    NotDirectoryError,
     NotFoundError,
     TieredError,
 )
@@ -23,7 +22,7 @@ from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeReco
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import files, inodes, names
 from tieredfs.meta.changes import Content, Creation, Placement, Removed
-from tieredfs.model import ROOT, Attributes, CacheId, Extent, FileKind, InodeId, SessionId
+from tieredfs.model import ROOT, Attributes, Extent, InodeId, SessionId
 
 Condition = Callable[[Attributes | None], None]
 
@@ -61,13 +60,16 @@ def place(
     writer: Writer, placement: Placement, holder: SessionId, condition: Condition | None, now_ns: int
 ) -> tuple[InodeRecord, Removed | None]:
     """Give an unnamed inode of `holder` its name. `Metadata.place` explains the rest."""
-    directory = _directory(writer, placement)
-    removed = _take_name(writer, _check(writer, placement, condition), holder, now_ns)
+    _check_placement(placement)
+    directory = inodes.read_directory(writer, placement.parent)
+    removed = _take_name(writer, _check(writer, placement, condition, names.begin_walk()), holder, now_ns)
     orphan = keys.orphan(holder, placement.inode)
     if writer.get(orphan) is None:
         raise NotFoundError(f"inode {placement.inode} is not an unnamed file of session {holder}")
     writer.delete(orphan)
-    return _name(writer, placement, directory, inodes.read(writer, placement.inode), now_ns), removed
+    record = _name(writer, placement, inodes.read(writer, placement.inode), now_ns)
+    inodes.save_changed_directory(writer, directory, now_ns)
+    return record, removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,59 +88,70 @@ def create_placed(
     writer: Writer, several: Sequence[Wanted], creation: Creation, holder: SessionId, now_ns: int
 ) -> list[Placed | TieredError]:
     """Several in one transaction, one after another. What is refused was refused before it changed anything, so it is out of it
-    by itself; any other error ends the transaction. `Metadata.create_placed` explains the rest."""
+    by itself; any other error ends the transaction. `Metadata.create_placed` explains the rest.
+
+    Directories are read once for all, and those that got names are written once."""
+    group = _Group(writer, creation, holder, now_ns)
     outcomes: list[Placed | TieredError] = []
     for wanted in several:
         try:
-            directory, root = _directory(writer, wanted.placement), inodes.read(writer, ROOT)
-            before = _check(writer, wanted.placement, wanted.condition)
+            before = group.check(wanted)
         except TieredError as error:
             outcomes.append(error)
             continue
-        outcomes.append(
-            _create(
-                writer,
-                wanted,
-                directory,
-                names.new_inode(wanted.placement.inode, root, creation, now_ns),
-                before,
-                creation.staged_in,
-                holder,
-                now_ns,
-            )
-        )
+        outcomes.append(group.create(wanted, before))
+    group.end()
     return outcomes
 
 
-def _create(
-    writer: Writer,
-    wanted: Wanted,
-    directory: InodeRecord,
-    record: InodeRecord,
-    before: InodeRecord | None,
-    staged_in: CacheId,
-    holder: SessionId,
-    now_ns: int,
-) -> Placed:
-    removed = _take_name(writer, before, holder, now_ns)
-    content, inode = wanted.content, wanted.placement.inode
-    record = record._replace(
-        size_bytes=content.size_bytes, mtime_ns=content.mtime_ns, allocated_bytes=content.allocated_bytes
-    )
-    writer.put(keys.staged(staged_in, inode), records.encode_staged(record.version, now_ns))
-    return _name(writer, wanted.placement, directory, record, now_ns), removed
+class _Group:
+    """What files that are made in one transaction share."""
+
+    def __init__(self, writer: Writer, creation: Creation, holder: SessionId, now_ns: int) -> None:
+        self._writer = writer
+        self._creation = creation
+        self._holder = holder
+        self._now_ns = now_ns
+        self._root = inodes.read(writer, ROOT)
+        self._directories: dict[InodeId, InodeRecord] = {}
+        self._changed: set[InodeId] = set()
+        self._walked = names.begin_walk()
+
+    def check(self, wanted: Wanted) -> InodeRecord | None:
+        """What has the name. Raises what `place` does, and changes nothing."""
+        parent = wanted.placement.parent
+        _check_placement(wanted.placement)
+        if parent not in self._directories:
+            self._directories[parent] = inodes.read_directory(self._writer, parent)
+        return _check(self._writer, wanted.placement, wanted.condition, self._walked)
+
+    def create(self, wanted: Wanted, before: InodeRecord | None) -> Placed:
+        writer, placement, content = self._writer, wanted.placement, wanted.content
+        removed = _take_name(writer, before, self._holder, self._now_ns)
+        record = names.new_inode(placement.inode, self._root, self._creation, self._now_ns)._replace(
+            size_bytes=content.size_bytes, mtime_ns=content.mtime_ns, allocated_bytes=content.allocated_bytes
+        )
+        staged = keys.staged(self._creation.staged_in, placement.inode)
+        writer.put(staged, records.encode_staged(record.version, self._now_ns))
+        self._changed.add(placement.parent)
+        return _name(writer, placement, record, self._now_ns), removed
+
+    def end(self) -> None:
+        for parent in sorted(self._changed):
+            inodes.save_changed_directory(self._writer, self._directories[parent], self._now_ns)
 
 
-def _directory(writer: Writer, placement: Placement) -> InodeRecord:
-    """Where it goes, once the rest of it is found to be in order."""
+def _check_placement(placement: Placement) -> None:
+    """What needs no look at anything. Raises NameTooLongError, InvalidRequestError."""
     names.check_name(placement.name)
     for name, value in placement.xattrs:
         files.check_xattr_name(name)
         files.check_xattr_value(value)
-    return inodes.read_directory(writer, placement.parent)
 
 
-def _check(writer: Writer, placement: Placement, condition: Condition | None) -> InodeRecord | None:
+def _check(
+    writer: Writer, placement: Placement, condition: Condition | None, walked: names.Walked
+) -> InodeRecord | None:
     """Ask the condition, and see what has the name. Raises AlreadyExistsError, IsDirectoryError, ConflictError. Changes nothing."""
     entry = names.find_entry(writer, placement.parent, placement.name)
     before = None if entry is None else names.target_of(writer, placement.parent, entry)
@@ -148,7 +161,7 @@ def _check(writer: Writer, placement: Placement, condition: Condition | None) ->
         raise AlreadyExistsError(f"directory {placement.parent} has an entry {placement.name!r}")
     if entry is not None and names.is_directory(entry):
         raise IsDirectoryError(f"{placement.name!r} is a directory")
-    if placement.absent and _is_file(writer, placement.absent):
+    if placement.absent and names.is_file(writer, placement.absent, walked):
         raise ConflictError(f"{placement.absent!r} is there meanwhile")
     return before
 
@@ -160,17 +173,8 @@ def _take_name(writer: Writer, before: InodeRecord | None, holder: SessionId, no
     return Removed(InodeId(before.inode), before.kind, inodes.drop_link(writer, before, holder, now_ns))
 
 
-def _is_file(writer: Writer, path: bytes) -> bool:
-    try:
-        return names.resolve(writer, path).kind is not FileKind.DIRECTORY
-    except (NotFoundError, NotDirectoryError):
-        return False
-
-
-def _name(
-    writer: Writer, placement: Placement, directory: InodeRecord, record: InodeRecord, now_ns: int
-) -> InodeRecord:
-    """The entry, and what comes with it."""
+def _name(writer: Writer, placement: Placement, record: InodeRecord, now_ns: int) -> InodeRecord:
+    """The entry, and what comes with it; the directory's own record is the caller's to write."""
     for name, value in placement.xattrs:
         writer.put(keys.xattr(placement.inode, name), records.encode_bytes(value))
     record = record._replace(
@@ -182,5 +186,4 @@ def _name(
     )
     names.put_entry(writer, placement.parent, placement.name, placement.inode, record.kind)
     inodes.save(writer, record)
-    inodes.save_changed_directory(writer, directory, now_ns)
     return record

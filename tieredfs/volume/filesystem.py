@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final, Self
 
 from tieredfs.cache.burials import Burials
-from tieredfs.cache.durable import make_durable
+from tieredfs.cache.durable import make_data_durable, make_durable, make_names_durable
 from tieredfs.cache.foresight import Expectation
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.pace import Pacer
@@ -426,9 +426,12 @@ class FileSystem(UnnamedOwner):
             return  # its bytes are in the store already
         if (durability or self.volume.config.durability) is Durability.STORE:
             self._ssd.drainer.store_now(unnamed.file)
-        else:
+            return
+        if unnamed.recorded:
             make_durable(self._tier.part, unnamed.file)
-            unnamed.durable = True
+        else:  # its local file's name is, with others', before it gets a record
+            make_data_durable(self._tier.part, unnamed.file)
+        unnamed.durable = True
 
     def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
         """See `Writing.commit`: bytes first, then the name, then the log that has it."""
@@ -505,6 +508,7 @@ class FileSystem(UnnamedOwner):
         if not group:
             return []
         wanted = [each for _, each in group]
+        make_names_durable(self._tier.part, [unnamed.file for unnamed, _ in group if unnamed.file is not None])
         outcomes = self._metadata.create_placed(wanted, self._creation(), self.volume.session)
         for (unnamed, each), outcome in zip(group, outcomes, strict=True):
             assert unnamed.file is not None

@@ -23,6 +23,7 @@ from tieredfs.volume.contract import FileSystemContract, Writing
 from tieredfs_gateway.s3 import access, cors, form_posts, sigv2, sigv4, xml
 from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message, Receive
 from tieredfs_gateway.s3.bucket_calls import BucketCalls
+from tieredfs_gateway.s3.bucket_names import is_bucket_name
 from tieredfs_gateway.s3.bucket_rules import Believed
 from tieredfs_gateway.s3.chunked import Decoder
 from tieredfs_gateway.s3.config_calls import ConfigCalls
@@ -35,7 +36,7 @@ from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
 from tieredfs_gateway.s3.routes import POST_OBJECT, Body, Operation, is_form, route
 from tieredfs_gateway.s3.small_puts import SmallPut, SmallPuts
-from tieredfs_gateway.s3.store import Store, is_bucket_name
+from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.uploads import Uploads
 
 Send = Callable[[Message], Awaitable[None]]

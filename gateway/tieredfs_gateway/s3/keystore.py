@@ -16,7 +16,8 @@ from typing import Final
 from tieredfs.errors import CorruptError, InvalidRequestError, NotDirectoryError, NotFoundError
 from tieredfs.host import Clock
 from tieredfs.volume.contract import FileSystemContract
-from tieredfs_gateway.s3.store import HIDDEN, is_bucket_name
+from tieredfs_gateway.s3.bucket_names import is_bucket_name
+from tieredfs_gateway.s3.store import HIDDEN
 
 _KEYS: Final = HIDDEN + b"/keys"
 _BELIEVED_S: Final = 1.0

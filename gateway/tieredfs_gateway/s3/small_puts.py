@@ -22,6 +22,7 @@ from tieredfs_gateway.s3.store import Committed
 T = TypeVar("T")
 
 GROUP_MAX: Final = 64
+SYNCS_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,8 @@ class SmallPuts:
 
     def _carry_out(self, group: Sequence[SmallPut]) -> list[Outcome]:
         written = [_outcome(self._write, put) for put in group]
-        syncs = [None if isinstance(found, BaseException) else self._sync(found[0]) for found in written]
-        ready: list[_Written | BaseException] = []
-        for put, found, sync in zip(group, written, syncs, strict=True):
-            if isinstance(found, BaseException) or sync is None:
-                assert isinstance(found, BaseException)
-                ready.append(found)
-            else:
-                ready.append(_outcome(_synced, put, *found, sync))
+        self._sync([each for each in written if isinstance(each, _Written)])
+        ready = [each if isinstance(each, BaseException) else _outcome(_planned, each) for each in written]
         named = self._name_together([each for each in ready if not isinstance(each, BaseException)])
         outcomes = [each if isinstance(each, BaseException) else named[id(each)] for each in ready]
         synced = _outcome(self._volume.sync_names)
@@ -101,7 +96,7 @@ class SmallPuts:
         shown = {id(each): found for (each, _), found in zip(group, committed, strict=True)}
         return {id(each): _outcome(_finish, each, shown.get(id(each))) for each in ready}
 
-    def _write(self, put: SmallPut) -> tuple[Writing, Received]:
+    def _write(self, put: SmallPut) -> "_Written":
         ingest = Ingest(put.expect(), put.decoder())
         content: list[memoryview] = []
         views = ingest.take(put.pieces, lambda views, _: content.extend(views))
@@ -113,11 +108,16 @@ class SmallPuts:
         except BaseException:
             writing.discard()
             raise
-        return writing, received
+        return _Written(put, writing, received)
 
-    def _sync(self, writing: Writing) -> Callable[[], None]:
-        """Begin; what comes back waits for the end."""
-        return self._executor.submit(writing.make_durable).result
+    def _sync(self, written: "Sequence[_Written]") -> None:
+        """A few threads share them: the flushes of the disk run beside each other, and the interpreter changes threads seldom."""
+        lanes = [written[first::SYNCS_AT_ONCE] for first in range(min(SYNCS_AT_ONCE, len(written)))]
+        others = [self._executor.submit(_sync_each, lane) for lane in lanes[1:]]
+        for lane in lanes[:1]:
+            _sync_each(lane)
+        for other in others:
+            other.result()
 
 
 def _outcome(function: Callable[..., T], *arguments: object) -> T | BaseException:
@@ -128,23 +128,32 @@ def _outcome(function: Callable[..., T], *arguments: object) -> T | BaseExceptio
         return error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Written:
-    """An upload whose bytes are durable. `naming` None: it is stored alone."""
+    """An upload whose bytes are in its file. `unsynced`: why they are not durable. `naming` None: it is stored alone."""
 
     put: SmallPut
     writing: Writing
     received: Received
-    naming: Naming | None
+    unsynced: BaseException | None = None
+    naming: Naming | None = None
 
 
-def _synced(put: SmallPut, writing: Writing, received: Received, sync: Callable[[], None]) -> _Written:
+def _sync_each(written: Sequence[_Written]) -> None:
+    for each in written:
+        each.unsynced = _outcome(each.writing.make_durable)
+
+
+def _planned(written: _Written) -> _Written:
+    if written.unsynced is not None:
+        written.writing.discard()
+        raise written.unsynced
     try:
-        sync()
-        return _Written(put, writing, received, put.plan(received) if put.plan else None)
+        written.naming = written.put.plan(written.received) if written.put.plan else None
     except BaseException:
-        writing.discard()
+        written.writing.discard()
         raise
+    return written
 
 
 def _finish(written: _Written, shown: Attributes | Exception | None) -> Response:

@@ -35,6 +35,7 @@ from tieredfs.model import Attributes, FileKind, InodeId
 from tieredfs.volume.contract import FileSystemContract, Naming, Part, Reading, Seen, Writing
 from tieredfs_gateway.s3 import archive, checksums, conditions, keys, listing, record
 from tieredfs_gateway.s3.archive import LOOKED_AT, Archive
+from tieredfs_gateway.s3.bucket_names import check_bucket_name, is_bucket_name, no_such_bucket
 from tieredfs_gateway.s3.bucket_rules import VERSIONING, parse_state
 from tieredfs_gateway.s3.conditions import Conditions
 from tieredfs_gateway.s3.epoch import Epoch
@@ -97,16 +98,14 @@ class Store:
 
     def check_bucket(self, bucket: bytes) -> None:
         """Raises S3Error NoSuchBucket, InvalidBucketName."""
-        if not is_bucket_name(bucket):
-            raise invalid_bucket_name(bucket)
+        check_bucket_name(bucket)
         kind = self._kind(bucket)
         if kind is not FileKind.DIRECTORY:
             raise no_such_bucket(bucket)
 
     def create_bucket(self, bucket: bytes) -> None:
         """Raises S3Error BucketAlreadyOwnedByYou, BucketAlreadyExists (a file of that name), InvalidBucketName."""
-        if not is_bucket_name(bucket):
-            raise invalid_bucket_name(bucket)
+        check_bucket_name(bucket)
         kind = self._kind(bucket)
         if kind is FileKind.DIRECTORY:
             raise S3Error("BucketAlreadyOwnedByYou", fields={"BucketName": bucket.decode()})
@@ -144,9 +143,8 @@ class Store:
     ) -> tuple[Object | None, Sequence[Seen | None], Seen]:
         """The object, what its two places show, and the bucket, all at one moment. Raises S3Error NoSuchBucket."""
         places = _places(bucket, key)
-        *shown, found_bucket = self.volume.look([*places, bucket], xattrs)
-        if found_bucket is None or found_bucket[0].kind is not FileKind.DIRECTORY:
-            raise no_such_bucket(bucket)
+        *shown, looked = self.volume.look([*places, bucket], xattrs)
+        found_bucket = _a_bucket(bucket, looked)
         for path, seen in zip(places, shown, strict=True):
             if seen is not None and seen[0].kind is FileKind.REGULAR:
                 return archive.shown(path, seen), shown, found_bucket
@@ -251,9 +249,17 @@ class Store:
     ) -> Naming | None:
         """What `commit` would ask of the volume, for a commit among others; None: it takes more steps than one.
 
-        Raises S3Error PreconditionFailed. The volume refuses it when something else is there by then; `commit` looks again."""
-        seen, shown, found_bucket = self._look(bucket, key, (*LOOKED_AT, VERSIONING))
-        conditions.check_write(asked, seen.record.etag if seen else None)
+        Raises S3Error PreconditionFailed, NoSuchBucket, InvalidBucketName. The volume refuses it when something else is there by
+        then; `commit` looks again. Without a condition nobody looks before (8 records for each upload): it is to have its own
+        place, and where it cannot have that (a directory is there, or the object is beside one) the volume refuses."""
+        seen: Object | None = None
+        shown: Sequence[Seen | None] = (None, None)
+        if asked.any():
+            seen, shown, found_bucket = self._look(bucket, key, (*LOOKED_AT, VERSIONING))
+            conditions.check_write(asked, seen.record.etag if seen else None)
+        else:
+            check_bucket_name(bucket)
+            found_bucket = _a_bucket(bucket, self.volume.look([bucket], (VERSIONING,))[0])
         if parse_state(found_bucket[1][-1]) is not Versioning.NEVER:
             return None
         xattrs = _attributes(tags, acl, {record.ATTRIBUTE: record.encode(described)})
@@ -478,6 +484,13 @@ class Store:
             raise S3Error("BucketNotEmpty") from error
 
 
+def _a_bucket(bucket: bytes, looked: Seen | None) -> Seen:
+    """Raises S3Error NoSuchBucket."""
+    if looked is None or looked[0].kind is not FileKind.DIRECTORY:
+        raise no_such_bucket(bucket)
+    return looked
+
+
 def _attributes(tags: bytes | None, acl: bytes | None, more: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Of the file of an object."""
     given = {record.TAGS_ATTRIBUTE: tags, record.ACL_ATTRIBUTE: acl}
@@ -542,8 +555,7 @@ class BucketSource:
 
 def _places(bucket: bytes, key: bytes) -> tuple[bytes, bytes]:
     """Raises S3Error InvalidBucketName: what no bucket is called, our hidden directory above all, is never looked into."""
-    if not is_bucket_name(bucket):
-        raise invalid_bucket_name(bucket)
+    check_bucket_name(bucket)
     own, beside = keys.places(key)
     return bucket + b"/" + own, bucket + b"/" + beside
 
@@ -557,10 +569,6 @@ def _aside(bucket: bytes, names: Sequence[bytes]) -> bytes:
             raise S3Error("InvalidRequest", "A file that no key can name is in the way.")
         key += shown[0] + (shown[1] if at < len(names) - 1 else b"")
     return _places(bucket, key)[1]
-
-
-def no_such_bucket(bucket: bytes) -> S3Error:
-    return S3Error("NoSuchBucket", fields={"BucketName": bucket.decode()})
 
 
 def no_such_key(key: bytes) -> S3Error:
@@ -578,20 +586,3 @@ def marked(marker: Object, code: str, key: bytes | None = None) -> S3Error:
         headers |= {"allow": "DELETE", "last-modified": conditions.http_date(marker.attributes.mtime_ns)}
     fields = {} if key is None else {"Key": key.decode("utf-8", "replace")}
     return S3Error(code, fields=fields, headers=headers)
-
-
-def invalid_bucket_name(bucket: bytes) -> S3Error:
-    return S3Error("InvalidBucketName", fields={"BucketName": bucket.decode("utf-8", "replace")[:100]})
-
-
-_BUCKET_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789.-")
-
-
-def is_bucket_name(name: bytes) -> bool:
-    """S3's rules: 3 to 63 of a-z 0-9 . -, between dots a letter or digit at both ends, not the look of an IPv4 address."""
-    if not 3 <= len(name) <= 63 or not set(name) <= _BUCKET_BYTES:
-        return False
-    parts = name.split(b".")
-    if any(not part or part.startswith(b"-") or part.endswith(b"-") for part in parts):
-        return False
-    return not (len(parts) == 4 and all(part.isdigit() for part in parts))
