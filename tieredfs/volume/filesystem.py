@@ -435,7 +435,7 @@ class FileSystem(UnnamedOwner):
 
     def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
         """See `Writing.commit`: bytes first, then the name, then the log that has it."""
-        placement = self._placement(unnamed, naming)
+        placement = self._placement(unnamed, naming, {})
         if unnamed.recorded:
             attributes, removed = self._place(unnamed, placement, naming.condition, durability)
         else:
@@ -453,13 +453,14 @@ class FileSystem(UnnamedOwner):
         """See `FileSystemContract`."""
         outcomes: dict[int, Attributes | Exception] = {}
         together: list[tuple[int, Unnamed, Wanted]] = []
+        parents: dict[bytes, InodeId] = {}
         for number, (writing, naming) in enumerate(group):
             assert isinstance(writing, Unnamed), "of this file system's own"
             try:
                 if writing.recorded:
                     outcomes[number] = writing.commit_as(naming)
                 else:
-                    placement = self._placement(writing, naming)
+                    placement = self._placement(writing, naming, parents)
                     together.append((number, writing, self._wanted(writing, placement, naming.condition)))
             except (TieredError, OSError) as error:
                 outcomes[number] = error
@@ -474,9 +475,16 @@ class FileSystem(UnnamedOwner):
             self._placed(unnamed, found[1])
         return [outcomes[number] for number in range(len(group))]
 
-    def _placement(self, unnamed: Unnamed, naming: Naming) -> Placement:
-        parent, name = self._parent_of(naming.path, make=True)
-        return Placement(unnamed.inode, parent, name, naming.mode, naming.replace, naming.xattrs, naming.absent)
+    def _placement(self, unnamed: Unnamed, naming: Naming, parents: dict[bytes, InodeId]) -> Placement:
+        """`parents`: of others that are committed with it, by path. The transaction sees whether they still are directories."""
+        above, _, name = naming.path.rpartition(b"/")
+        if above not in parents or name in {b"", b".", b".."}:
+            parent, last = self._parent_of(naming.path, make=True)
+            if name == last:
+                parents[above] = parent
+        else:
+            parent, last = parents[above], name
+        return Placement(unnamed.inode, parent, last, naming.mode, naming.replace, naming.xattrs, naming.absent)
 
     def _placed(self, unnamed: Unnamed, removed: Removed | None) -> None:
         """The name is committed: what is open is closed, and what had the name before is buried."""

@@ -121,6 +121,8 @@ def actions_of(operation: Operation, request: Request) -> list[str]:
 
 
 def _judge(operation: Operation, request: Request, caller: Caller, believed: Believed, action: str) -> Verdict:
+    if believed.policy is NO_POLICY:  # most buckets have none
+        return Verdict.SILENT
     resource = f"{request.bucket_name}/{request.key_name}" if request.key else request.bucket_name
     return judge(caller, believed, action, resource, context_of(operation, request))
 

@@ -1,5 +1,6 @@
 """What a bucket may be called, and what a client is told when none is. Pure."""
 
+from functools import lru_cache
 from typing import Final
 
 from tieredfs_gateway.s3.errors import S3Error
@@ -7,8 +8,11 @@ from tieredfs_gateway.s3.errors import S3Error
 _BUCKET_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789.-")
 
 
+@lru_cache(maxsize=1024)
 def is_bucket_name(name: bytes) -> bool:
-    """S3's rules: 3 to 63 of a-z 0-9 . -, between dots a letter or digit at both ends, not the look of an IPv4 address."""
+    """S3's rules: 3 to 63 of a-z 0-9 . -, between dots a letter or digit at both ends, not the look of an IPv4 address.
+
+    Of each request it is asked several times."""
     if not 3 <= len(name) <= 63 or not set(name) <= _BUCKET_BYTES:
         return False
     parts = name.split(b".")

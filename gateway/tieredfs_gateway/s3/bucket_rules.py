@@ -51,10 +51,12 @@ def read_believed(bucket: str, raw: Mapping[bytes, bytes]) -> Believed:
     )
 
 
+_STATES: Final = {state.value.encode(): state for state in Versioning}
+
+
 def parse_state(raw: bytes | None) -> Versioning:
     """What is no state keeps everything."""
-    known = {state.value.encode(): state for state in Versioning}
-    return known.get(raw or b"", Versioning.ENABLED)
+    return _STATES.get(raw or b"", Versioning.ENABLED)
 
 
 def parse_rules(text: bytes) -> tuple[Rule, ...]:

@@ -70,6 +70,7 @@ ALGORITHMS: Final[dict[str, Algorithm]] = {
         Algorithm("SHA256", 32, hashlib.sha256),
     )
 }
+_BY_HEADER: Final = {algorithm.header: algorithm for algorithm in ALGORITHMS.values()}
 
 
 def algorithm_of(name: str) -> Algorithm:
@@ -112,9 +113,9 @@ def announced(headers: Mapping[str, str]) -> Announced:
     """What the headers say of the body's checksums. Raises S3Error InvalidDigest, InvalidRequest."""
     md5 = headers.get("content-md5")
     digest_md5 = None if md5 is None else decode(md5, 16, code="InvalidDigest", what="Content-MD5")
-    given = [algorithm for algorithm in ALGORITHMS.values() if algorithm.header in headers]
+    given = [algorithm for header, algorithm in _BY_HEADER.items() if header in headers]
     named = [name.strip().lower() for name in headers.get("x-amz-trailer", "").split(",")]
-    trailing = [algorithm for algorithm in ALGORITHMS.values() if algorithm.header in named]
+    trailing = [algorithm for header, algorithm in _BY_HEADER.items() if header in named]
     if len(given) + len(trailing) > 1:
         raise S3Error(
             "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum types are not allowed."

@@ -405,6 +405,8 @@ class Endpoint:
         metrics.answered(operation, exchange.status, duration_s)
         metrics.received.inc(exchange.body.received_bytes)
         metrics.sent.inc(exchange.sent_bytes)
+        if not _access.isEnabledFor(logging.INFO):
+            return
         _access.info(
             "%s %s %s %s %s %d in=%d out=%d %.1fms",
             exchange.client,
