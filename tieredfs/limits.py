@@ -156,7 +156,23 @@ DRAIN_BUSY_DEADLINE_S: Final = 300.0
 BACKPRESSURE_WAIT_S: Final = 60.0
 """A writer waits at most this long for room on the SSD before it is told ENOSPC."""
 FILL_WAIT_S: Final = 120.0
-FILL_PART_BYTES: Final = 16 * MIB
+
+# What is staged on another host.
+STAGED_PART_BYTES: Final = 8 * MIB
+"""What one request to its host brings."""
+STAGED_WAIT_S: Final = 10.0
+"""How long a reader waits for a host that lives and does not serve it, or not any more: small files are stored by then."""
+PEER_SILENCE_S: Final = 5.0
+"""A host that says nothing for so long does not answer."""
+PEER_TRANSFERS_MAX: Final = 8
+"""Parts that one host reads and sends at a time, each in memory of its own; the others wait..."""
+PEER_TRANSFER_WAIT_S: Final = 4.0
+"""...and are refused after this long, to ask again."""
+PEER_CONNECTIONS_MAX: Final = 1024
+PEER_IDLE_S: Final = 30.0
+"""A connection that says nothing for so long is closed."""
+STAGED_RUNS_MAX: Final = 4096
+"""Runs of data that a host tells of one sparse file; holes between more of them are sent as zeros."""
 
 # The mount.
 FUSE_REQUEST_BYTES_MAX: Final = 1 * MIB
@@ -203,6 +219,8 @@ assert PACKED_FILE_BYTES_MAX < BLOCK_BYTES_DEFAULT
 assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert READ_SIBLING_S < READ_FIRST_S < CHUNK_STALL_S < FILL_WAIT_S, "a slow disk is left before its reader gives up"
 assert REMOTE_CONNECT_S < REMOTE_SILENCE_S < CHUNK_STALL_S <= REMOTE_CALL_S
+assert PACK_DELAY_S < STAGED_WAIT_S
+assert PEER_TRANSFER_WAIT_S < PEER_SILENCE_S < STAGED_WAIT_S
 assert REMOTE_SPACE_WAIT_S < REMOTE_SPACE_FRESH_S < REMOTE_SPACE_STALE_S
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"
 assert SESSION_TIMEOUT_S < DEAD_BLOCK_GRACE_S

@@ -249,6 +249,14 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Peer:
+    """A process that serves what is staged on its host to other hosts, at `address` (`http://HOST:PORT`, or https)."""
+
+    session: Session
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class CacheRecord:
     """An SSD tier directory that the volume knows of, so that whoever needs a staged file knows where it is."""
 

@@ -20,7 +20,7 @@ from tieredfs.cache.local import LocalFile
 from tieredfs.config import parse_code
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NotFoundError
-from tieredfs.host import Host, local_host
+from tieredfs.host import Clock, Host, local_host
 from tieredfs.host.files import LocalFiles
 from tieredfs.limits import GIB, KIB, MIB
 from tieredfs.meta.metadata import Creation
@@ -33,16 +33,32 @@ WAIT_S = 30.0
 class LyingFiles(LocalFiles):
     """Says how much is free as it is told: by path prefix. Counts how often it was asked about a full place.
 
-    Each of `after_sync` is called once, when a sync has cleaned a file's pages and not returned yet.
+    What is below `hidden` is not there: it is the SSD of another host. Each of `after_sync` is called once, when a sync has
+    cleaned a file's pages and not returned yet.
     """
 
     def __init__(self) -> None:
         self.free: dict[str, int] = {}
         self.lies = 0
         self.after_sync: list[Callable[[], None]] = []
+        self.hidden: list[str] = []
+        self.synced: list[str] = []
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        self._check_here(path)
+        return super().open(path, flags, mode)
+
+    def load(self, path: str) -> bytes:
+        self._check_here(path)
+        return super().load(path)
+
+    def _check_here(self, path: str) -> None:
+        if any(path.startswith(f"{prefix}/") for prefix in self.hidden):
+            raise FileNotFoundError(path)
 
     def sync(self, descriptor: int) -> None:
         super().sync(descriptor)
+        self.synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
         while self.after_sync:
             self.after_sync.pop()()
 
@@ -107,12 +123,19 @@ class Rig:
     """One volume and one tier over it; `again` makes a second tier over a second opening of the volume."""
 
     def __init__(
-        self, root: Path, *, cache: str = "cache", capacity: int = GIB, start: bool = True, host: str = ""
+        self,
+        root: Path,
+        *,
+        cache: str = "cache",
+        capacity: int = GIB,
+        start: bool = True,
+        host: str = "",
+        clock: Clock | None = None,
     ) -> None:
         self.root = root
         self.files = LyingFiles()
         machine = local_host()
-        self.host: Host = replace(machine, files=self.files, name=host or machine.name)
+        self.host: Host = replace(machine, files=self.files, name=host or machine.name, clock=clock or machine.clock)
         self.volume = Volume.open(self.url, purpose="test", host=self.host)
         self.blocks = GatedBlocks(self.volume.blocks)
         self.volume.blocks = self.blocks  # type: ignore[assignment]

@@ -63,6 +63,7 @@ KEYS: dict[str, bytes] = {
     "orphan": keys.orphan(SessionId(4), INODE),
     "receipt": keys.receipt(0xFFEEDDCC, 3),
     "session": keys.session(SessionId(4)),
+    "peer": keys.peer(SessionId(4)),
     "cache": keys.cache(CacheId(2)),
     "disk": keys.disk(DiskId(0x0102)),
     "block": keys.block(BLOCK),

@@ -1,9 +1,7 @@
-"""Reading a content where it is: in the cache directory of another process of this machine.
+"""Reading a copy where it is: in the cache directory of another process of this machine. (What is *staged* there:
+`tieredfs.cache.elsewhere`.)
 
-*Staged* there: close-to-open between mounts needs no waiting for the drain. Who opens a file after its writer closed it, and
-before it is stored, reads the writer's local file.
-
-*Resident* there: a machine reads each byte from the store once, however many of its processes want it. Files get their names
+A machine reads each byte from the store once, however many of its processes want it. Files get their names
 in `content` when they are whole, and stay what they are under one version. Who needs a content that no neighbour has takes
 the turn, a name that one process can have at a time, and fetches it; the others wait until it is whole in that
 process's directory, and read it there. Nothing depends on the fetching process: when it dies its name is free and the next
@@ -16,10 +14,8 @@ whoever had borrowed it would see that.
 import os
 from typing import Final
 
-from tieredfs.cache.layout import bell_path, content_path, is_here, is_of_this_boot
-from tieredfs.errors import UnavailableError
+from tieredfs.cache.layout import content_path, is_here, is_of_this_boot
 from tieredfs.host import Host
-from tieredfs.host.bell import ring
 from tieredfs.host.turn import NamedTurn
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import FILL_WAIT_S, MIB, PACKED_FILE_BYTES_MAX
@@ -32,17 +28,6 @@ BELIEVED_S: Final = 1.0
 """How long a look at who else is here is believed."""
 _PAUSE_FIRST_S: Final = 0.002
 _PAUSE_LAST_S: Final = 0.05
-
-
-def borrow(metadata: Metadata, host: Host, attributes: Attributes) -> int:
-    """A descriptor of the staged file, for reading. Raises UnavailableError when it is on another host, or just moved."""
-    record = next((record for record in metadata.caches() if record.cache == attributes.staged_in), None)
-    if record is None or not is_here(record, host):
-        raise UnavailableError("the file is staged on another host and is not stored yet")
-    try:
-        return host.files.open(content_path(record.path, attributes.inode, attributes.version), os.O_RDONLY)
-    except FileNotFoundError:
-        raise UnavailableError("the staged file has just moved to the store: try again") from None
 
 
 def fill_turn(volume_uuid: str, inode: InodeId, version: int) -> NamedTurn | None:
@@ -61,12 +46,6 @@ class Neighbours:
         self._volume_uuid = volume_uuid
         self._looked_s = -BELIEVED_S
         self._paths: list[str] = []
-
-    def hurry(self, cache: CacheId) -> None:
-        """Somebody waits for what is staged in another cache: if that is of this host, it is drained without delay."""
-        for record in self._metadata.caches():
-            if record.cache == cache and is_here(record, self._host):
-                ring(bell_path(record.path))
 
     def open_copy(self, attributes: Attributes) -> int | None:
         """A descriptor of a whole copy of this stored content, for reading; None: nobody here has one."""

@@ -1,26 +1,44 @@
-"""Filling: a content comes back from the store, in parallel, while its first readers are served.
+"""Filling: a content comes from the store, or from the host that has it staged, in parallel, while its first readers are served.
 
-A `Fill` knows which ranges have arrived. Readers wait for theirs, and what they wait for is fetched next. The unit is one
-extent, hence at most one block: decoding around a lost chunk needs the whole block anyway, and from six directories on
+A `Fill` knows which ranges have arrived. Readers wait for theirs, and what they wait for is fetched next. From the store the unit
+is one extent, hence at most one block: decoding around a lost chunk needs the whole block anyway, and from six directories on
 one SSD a block of 64 MiB takes under 0.1 s.
 """
 
 import errno
+import os
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from tieredfs.block.loans import BlockLoans
 from tieredfs.block.store import BlockStore
-from tieredfs.errors import DataLossError, DeadlineError, NoSpaceError, TieredError, UnavailableError
+from tieredfs.core.spans import Span
+from tieredfs.errors import DeadlineError, NoSpaceError, TieredError, UnavailableError
 from tieredfs.host import Files, crash
 from tieredfs.host.buffers import BufferPool
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import FILL_WAIT_S
-from tieredfs.model import Block, BlockId, Extent
+from tieredfs.model import Block
+
+
+class Source(Protocol):
+    """Where a content comes from. `copy` from several threads at once."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def spans(self) -> Sequence[Span]:
+        """What is not a hole, in order, in the parts that it is fetched in."""
+        ...
+
+    def copy(self, span: Span, descriptor: int) -> None:
+        """Bring one part into the local file. Raises TieredError, OSError."""
+        ...
 
 
 class Fill:
@@ -29,28 +47,28 @@ class Fill:
     `descriptor` is the fill's own, closed by its last worker: so a late write never meets a number that was reused.
     """
 
-    def __init__(self, extents: Sequence[Extent], blocks: Mapping[BlockId, Block], descriptor: int) -> None:
-        self.extents = tuple(extents)
-        self.blocks = blocks
+    def __init__(self, source: Source, descriptor: int) -> None:
+        self.source = source
+        self.spans = tuple(source.spans)
         self.descriptor = descriptor
-        self.whole = not self.extents
+        self.whole = not self.spans
         self.error: TieredError | None = None
-        self._starts = [extent.offset for extent in self.extents]
-        self._arrived = [False] * len(self.extents)
-        self._pending = deque(range(len(self.extents)))
-        self._missing = len(self.extents)
+        self._starts = [span.offset for span in self.spans]
+        self._arrived = [False] * len(self.spans)
+        self._pending = deque(range(len(self.spans)))
+        self._missing = len(self.spans)
         self._workers = 0
         self._changed = threading.Condition()
 
     def next_part(self) -> int | None:
-        """Take the index of the extent to fetch next; None when there is no more to take."""
+        """Take the index of the part to fetch next; None when there is no more to take."""
         with self._changed:
             if self.error is not None or not self._pending:
                 return None
             return self._pending.popleft()
 
     def arrived(self, part: int) -> bool:
-        """An extent is in the local file; True if it was the last."""
+        """A part is in the local file; True if it was the last."""
         with self._changed:
             self._arrived[part] = True
             self._missing -= 1
@@ -80,6 +98,12 @@ class Fill:
             self._changed.notify_all()
             return first
 
+    def abandon(self) -> None:
+        """Nobody waits for it any more: nothing further is fetched."""
+        with self._changed:
+            if not self.whole:
+                self.error = self.error or DeadlineError("the file was closed before it was whole")
+
     def wait(self, offset: int, length: int, timeout_s: float = FILL_WAIT_S) -> None:
         """Returns when the bytes are in the local file. Raises what the fill failed with, or DeadlineError."""
         if self.whole:
@@ -94,7 +118,7 @@ class Fill:
             if self.error is not None and not all(self._arrived[part] for part in wanted):
                 raise self.error
             if not done:
-                raise DeadlineError(f"the store did not deliver {length} bytes at {offset} in {timeout_s:.0f} s")
+                raise DeadlineError(f"{length} bytes at {offset} did not come in {timeout_s:.0f} s")
 
     def wait_whole(self, timeout_s: float = FILL_WAIT_S) -> None:
         """Returns when the whole content is local, under its final name."""
@@ -105,12 +129,12 @@ class Fill:
             if self.error is not None:
                 raise self.error
             if not done:
-                raise DeadlineError(f"the store did not deliver the file in {timeout_s:.0f} s")
+                raise DeadlineError(f"the file did not come in {timeout_s:.0f} s")
 
     def _parts(self, offset: int, length: int) -> list[int]:
         first = max(0, bisect_right(self._starts, offset) - 1)
         last = bisect_right(self._starts, offset + length - 1)
-        return [part for part in range(first, last) if self.extents[part].end > offset]
+        return [part for part in range(first, last) if self.spans[part].end > offset]
 
     def _hasten(self, wanted: Sequence[int]) -> None:
         late = [part for part in wanted if not self._arrived[part]]
@@ -134,6 +158,7 @@ class Filler:
     def __init__(self, blocks: BlockStore, files: Files, buffer_bytes: int, worker_count: int) -> None:
         self._blocks = blocks
         self._files = files
+        self.buffer_bytes = buffer_bytes
         self._buffers = BlockLoans(BufferPool(buffer_bytes, worker_count))
         self._worker_count = worker_count
         self._executor = ThreadPoolExecutor(worker_count, "fill")
@@ -144,7 +169,7 @@ class Filler:
 
     def start(self, fill: Fill, on_whole: Callable[[], None], on_failed: Callable[[], None]) -> None:
         """Begin; exactly one of the callbacks runs, in a filling thread, when the last part arrived or the first failed."""
-        count = min(self._worker_count, len(fill.extents))
+        count = min(self._worker_count, len(fill.spans))
         with self._counting:
             self.fills += count > 0
         for _ in range(count):
@@ -152,9 +177,35 @@ class Filler:
         for _ in range(count):
             self._executor.submit(self._work, fill, on_whole, on_failed)
 
+    def start_private(self, path: str, source: Source) -> tuple[Fill, int]:
+        """Fetch into a file that has no name once this returns; the fill, and a descriptor to read from. Raises OSError."""
+        descriptor = self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            self._files.truncate(descriptor, source.size_bytes)
+            reading = self._files.open(path, os.O_RDONLY)
+        except BaseException:
+            self._files.close(descriptor)
+            raise
+        finally:
+            self._files.unlink(path)
+        fill = Fill(source, descriptor)
+        if fill.spans:
+            self.start(fill, lambda: None, lambda: None)
+        else:
+            self._files.close(descriptor)
+        return fill, reading
+
     def reading(self, block: Block, offset: int, length: int) -> AbstractContextManager[memoryview]:
         """A range of a block, past the SSD: see `BlockStore.reading`. `length` up to a block."""
         return self._blocks.reading(block, offset, length, self._buffers, FILL_WAIT_S)
+
+    def lend(self) -> AbstractContextManager[memoryview]:
+        """Memory of `buffer_bytes`, for what comes from elsewhere. Raises DeadlineError."""
+        return self._buffers.lend(FILL_WAIT_S)
+
+    def write(self, descriptor: int, content: memoryview, offset: int) -> None:
+        """Into a local file that is being filled. Raises OSError."""
+        self._files.write(descriptor, [content], offset)
 
     def _work(self, fill: Fill, on_whole: Callable[[], None], on_failed: Callable[[], None]) -> None:
         try:
@@ -166,7 +217,10 @@ class Filler:
     def _fetch_parts(self, fill: Fill, on_whole: Callable[[], None], on_failed: Callable[[], None]) -> None:
         while (part := fill.next_part()) is not None:
             try:
-                self._fetch(fill, fill.extents[part])
+                fill.source.copy(fill.spans[part], fill.descriptor)
+                with self._counting:
+                    self.filled_bytes += fill.spans[part].length
+                crash.here("fill.part-written")
             except (TieredError, OSError) as error:
                 if fill.fail(_domain_error(error)):
                     on_failed()
@@ -175,16 +229,6 @@ class Filler:
                 on_whole()
                 fill.finish()
                 crash.here("fill.whole")
-
-    def _fetch(self, fill: Fill, extent: Extent) -> None:
-        block = fill.blocks.get(extent.block)
-        if block is None:
-            raise DataLossError(f"block {extent.block:016x} has no record")
-        with self._blocks.reading(block, extent.block_offset, extent.length, self._buffers, FILL_WAIT_S) as content:
-            self._files.write(fill.descriptor, [content], extent.offset)
-        with self._counting:
-            self.filled_bytes += extent.length
-        crash.here("fill.part-written")
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)

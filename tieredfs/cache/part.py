@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tieredfs.block.store import BlockStore
 from tieredfs.cache.borrow import Neighbours
+from tieredfs.cache.elsewhere import Elsewhere
 from tieredfs.cache.layout import CacheDirectory
 from tieredfs.host import Host
 from tieredfs.meta.metadata import Metadata
@@ -20,3 +21,4 @@ class TierPart:
     directory: CacheDirectory
     cache: CacheId
     neighbours: Neighbours
+    elsewhere: Elsewhere

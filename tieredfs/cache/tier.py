@@ -15,18 +15,18 @@ look-ups in its tables. Order: file lock, then tier lock. Nobody holds two file 
 
 import contextlib
 import os
-import threading
-from collections.abc import Callable, Container
+from collections.abc import Container
 from typing import Final
 
-from tieredfs.cache.borrow import borrow
-from tieredfs.cache.fill import Fill, Filler
-from tieredfs.cache.local import MAY_CHANGE, LiveSize, LocalFile, stamp_of
+from tieredfs.cache.elsewhere import Patience
+from tieredfs.cache.fill import Fill, Filler, Source
+from tieredfs.cache.local import MAY_CHANGE, LocalFile, stamp_of
 from tieredfs.cache.part import TierPart
 from tieredfs.cache.room import Room
-from tieredfs.core.eviction import ResidentIndex
+from tieredfs.cache.stored import stored_source
+from tieredfs.cache.table import FileTable
 from tieredfs.core.file_life import FileEvent, FileState
-from tieredfs.errors import BusyError, UnavailableError
+from tieredfs.errors import BusyError, StaleError, UnavailableError
 from tieredfs.host import crash
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import (
@@ -44,116 +44,14 @@ FILL_BEFORE_OPEN_BYTES: Final = 16 * MIB
 """A file up to this size is whole before its open returns, so that even its first reader gets passthrough."""
 
 
-class Tier:
+class Tier(FileTable):
     """One cache directory in use. Safe from any thread."""
 
     def __init__(self, part: TierPart, filler: Filler, room: Room) -> None:
-        self.part = part
+        super().__init__(part)
         self.cache = part.cache
         self.room = room
         self._filler = filler
-        self._files: dict[InodeId, LocalFile] = {}
-        self._resident = ResidentIndex()
-        self._lock = threading.Lock()
-
-    # ---- the table --------------------------------------------------------------------------------------------------
-
-    def enter(self, inode: InodeId) -> LocalFile:
-        """The entry of an inode, kept until the matching `leave`."""
-        with self._lock:
-            file = self._files.get(inode)
-            if file is None:
-                file = self._files[inode] = LocalFile(inode)
-                resident = self._resident.take(inode)
-                if resident is not None:
-                    file.state, file.version, file.uses = FileState.RESIDENT, resident.version, resident.uses
-                    file.held_bytes = resident.size_bytes
-                    file.path = self.part.directory.content(inode, resident.version)
-            file.users += 1
-            return file
-
-    def leave(self, file: LocalFile) -> None:
-        """Forget the entry when nobody needs it; a clean content goes back under the eviction policy."""
-        with file.lock, self._lock:
-            file.users -= 1
-            if file.users or file.dirty or file.state is FileState.FILLING:
-                return
-            file.give_up_descriptor(self.part.host.files)
-            if self._files.get(file.inode) is not file:
-                return
-            del self._files[file.inode]
-            if file.state is FileState.RESIDENT:
-                self._resident.admit(file.inode, file.version, file.held_bytes, uses=file.uses)
-
-    def adopt(self, file: LocalFile) -> None:
-        """Recovery found a staged content."""
-        with self._lock:
-            assert file.inode not in self._files
-            self._files[file.inode] = file
-
-    def adopt_resident(self, inode: InodeId, version: int, held_bytes: int) -> None:
-        """Recovery found a copy."""
-        with self._lock:
-            self._resident.admit(inode, version, held_bytes)
-
-    def adopt_pins(self, pins: set[InodeId]) -> None:
-        with self._lock:
-            for inode in pins:
-                self._resident.pin(inode)
-
-    def find(self, inode: InodeId) -> LocalFile | None:
-        """The entry of an inode, if it has one now."""
-        with self._lock:
-            return self._files.get(inode)
-
-    def active(self) -> list[LocalFile]:
-        """Entries that exist now."""
-        with self._lock:
-            return list(self._files.values())
-
-    def resident_bytes(self, *, pinned: bool = True) -> int:
-        with self._lock:
-            return self._resident.bytes - (0 if pinned else self._resident.pinned_bytes)
-
-    def is_movable(self, inode: InodeId) -> bool:
-        """A clean copy that nobody has open or pinned."""
-        with self._lock:
-            return inode in self._resident and not self._resident.is_pinned(inode)
-
-    def resident_count(self) -> int:
-        return len(self._resident)
-
-    def is_open(self, inode: InodeId) -> bool:
-        """Whether somebody on this mount holds it open (or is just opening it)."""
-        with self._lock:
-            file = self._files.get(inode)
-            return file is not None and file.users > 0
-
-    def live(self, inode: InodeId) -> LiveSize | None:
-        """Size and mtime of a content that is being written; None when the metadata knows best."""
-        file = self._files.get(inode)
-        if file is None or file.state is not FileState.STAGING or file.descriptor < 0:
-            return None
-        try:
-            status = self.part.host.files.stat(file.descriptor)
-        except OSError:
-            return None  # closed between the look and the call: then it was published
-        return LiveSize(status.st_size, status.st_mtime_ns, status.st_blocks * 512)
-
-    def state_of(self, inode: InodeId) -> FileState:
-        with self._lock:
-            file = self._files.get(inode)
-            if file is not None:
-                return file.state
-            return FileState.RESIDENT if inode in self._resident else FileState.ABSENT
-
-    def holds(self, inode: InodeId, version: int) -> bool:
-        """Whether that content is whole on this SSD now: opening it fetches nothing."""
-        with self._lock:
-            file = self._files.get(inode)
-            if file is None:
-                return self._resident.version_of(inode) == version
-            return file.version == version and file.descriptor >= 0 and file.whole
 
     # ---- opening ----------------------------------------------------------------------------------------------------
 
@@ -174,34 +72,45 @@ class Tier:
     def open_read(self, inode: InodeId, *, fill_before: int = FILL_BEFORE_OPEN_BYTES, own: bool = False) -> LocalFile:
         """A local file to read from, of this machine (`own`: this directory). Not whole while it is filling; small ones are.
 
-        Raises NotFoundError, DataLossError, UnavailableError, DeadlineError.
+        Raises NotFoundError, DataLossError, CorruptError, UnavailableError, DeadlineError.
         """
+        patience = Patience(self.part.host.clock)
         while True:
             file = self.enter(inode)
-            try:
-                with file.lock:
-                    absent_before = file.state is FileState.ABSENT
-                    ready = self._prepare_read(file, own=own)
-                    if ready:
-                        self._ensure_descriptor(file)
-                        if file.state is FileState.RESIDENT:  # a fill of nothing but holes is over at once
-                            file.apply(FileEvent.READ_BEGUN)
-                        file.handles += 1
-                        file.uses += not absent_before  # to be fetched is not to be used again
-            except BaseException:
-                file.end_turn()
+            if not self._try_open_read(file, patience, own=own):
                 self.leave(file)
+                patience.pause()
+                continue
+            try:
+                if file.fill is not None and file.size_bytes <= fill_before:
+                    file.fill.wait_whole()
+            except StaleError as error:  # it was written to again on the host that has it staged
+                self.release(file, writer=False)
+                patience.note(error)
+                patience.pause()
+            except BaseException:
+                self.release(file, writer=False)
                 raise
-            if ready:
-                break
-            self.leave(file)
+            else:
+                return file
+
+    def _try_open_read(self, file: LocalFile, patience: Patience, *, own: bool) -> bool:
+        """False: look again, the entry was replaced or the content is not to be had now."""
         try:
-            if file.fill is not None and file.size_bytes <= fill_before:
-                file.fill.wait_whole()
+            with file.lock:
+                absent_before = file.state is FileState.ABSENT
+                ready = self._prepare_read(file, patience, own=own)
+                if ready:
+                    self._ensure_descriptor(file)
+                    if file.state is FileState.RESIDENT:  # a fill of nothing but holes is over at once
+                        file.apply(FileEvent.READ_BEGUN)
+                    file.handles += 1
+                    file.uses += not absent_before  # to be fetched is not to be used again
+                return ready
         except BaseException:
-            self.release(file, writer=False)
+            file.end_turn()
+            self.leave(file)
             raise
-        return file
 
     def open_write(self, inode: InodeId, *, truncate: bool, resumed: bool = False) -> LocalFile:
         """A whole local file under a new version. `resumed`: a new daemon takes over an open handle.
@@ -246,9 +155,10 @@ class Tier:
             file.uses += 1
             return True
 
-    def _prepare_read(self, file: LocalFile, *, own: bool) -> bool:
-        """Make the entry one that can be read; False when it was set aside for a newer version, and a new one must be made."""
-        if file.dirty or (file.state is FileState.FILLING and file.handles):
+    def _prepare_read(self, file: LocalFile, patience: Patience, *, own: bool) -> bool:
+        """Make the entry one that can be read; False when it was set aside for a newer version, and a new one must be made, or
+        (noted) when what another cache has staged is not to be had now."""
+        if file.dirty:
             return True
         attributes = self.part.metadata.attributes(file.inode)
         if file.state in {FileState.RESIDENT, FileState.STORED, FileState.FILLING}:
@@ -262,10 +172,16 @@ class Tier:
         if file.state is FileState.DISCARDED or file.borrowed:
             self._set_aside(file)
             return False
-        if attributes.staged_in not in {NO_CACHE, self.cache}:
-            self._read_elsewhere(file, borrow(self.part.metadata, self.part.host, attributes), attributes)
-        elif own or not self._share(file, attributes):
-            self._begin_fill(file, attributes)
+        if attributes.staged_in in {NO_CACHE, self.cache}:
+            if own or not self._share(file, attributes):
+                self._begin_fill(file, attributes)
+            return True
+        try:
+            self._read_staged(file, attributes, own=own)
+        except UnavailableError as error:
+            file.end_turn()
+            patience.note(error, self.part.elsewhere.wait_s(attributes.staged_in))
+            return False
         return True
 
     def _prepare_write(self, file: LocalFile, *, truncate: bool) -> bool:
@@ -274,8 +190,10 @@ class Tier:
             return True
         attributes = self.part.metadata.attributes(file.inode)
         if attributes.staged_in not in {NO_CACHE, self.cache}:
-            self.part.neighbours.hurry(attributes.staged_in)
-            raise BusyError("the file is being written on another mount and is not stored yet")
+            self.part.elsewhere.hurry(attributes.staged_in)
+            raise BusyError(
+                f"the file is staged on host {self.part.elsewhere.host_of(attributes.staged_in)}, in another cache, not stored yet"
+            )
         if file.state is FileState.DISCARDED or file.borrowed:
             self._set_aside(file)
             return False
@@ -359,23 +277,22 @@ class Tier:
         file.apply(FileEvent.WRITE_BEGUN)
         self.room.staged(file)
 
-    def _begin_fill(self, file: LocalFile, attributes: Attributes) -> None:
+    def _begin_fill(self, file: LocalFile, attributes: Attributes, source: Source | None = None) -> None:
+        """`source`: where it comes from, if not from the store."""
         about_to_wait()
-        metadata, files = self.part.metadata, self.part.host.files
-        extents = metadata.extents(file.inode)
-        blocks = metadata.blocks({extent.block for extent in extents})
-        data_bytes = sum(extent.length for extent in extents)
-        self.room.reserve(data_bytes)
+        files = self.part.host.files
+        source = source or stored_source(self.part.metadata, self._filler, attributes)
+        file.held_bytes = sum(span.length for span in source.spans)
+        self.room.reserve(file.held_bytes)
         path = self.part.directory.filling(file.inode, attributes.version)
         descriptor = files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        files.truncate(descriptor, attributes.size_bytes)
-        fill = Fill(extents, blocks, descriptor)
-        file.path, file.version, file.size_bytes = path, attributes.version, attributes.size_bytes
-        file.held_bytes = data_bytes
+        files.truncate(descriptor, source.size_bytes)
+        fill = Fill(source, descriptor)
+        file.path, file.version, file.size_bytes = path, attributes.version, source.size_bytes
         file.fill = fill
         file.apply(FileEvent.FILL_BEGUN)
         self._ensure_descriptor(file)
-        if fill.extents:
+        if fill.spans:
             self._filler.start(fill, lambda: self._fill_whole(file), lambda: self._fill_failed(file))
         else:
             files.close(descriptor)
@@ -407,18 +324,34 @@ class Tier:
             self._set_aside(file)
             file.give_up_descriptor(self.part.host.files)
 
+    def _read_staged(self, file: LocalFile, attributes: Attributes, *, own: bool) -> None:
+        """Read what another cache has staged. Raises UnavailableError: not to be had now."""
+        near = self.part.elsewhere.is_near(attributes.staged_in)
+        if not near and not own and self._share(file, attributes):
+            return
+        found = self.part.elsewhere.open(attributes)
+        if isinstance(found, int):
+            self._read_elsewhere(file, found, attributes.size_bytes, MAY_CHANGE)
+        elif found.closed:
+            self._begin_fill(file, attributes, found)
+        else:
+            file.end_turn()
+            self.room.reserve(sum(span.length for span in found.spans))
+            path = f"{self.part.directory.filling(file.inode, attributes.version)}-{file.number}"
+            file.fill, descriptor = self._filler.start_private(path, found)
+            self._read_elsewhere(file, descriptor, found.size_bytes, MAY_CHANGE)
+
     def _share(self, file: LocalFile, attributes: Attributes) -> bool:
         """Read the copy of another process of this machine, once it is whole. False: this process is to fetch the content."""
         found = self.part.neighbours.share(attributes)
         if not isinstance(found, int):
             file.turn = found
             return False
-        self._read_elsewhere(file, found, attributes)
+        self._read_elsewhere(file, found, attributes.size_bytes, attributes.version)
         return True
 
-    def _read_elsewhere(self, file: LocalFile, descriptor: int, attributes: Attributes) -> None:
-        file.descriptor, file.borrowed, file.size_bytes = descriptor, True, attributes.size_bytes
-        file.version = attributes.version if attributes.staged_in == NO_CACHE else MAY_CHANGE
+    def _read_elsewhere(self, file: LocalFile, descriptor: int, size_bytes: int, version: int) -> None:
+        file.descriptor, file.borrowed, file.size_bytes, file.version = descriptor, True, size_bytes, version
         self._set_aside(file)
 
     def _set_aside(self, file: LocalFile) -> None:
@@ -464,6 +397,8 @@ class Tier:
                 if file.writers == 0 and file.state is FileState.STAGING:
                     sealed = self._last_writer_gone(file)
             file.give_up_descriptor(self.part.host.files)
+            if file.borrowed and not file.handles and file.fill is not None:
+                file.fill.abandon()
             self.idle(file)
         if sealed:
             crash.here("seal.done")
@@ -583,18 +518,6 @@ class Tier:
             self.release(file, writer=False)
         if pin:
             self.pin(inode)
-
-    def pin(self, inode: InodeId) -> None:
-        self._change_pins(self._resident.pin, inode)
-
-    def unpin(self, inode: InodeId) -> None:
-        self._change_pins(self._resident.unpin, inode)
-
-    def _change_pins(self, change: Callable[[InodeId], None], inode: InodeId) -> None:
-        with self._lock:
-            change(inode)
-            pins = self._resident.pinned
-        self.part.directory.save_pins(pins)
 
     def staged_records(self) -> list[StagedRecord]:
         return self.part.metadata.staged(self.cache)

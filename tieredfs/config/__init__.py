@@ -4,6 +4,7 @@ Nothing here looks at the machine: parsing decides what was meant, and whoever o
 there. Every function raises `ConfigurationError` on text that makes no sense, naming the text and one that would.
 """
 
+from tieredfs.config.listening import parse_announced, parse_listen
 from tieredfs.config.names import parse_volume_name, volume_name_from
 from tieredfs.config.postgres_url import PostgresUrl
 from tieredfs.config.redundancy import parse_code, parse_durability
@@ -31,11 +32,13 @@ __all__ = [
     "expand_braces",
     "format_duration",
     "format_size",
+    "parse_announced",
     "parse_code",
     "parse_data_url",
     "parse_data_urls",
     "parse_durability",
     "parse_duration",
+    "parse_listen",
     "parse_meta_url",
     "parse_size",
     "parse_volume_name",

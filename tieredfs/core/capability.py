@@ -1,4 +1,5 @@
-"""Capability tokens for storage nodes: who holds one may do one thing to one chunk, dump, disk or place, for a minute. Pure.
+"""Capability tokens for storage nodes, and for hosts that serve what is staged: who holds one may do one thing to one chunk, dump,
+disk, place or staged content, for a minute. Pure.
 
     token  = "v1." base64url(claims) "." base64url(HMAC-SHA256(secret, "tieredfs-node-v1." base64url(claims)))
     claims = [verb, volume uuid, disk, chunk, seconds since 1970 until which it holds]
@@ -38,6 +39,8 @@ class Verb(enum.StrEnum):
     FORMAT = "format"
     GIVE = "give"
     ERASE = "erase"
+    STAGED = "staged"
+    HURRY = "hurry"
 
 
 class Verdict(enum.Enum):
@@ -56,7 +59,7 @@ class Right:
     """One thing that may be done.
 
     `disk`: a disk's uuid, or the path of a place that is none yet; `chunk`: the file name of a chunk or dump, empty for the whole
-    disk.
+    disk. Of what is staged: a cache's uuid and a content's name.
     """
 
     verb: Verb

@@ -56,6 +56,7 @@ class Tag(enum.IntEnum):
     CHANGE = ord("H")
     SHORT_BLOCK = ord("M")
     """M: missing chunks."""
+    PEER = ord("P")
 
 
 class Counter(enum.IntEnum):
@@ -190,6 +191,7 @@ def staged_in(cache: CacheId) -> bytes:
 ORPHANS_PREFIX: Final = struct.pack(">HB", 0, Tag.ORPHAN)
 SESSIONS_PREFIX: Final = struct.pack(">HB", 0, Tag.SESSION)
 CACHES_PREFIX: Final = struct.pack(">HB", 0, Tag.CACHE)
+PEERS_PREFIX: Final = struct.pack(">HB", 0, Tag.PEER)
 INTENTS_PREFIX: Final = struct.pack(">HB", 0, Tag.INTENT)
 
 
@@ -221,6 +223,11 @@ def session(number: SessionId) -> bytes:
 def cache(number: CacheId) -> bytes:
     """-> uuid, host, path."""
     return _head(0, Tag.CACHE, number)
+
+
+def peer(number: SessionId) -> bytes:
+    """-> address at which the session's process serves what is staged on its host; goes with the session."""
+    return _head(0, Tag.PEER, number)
 
 
 def intent(block_id: BlockId) -> bytes:

@@ -32,6 +32,7 @@ from tieredfs.model import (
     Extent,
     FileKind,
     InodeId,
+    Peer,
     Session,
     SessionId,
     StagedRecord,
@@ -413,6 +414,14 @@ class Metadata(BlockMaps):
 
     def sessions(self) -> list[Session]:
         return self._engine.read(sessions.listed)
+
+    def announce_peer(self, session: SessionId, address: str) -> None:
+        """From now on `peers` names it, until the session ends. Raises NotFoundError when it was ended."""
+        self._write(lambda writer: sessions.announce_peer(writer, session, address))
+
+    def peers(self) -> list[Peer]:
+        """Who serves what is staged on its host; some may have died."""
+        return self._engine.read(sessions.peers)
 
     def register_cache(self, uuid: str, host: str, path: str) -> CacheRecord:
         """The record of that uuid, made or updated."""

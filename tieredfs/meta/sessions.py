@@ -1,4 +1,4 @@
-"""Who has the volume open: sessions with what they hold (orphans, intents), caches, and receipts of mounts."""
+"""Who has the volume open: sessions with what they hold (orphans, intents), caches, peers, and receipts of mounts."""
 
 from tieredfs.errors import BusyError, ConflictError, NotFoundError
 from tieredfs.format import keys, records
@@ -6,7 +6,7 @@ from tieredfs.format.keys import Counter
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.meta import allocation, blocks, feed, inodes
 from tieredfs.meta.changes import Receipt
-from tieredfs.model import NEVER_NS, CacheId, CacheRecord, InodeId, Session, SessionId
+from tieredfs.model import NEVER_NS, CacheId, CacheRecord, InodeId, Peer, Session, SessionId
 
 # ---- sessions and orphans --------------------------------------------------------------------------------------------
 
@@ -90,6 +90,7 @@ def end(writer: Writer, number: SessionId, now_ns: int, heartbeat_ns: int | None
     for block in blocks.intents_of(writer, number):
         writer.delete(keys.intent(block))
     writer.delete(keys.follower(number))
+    writer.delete(keys.peer(number))
     writer.delete(keys.session(number))
     return found
 
@@ -118,6 +119,27 @@ def forget_cache(writer: Writer, number: CacheId) -> None:
     if next(writer.scan(prefix, keys.end_of(prefix), limit=1), None) is not None:
         raise BusyError(f"cache {number} has contents that are nowhere else")
     writer.delete(keys.cache(number))
+
+
+# ---- peers -----------------------------------------------------------------------------------------------------------
+
+
+def announce_peer(writer: Writer, number: SessionId, address: str) -> None:
+    """Raises NotFoundError when the session was ended."""
+    if writer.get(keys.session(number)) is None:
+        raise NotFoundError(f"session {number} was ended")
+    writer.put(keys.peer(number), records.encode_bytes(address.encode()))
+
+
+def peers(reader: Reader) -> list[Peer]:
+    """Of sessions that exist."""
+    known = {session.session: session for session in listed(reader)}
+    prefix = keys.PEERS_PREFIX
+    return [
+        Peer(known[number], records.decode_bytes(value).decode())
+        for key, value in reader.scan(prefix, keys.end_of(prefix))
+        if (number := SessionId(keys.last_u64(key))) in known
+    ]
 
 
 # ---- receipts --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Every process that has a volume open for longer has one: a mount's daemon, a ser
 work, whichever took the turn; when it ends, another does. It looks for SSD directories of this host whose process is
 gone, and stores what they left staged. Now and then, in a process of its own, it collects garbage (sessions of dead processes end,
 blocks that nobody refers to are deleted after their grace, chunks that nobody names are removed), and when the newest
-dump of the metadata on the volume's disks is `DUMP_INTERVAL_S` old, it has another one made.
+dump of the metadata on the volume's disks is `DUMP_INTERVAL_S` old, it has another one made. Where the environment says so, one
+process beside it serves what is staged on this host to others (`tieredfs.volume.peering`).
 """
 
 import logging
@@ -18,6 +19,7 @@ from tieredfs.limits import ABANDONED_LOOK_S, BACKPRESSURE_WAIT_S, CARE_FIRST_S,
 from tieredfs.model import CacheId
 from tieredfs.volume import care_process
 from tieredfs.volume.care_process import DUMP, GARBAGE
+from tieredfs.volume.peering import PeerKeeper
 from tieredfs.volume.places import slots_directory
 from tieredfs.volume.ssd import drain_abandoned
 from tieredfs.volume.volume import Volume
@@ -33,15 +35,18 @@ class Caretaker:
         """`own`: the cache of this process, which needs no care."""
         self._volume = volume
         self._own = own
+        self._peer_keeper = PeerKeeper(volume)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
         self._garbage_due_s = self._dump_due_s = volume.host.clock.monotonic_s() + CARE_FIRST_S * self._jitter()
 
     def start(self) -> None:
         self._thread.start()
+        self._peer_keeper.start()
 
     def close(self) -> None:
         self._closing.set()
+        self._peer_keeper.close()
         if self._thread.is_alive():
             self._thread.join()
 

@@ -288,10 +288,13 @@ class FileSystem(UnnamedOwner):
 
     def open_here(self, attributes: Attributes) -> TierReading | BorrowedReading | None:
         """See `FileSystemContract`. What another process of this host has on its SSD is here too."""
-        if attributes.staged_in == NO_CACHE and not self._tier.holds(attributes.inode, attributes.version):
-            descriptor = self._tier.part.neighbours.open_copy(attributes)
-            return None if descriptor is None else BorrowedReading(attributes, descriptor, self.volume.host.files)
-        return self._open_tier(attributes)
+        cache = attributes.staged_in
+        if cache == self._tier.cache or self._tier.holds(attributes.inode, attributes.version):
+            return self._open_tier(attributes)
+        if cache != NO_CACHE and self._ssd.elsewhere.is_near(cache):
+            return self._open_tier(attributes)
+        descriptor = self._tier.part.neighbours.open_copy(attributes)
+        return None if descriptor is None else BorrowedReading(attributes, descriptor, self.volume.host.files)
 
     def _open_tier(self, attributes: Attributes) -> TierReading:
         return TierReading(self._tier, attributes, self.volume.host.files, self._close_reading)

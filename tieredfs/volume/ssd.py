@@ -4,12 +4,14 @@ import os
 
 from tieredfs.cache.borrow import Neighbours
 from tieredfs.cache.drain import Drainer
+from tieredfs.cache.elsewhere import Elsewhere
 from tieredfs.cache.evict import Evictor
 from tieredfs.cache.fill import Filler
 from tieredfs.cache.foresight import Foresight
 from tieredfs.cache.layout import CacheDirectory, bell_path, is_here
 from tieredfs.cache.pace import Pacer
 from tieredfs.cache.part import TierPart
+from tieredfs.cache.peers import Peers
 from tieredfs.cache.recover import Recovered, recover
 from tieredfs.cache.room import Room
 from tieredfs.cache.tier import Tier
@@ -39,9 +41,13 @@ class SsdTier:
                 root=slots_directory(volume.meta_url, volume.config.uuid),
                 volume_uuid=volume.config.uuid,
             )
-            part = TierPart(volume.metadata, volume.blocks, volume.host, self.directory, record.cache, neighbours)
-            self.room = Room(self.directory.path, capacity_bytes, files)
             self.filler = Filler(volume.blocks, files, volume.config.block_bytes, volume.memory.fill_buffers)
+            peers = Peers(volume.metadata, volume.host, volume.config.uuid)
+            self.elsewhere = Elsewhere(volume.metadata, volume.host, peers, self.filler)
+            part = TierPart(
+                volume.metadata, volume.blocks, volume.host, self.directory, record.cache, neighbours, self.elsewhere
+            )
+            self.room = Room(self.directory.path, capacity_bytes, files)
             self.tier = Tier(part, self.filler, self.room)
             self.pacer: Pacer | None = None
             self.drainer = Drainer(self.tier, volume.config.block_bytes, self._wrote)
@@ -60,11 +66,11 @@ class SsdTier:
         self._heal()
 
     def hurry(self, cache: CacheId) -> None:
-        """Somebody waits for what is staged in `cache`: this one, or another process's of this host."""
+        """Somebody waits for what is staged in `cache`: this one, or another process's, of this host or of one that serves it."""
         if cache == self.tier.cache:
             self.drainer.hurry()
             return
-        self.tier.part.neighbours.hurry(cache)
+        self.elsewhere.hurry(cache)
 
     def _others_have_staged(self) -> bool:
         """In other caches of this host."""
@@ -104,6 +110,7 @@ class SsdTier:
         self.evictor.close()
         self.drainer.close()
         self.filler.close()
+        self.elsewhere.close()
         self.directory.close()
 
 

@@ -9,11 +9,10 @@ import typer
 
 from tieredfs.cli.render import emit, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument
-from tieredfs.config import parse_meta_url
+from tieredfs.config import parse_listen, parse_meta_url
 from tieredfs.config.sizes import parse_positive_size
 from tieredfs.errors import ConfigurationError
 from tieredfs_gateway.datasets.dataset_verbs import dataset_verbs
-from tieredfs_gateway.s3.verbs import parse_listen
 
 SECRET_VARIABLE: Final = "TIEREDFS_GATEWAY_SECRET"
 FREED_MEMORY_KEPT: Final = ("MIMALLOC_PURGE_DELAY", "10000")

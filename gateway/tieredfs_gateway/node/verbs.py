@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from tieredfs.chunk.node_protocol import SECRET_VARIABLE
-from tieredfs.config import DiskUrl, parse_data_urls
+from tieredfs.config import DiskUrl, parse_data_urls, parse_listen
 from tieredfs.core.capability import SECRET_BYTES_MIN
 from tieredfs.errors import ConfigurationError
 from tieredfs.host.secret import read_secret
-from tieredfs_gateway.s3.verbs import parse_listen
 
 
 def add_to(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from tieredfs.cli.render import emit, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument, new_verbs
-from tieredfs.config import parse_meta_url
+from tieredfs.config import parse_listen, parse_meta_url
 from tieredfs.config.sizes import parse_positive_size
 from tieredfs.errors import ConfigurationError, DeadlineError
 
@@ -56,14 +56,6 @@ def s3(
     sizes = parse_positive_size(cache_size), parse_positive_size(memory)
     count = workers or min(len(os.sched_getaffinity(0)), WORKERS_DEFAULT_MAX)
     serve(Serving(url, host, port, tuple(domain or ["localhost"]), cert, key, access_log, *sizes, workers=count))
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Raises ConfigurationError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16):
-        raise ConfigurationError(f"{text!r} is no HOST:PORT: 127.0.0.1:9000, say")
-    return host.strip("[]"), int(port)
 
 
 @key_verbs.command("add")
