@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.cache.rigs import Rig, in_threads, noise, opened, volume_folder, wait_until
+from tests.cache.rigs import FastClock, Rig, in_threads, noise, opened, volume_folder, wait_until
 from tests.nodes.rig import SECRET, secret_set
 from tieredfs.cache import peer_protocol as protocol
 from tieredfs.cache import peers
@@ -26,7 +26,6 @@ from tieredfs.chunk.node_protocol import SECRET_VARIABLE
 from tieredfs.core.capability import Right, Verb
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import StaleError, UnavailableError
-from tieredfs.host import SystemClock
 from tieredfs.limits import KIB, MIB, STAGED_PART_BYTES
 from tieredfs.model import InodeId
 from tieredfs.volume.peering import Listening, announce_again, served
@@ -35,16 +34,6 @@ BLOCK = 64 * KIB
 DATA = noise(5 * BLOCK + 123)
 NUMBERS = itertools.count()
 LISTENING = Listening(("127.0.0.1", 0), SECRET.encode())
-
-
-class FastClock(SystemClock):
-    """Ten times as fast, to those who wait."""
-
-    def monotonic_s(self) -> float:
-        return 10 * super().monotonic_s()
-
-    def sleep(self, duration_s: float) -> None:
-        super().sleep(duration_s / 10)
 
 
 class Recorder(StagedFiles):

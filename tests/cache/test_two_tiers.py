@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.cache.rigs import WAIT_S, Rig, in_threads, noise, opened, volume_folder, wait_until
+from tests.cache.rigs import WAIT_S, FastClock, Rig, in_threads, noise, opened, volume_folder, wait_until
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import BusyError, ForeignDataError, NewerFormatError, NotFoundError, UnavailableError
 from tieredfs.limits import KIB
@@ -164,11 +164,11 @@ def test_what_was_staged_while_the_machine_was_called_otherwise_is_read_and_stor
 def test_a_directory_that_another_cache_has_taken_is_not_read_as_the_one_before() -> None:
     with volume_folder() as root, opened(root, cache="a", start=False, host="before") as one:
         inode = one.put("file", noise(BLOCK))
-        with opened(root, cache="b", host="after") as other:
+        with opened(root, cache="b", host="after", clock=FastClock()) as other:
             identity = root / "a/tieredfs-cache.json"
             for damaged in (identity.read_text().replace('"cache": "', '"cache": "f'), "[]", "{", None):
                 identity.unlink() if damaged is None else identity.write_text(damaged)
-                with pytest.raises(UnavailableError, match="another host"):
+                with pytest.raises(UnavailableError, match="staged on host before"):
                     other.get(inode)
 
 
