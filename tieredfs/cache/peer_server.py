@@ -72,6 +72,8 @@ class PeerServer(socketserver.ThreadingTCPServer):
         tls: ssl.SSLContext | None,
     ) -> None:
         """Raises BusyError (somebody listens there), ConfigurationError."""
+        self._connections: set[socket.socket] = set()
+        self._lock = threading.Lock()
         host, port = at
         try:
             self.address_family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -87,8 +89,6 @@ class PeerServer(socketserver.ThreadingTCPServer):
         self._secret = secret
         self._clock = clock
         self._tls = tls
-        self._connections: set[socket.socket] = set()
-        self._lock = threading.Lock()
 
     def check(self, authorization: str, verb: Verb, volume: str, cache: str, content: str = "") -> None:
         """Raises _RefusedError: this call was not allowed, or is about another volume."""
