@@ -276,6 +276,7 @@ def test_without_a_server_a_reader_waits_for_the_drain_of_a_host_that_lives(host
     assert got == [DATA]
 
 
+@pytest.mark.allows_warnings("a reader was told")
 def test_in_vain_it_is_told_which_host_has_it_and_what_helps() -> None:
     with two_hosts(drains=False) as (owner, reader):
         inode = put(owner, DATA)
@@ -295,6 +296,7 @@ def test_in_vain_it_is_told_which_host_has_it_and_what_helps() -> None:
             owner.close = lambda: None  # type: ignore[method-assign]  # it is
 
 
+@pytest.mark.allows_warnings("a reader was told")
 def test_a_host_that_says_nothing_is_not_waited_for_for_long(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "PEER_SILENCE_S", 0.2)
     owner, reader = hosts
@@ -345,6 +347,7 @@ class Wire:
         self._listener.close()
 
 
+@pytest.mark.allows_warnings("a reader was told")
 def test_bytes_that_did_not_arrive_as_they_were_sent_are_fetched_again_or_not_served(hosts: Hosts) -> None:
     owner, reader = hosts
     with serving(owner) as (server, asked):
@@ -364,6 +367,7 @@ def test_bytes_that_did_not_arrive_as_they_were_sent_are_fetched_again_or_not_se
             wire.close()
 
 
+@pytest.mark.allows_warnings("a reader was told")
 def test_nothing_is_anonymous(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, reader = hosts
     with serving(owner) as (server, asked):

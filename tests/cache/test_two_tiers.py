@@ -161,6 +161,7 @@ def test_what_was_staged_while_the_machine_was_called_otherwise_is_read_and_stor
             other.change(inode, b"second")
 
 
+@pytest.mark.allows_warnings("a reader was told")
 def test_a_directory_that_another_cache_has_taken_is_not_read_as_the_one_before() -> None:
     with volume_folder() as root, opened(root, cache="a", start=False, host="before") as one:
         inode = one.put("file", noise(BLOCK))

@@ -8,9 +8,10 @@ A host may be down, or not serve; a content may move from one state to the next 
 for a while (`Patience`), and is then told which host has it, and what helps.
 """
 
+import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tieredfs.cache.fill import Filler
@@ -27,16 +28,23 @@ from tieredfs.limits import SESSION_TIMEOUT_S, STAGED_PART_BYTES, STAGED_WAIT_S
 from tieredfs.meta.metadata import Metadata
 from tieredfs.model import NO_CACHE, Attributes, CacheId, CacheRecord
 
+_log: Final = logging.getLogger("tieredfs.cache.elsewhere")
+_TELL_S: Final = 10.0
+"""How often the log says that readers wait in vain."""
 _PAUSE_FIRST_S: Final = 0.01
 _PAUSE_LAST_S: Final = 0.25
 _FAILURES: Final = (UnavailableError, NotFoundError, CorruptError)
 
 
 class Patience:
-    """The wait of one caller: `note` each failure, `pause` before the next try."""
+    """The wait of one caller: `note` each failure, `pause` before the next try. `Elsewhere.patience` makes them."""
 
-    def __init__(self, clock: Clock) -> None:
+    __slots__ = ("_clock", "_deadline_s", "_noted", "_on_end", "_pause_s")
+
+    def __init__(self, clock: Clock, on_end: Callable[[TieredError], None]) -> None:
+        """`on_end` is told of an error that is raised."""
         self._clock = clock
+        self._on_end = on_end
         self._deadline_s: float | None = None
         self._pause_s = _PAUSE_FIRST_S
         self._noted = False
@@ -47,6 +55,7 @@ class Patience:
         if self._deadline_s is None:
             self._deadline_s = now_s + wait_s
         if now_s >= self._deadline_s:
+            self._on_end(error)
             raise error
         self._noted = True
 
@@ -70,10 +79,24 @@ class Elsewhere:
         self._filler = filler
         self._near: dict[CacheId, bool] = {}
         self._near_s = self._rung_s = -BELIEVED_S
+        self._told_s = -_TELL_S
         self._lock = threading.Lock()
 
     def close(self) -> None:
         self._peers.close()
+
+    def patience(self) -> Patience:
+        """For one opening, or one part."""
+        return Patience(self._host.clock, self._given_up)
+
+    def _given_up(self, error: TieredError) -> None:
+        """A program on a mount sees a number only: the log says why, now and then."""
+        now_s = self._host.clock.monotonic_s()
+        with self._lock:
+            if now_s - self._told_s < _TELL_S:
+                return
+            self._told_s = now_s
+        _log.warning("a reader was told after waiting: %s", error)
 
     def is_near(self, cache: CacheId) -> bool:
         """Whether its directory is on this machine, so that nothing has to be fetched."""
@@ -137,7 +160,7 @@ class Elsewhere:
             staged = self._peers.look(record, attributes.inode, attributes.version)
         except _FAILURES as problem:
             raise _explained(record, problem) from problem
-        return StagedSource(self._metadata, self._host.clock, self._peers, self._filler, record, attributes, staged)
+        return StagedSource(self._metadata, self._peers, self._filler, record, attributes, staged, self.patience)
 
     def _record(self, cache: CacheId) -> CacheRecord | None:
         return next((record for record in self._metadata.caches() if record.cache == cache), None)
@@ -149,18 +172,18 @@ class StagedSource:
     def __init__(
         self,
         metadata: Metadata,
-        clock: Clock,
         peers: Peers,
         filler: Filler,
         record: CacheRecord,
         attributes: Attributes,
         staged: Staged,
+        patience: Callable[[], Patience],
     ) -> None:
         self.size_bytes = staged.size_bytes
         self.closed = staged.closed
         self.spans: Sequence[Span] = tuple(cut(staged.data, min(STAGED_PART_BYTES, filler.buffer_bytes)))
         self._metadata = metadata
-        self._clock = clock
+        self._patience = patience
         self._peers = peers
         self._filler = filler
         self._record = record
@@ -170,7 +193,7 @@ class StagedSource:
 
     def copy(self, span: Span, descriptor: int) -> None:
         """Raises StaleError (written to again, or deleted), UnavailableError, and what the store raises once it has it."""
-        patience = Patience(self._clock)
+        patience = self._patience()
         while True:
             stored = self._stored
             if stored is not None:

@@ -74,7 +74,7 @@ class Tier(FileTable):
 
         Raises NotFoundError, DataLossError, CorruptError, UnavailableError, DeadlineError.
         """
-        patience = Patience(self.part.host.clock)
+        patience = self.part.elsewhere.patience()
         while True:
             file = self.enter(inode)
             if not self._try_open_read(file, patience, own=own):
