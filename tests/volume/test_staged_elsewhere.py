@@ -1,6 +1,7 @@
 """What one host has staged, read on another one without a mount: by path, by version, by reference, as a checkpoint."""
 
 import os
+import signal
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cache.rigs import LyingFiles
+from tests.cache.rigs import LyingFiles, wait_until
 from tests.nodes.rig import SECRET, secret_set
 from tests.nodes.test_node_volumes import self_signed
+from tieredfs.cache.peers import LISTEN_VARIABLE
 from tieredfs.config import parse_code
 from tieredfs.errors import BusyError, ConfigurationError
 from tieredfs.host import Host, local_host
 from tieredfs.limits import GIB, MIB
 from tieredfs.model import NO_CACHE, Durability
-from tieredfs.volume import FileSystem, SsdTier, Volume, format_volume
+from tieredfs.volume import FileSystem, SsdTier, Volume, format_volume, peering
 from tieredfs.volume.contract import Part
-from tieredfs.volume.peering import Listening, served
+from tieredfs.volume.peering import Listening, PeerKeeper, served
 from tieredfs_client.checkpoint import CheckpointManager
 
 LISTENING = Listening(("127.0.0.1", 0), SECRET.encode())
@@ -93,6 +95,24 @@ def test_a_checkpoint_that_was_committed_a_moment_ago(two: Two) -> None:
         with CheckpointManager(reader, "runs/r", rank=0, world_size=1, job="b") as manager:
             assert np.array_equal(manager.load(1)["weight"], weight)
     assert owner.volume.staged().file_count > 0
+
+
+def test_a_process_that_is_kept_serving_ends_with_its_keeper_even_when_it_is_stopped(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, _ = two
+    monkeypatch.setenv(LISTEN_VARIABLE, "127.0.0.1:0")
+    monkeypatch.setattr(peering, "_END_S", 0.2)
+    keeper = PeerKeeper(owner.volume)
+    keeper.start()
+    try:
+        wait_until(owner.volume.metadata.peers, "somebody serves")
+        (child,) = [peer.session.process for peer in owner.volume.metadata.peers()]
+        os.kill(child, signal.SIGSTOP)
+    finally:
+        keeper.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_with_tls(two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ KEY_VARIABLE: Final = "TIEREDFS_PEER_KEY"
 PURPOSE: Final = "peer"
 _TURN_NAME: Final = "peer"
 _LOOK_S: Final = 0.5
+_END_S: Final = 5.0
 _PAUSE_FIRST_S: Final = 1.0
 _PAUSE_LAST_S: Final = 60.0
 _log: Final = logging.getLogger("tieredfs.volume.peering")
@@ -154,3 +155,7 @@ class PeerKeeper:
             while child.poll() is None and not self._closing.wait(_LOOK_S):
                 continue
             child.terminate()  # of one that has ended: nothing
+            try:
+                child.wait(_END_S)
+            except subprocess.TimeoutExpired:  # it was stopped, perhaps; it holds nothing that must be kept
+                child.kill()
