@@ -8,10 +8,9 @@ import typer
 
 from tieredfs.cli.render import emit, say
 from tieredfs.cli.session import AsJson, MetaUrlArgument
-from tieredfs.config import parse_meta_url
+from tieredfs.config import parse_listen, parse_meta_url
 from tieredfs.errors import ConfigurationError
 from tieredfs_gateway.datasets.verbs import LIFE_MAX_S, SECRET_VARIABLE, SecretFile, read_secret
-from tieredfs_gateway.s3.verbs import parse_listen
 
 
 def add_to(app: typer.Typer) -> None:
