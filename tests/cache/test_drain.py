@@ -355,6 +355,7 @@ def test_with_two_gone_it_is_stored_and_stays_on_the_ssd_until_it_is_whole() -> 
         assert not is_staged(made, inode)
         assert [tier.evict(inode), tier.evict_bytes(1 << 40)] == [False, 1], "only what was stored before may go"
         assert [tier.state_of(found) for found in (whole, inode)] == [FileState.ABSENT, FileState.RESIDENT]
+        assert tier.resident_bytes() == 2 * BLOCK, "the room that it takes still counts"
         for disk in (0, 1):
             (made.root / f"away{disk}").rename(made.root / f"d{disk}")
         wait_until(lambda: metadata.shortage().blocks == 0, "all is healed")

@@ -51,11 +51,11 @@ class IndexMachine(RuleBasedStateMachine):
     def evict(self, wanted: int) -> None:
         victims = self.index.victims(wanted)
         freed = 0
-        for number, (inode, version) in enumerate(victims):
+        for number, (inode, version, size_counted) in enumerate(victims):
             assert inode not in self.pinned
             assert freed < wanted, f"victim {number} was not needed"
             known_version, size = self.model.pop(inode)
-            assert version == known_version
+            assert (version, size_counted) == (known_version, size)
             freed += size
         assert freed >= wanted or set(self.model) <= self.pinned, "it stops early only when nothing more may go"
 
@@ -133,11 +133,11 @@ def test_scans_of_any_length_cost_little(scan_length: int) -> None:
 def test_a_file_that_comes_back_soon_after_a_scan_is_kept_the_next_time() -> None:
     index = ResidentIndex()
     index.admit(InodeId(1), 1, 100)
-    assert index.victims(1) == [(InodeId(1), 1)]
+    assert index.victims(1) == [(InodeId(1), 1, 100)]
     index.admit(InodeId(1), 2, 100)
     for number in range(2, 20):
         index.admit(InodeId(number), 1, 100)
-    evicted = {inode for inode, _ in index.victims(1500)}
+    evicted = {victim.inode for victim in index.victims(1500)}
     assert InodeId(1) not in evicted
 
 
@@ -145,4 +145,4 @@ def test_what_recovery_found_is_admitted() -> None:
     index = ResidentIndex()
     index.admit_all([(InodeId(1), 3, 10), (InodeId(2), 4, 20)])
     assert index.bytes == 30
-    assert index.victims(100) == [(InodeId(1), 3), (InodeId(2), 4)]
+    assert index.victims(100) == [(InodeId(1), 3, 10), (InodeId(2), 4, 20)]

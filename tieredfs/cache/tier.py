@@ -25,6 +25,7 @@ from tieredfs.cache.part import TierPart
 from tieredfs.cache.room import Room
 from tieredfs.cache.stored import stored_source
 from tieredfs.cache.table import FileTable
+from tieredfs.core.eviction import Victim
 from tieredfs.core.file_life import FileEvent, FileState
 from tieredfs.errors import BusyError, StaleError, UnavailableError
 from tieredfs.host import crash
@@ -482,15 +483,16 @@ class Tier(FileTable):
         """Evict by policy, `spared` excepted; returns the number of files."""
         with self._lock:
             victims = self._resident.victims(bytes_needed, spared)
-            entries = [self._chosen(inode, version) for inode, version in victims]
+            entries = [self._chosen(victim) for victim in victims]
         return sum(self._evict_entry(file) for file in entries)
 
-    def _chosen(self, inode: InodeId, version: int) -> LocalFile:
+    def _chosen(self, victim: Victim) -> LocalFile:
         """The entry of a victim, so that whoever opens it meanwhile waits for the outcome. Under the tier's lock."""
-        assert inode not in self._files, "an active file is not in the index"
-        path = self.part.directory.content(inode, version)
-        file = LocalFile(inode, FileState.RESIDENT, version, path, users=1)
-        self._files[inode] = file
+        assert victim.inode not in self._files, "an active file is not in the index"
+        path = self.part.directory.content(victim.inode, victim.version)
+        file = LocalFile(victim.inode, FileState.RESIDENT, victim.version, path, users=1)
+        file.held_bytes = victim.size_bytes  # it may have to stay
+        self._files[victim.inode] = file
         return file
 
     def _evict_entry(self, file: LocalFile) -> bool:

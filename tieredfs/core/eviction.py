@@ -11,7 +11,7 @@ Source of the algorithm: Yang et al., "FIFO queues are all you need for cache ev
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tieredfs.model import InodeId
 
@@ -28,6 +28,14 @@ class Resident:
     version: int
     size_bytes: int
     uses: int = 0
+
+
+class Victim(NamedTuple):
+    """A copy that may go. `size_bytes` as it was counted: if it stays after all, it is admitted with that again."""
+
+    inode: InodeId
+    version: int
+    size_bytes: int
 
 
 class ResidentIndex:
@@ -109,10 +117,10 @@ class ResidentIndex:
     def is_pinned(self, inode: InodeId) -> bool:
         return inode in self._pinned
 
-    def victims(self, bytes_needed: int, spared: Container[InodeId] = ()) -> list[tuple[InodeId, int]]:
-        """Take out files of at least `bytes_needed` in sum (all there are if fewer): (inode, version) in the order to delete.
-        Those that are pinned or `spared` stay."""
-        chosen: list[tuple[InodeId, int]] = []
+    def victims(self, bytes_needed: int, spared: Container[InodeId] = ()) -> list[Victim]:
+        """Take out files of at least `bytes_needed` in sum (all there are if fewer), in the order to delete. Those that are
+        pinned or `spared` stay."""
+        chosen: list[Victim] = []
         freed = 0
         skipped: list[tuple[InodeId, Resident]] = []
         while freed < bytes_needed and (self._small or self._main):
@@ -123,7 +131,7 @@ class ResidentIndex:
             if inode in self._pinned or inode in spared:
                 skipped.append(candidate)
                 continue
-            chosen.append((inode, resident.version))
+            chosen.append(Victim(inode, resident.version, resident.size_bytes))
             freed += resident.size_bytes
         for inode, resident in skipped:
             self._main[inode] = resident
