@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.cache.power import Machine, Machines
@@ -204,6 +204,11 @@ STEPS = st.lists(
 )
 
 
+CERTAIN_TO_LOSE = [
+    (step, name, 1) for name in NAMES for step in ("open", "write", "write", "sync", "write", "close", "rename")
+]
+
+
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
     return Machines(tmp_path_factory.mktemp("power"))
@@ -214,6 +219,9 @@ def test_nothing_acknowledged_is_lost_whatever_happens_before_the_power_cut(mach
 
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(steps=STEPS, seed=st.integers(0, 1 << 32))
+    @example(steps=CERTAIN_TO_LOSE, seed=0)
+    @example(steps=CERTAIN_TO_LOSE, seed=1)
+    @example(steps=CERTAIN_TO_LOSE, seed=2)
     def power_is_cut(steps: list[tuple[str, str, int]], seed: int) -> None:
         with machines.machine() as machine:
             player = Player(machine)

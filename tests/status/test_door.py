@@ -22,7 +22,7 @@ from tieredfs_gateway.status.server import Serving, serve
 from tieredfs_gateway.status.verbs import status_token
 
 SECRET = b"a secret of at least thirty-two bytes, or so"
-TOKEN = make_token(SECRET, [SOURCE], int(time.time()) + 600)
+TOKEN = make_token(SECRET, [SOURCE], int(time.time()) + 86_400)
 ANYBODY, HOLDERS = Door(None), Door(SECRET)
 
 
@@ -94,8 +94,8 @@ def test_with_a_secret_a_token_is_asked_for() -> None:
     [
         ("nonsense", 401),
         (make_token(SECRET, [SOURCE], int(time.time()) - 5), 401),
-        (make_token(SECRET[::-1], [SOURCE], int(time.time()) + 600), 401),
-        (make_token(SECRET, ["datasets/flights"], int(time.time()) + 600), 403),
+        (make_token(SECRET[::-1], [SOURCE], int(time.time()) + 86_400), 401),
+        (make_token(SECRET, ["datasets/flights"], int(time.time()) + 86_400), 403),
     ],
 )
 def test_other_tokens_are_refused(token: str, status: int) -> None:

@@ -94,6 +94,13 @@ class LocalFile:
         if turn is not None:
             turn.close()
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether only those who have it open may use it: its descriptor is of what was deleted, of another cache's file, or of a
+        fill that failed, which has holes where bytes did not come."""
+        failed = self.state is FileState.ABSENT and bool(self.handles)
+        return failed or self.borrowed or self.state is FileState.DISCARDED
+
     def ensure_descriptor(self, files: Files, *, writable: bool) -> bool:
         """Have one, for writing if asked for; True: there was none. Raises OSError."""
         if self.descriptor < 0:

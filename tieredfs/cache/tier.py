@@ -170,7 +170,7 @@ class Tier(FileTable):
                 return True
             self._set_aside(file)
             return False
-        if file.state is FileState.DISCARDED or file.borrowed:
+        if file.is_spent:
             self._set_aside(file)
             return False
         if attributes.staged_in in {NO_CACHE, self.cache}:
@@ -195,7 +195,7 @@ class Tier(FileTable):
             raise BusyError(
                 f"the file is staged on host {self.part.elsewhere.host_of(attributes.staged_in)}, in another cache, not stored yet"
             )
-        if file.state is FileState.DISCARDED or file.borrowed:
+        if file.is_spent:
             self._set_aside(file)
             return False
         if file.state is FileState.ABSENT:

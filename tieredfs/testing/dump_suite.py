@@ -65,6 +65,9 @@ class BrokenSource(DumpSource):
 class DumpShelfSuite:
     """Inherit, and implement the four hooks."""
 
+    several_bytes = DUMP_PIECE_BYTES
+    """Of each dump that is put beside others: more than a piece."""
+
     def new_shelf(self, folder: Path) -> DumpShelf:
         raise NotImplementedError
 
@@ -154,7 +157,7 @@ class DumpShelfSuite:
 
     def test_several_at_once(self, shelf: DumpShelf) -> None:
         def work(at: int) -> None:
-            put(shelf, TAKEN_NS + at, content(DUMP_PIECE_BYTES + at, at))
+            put(shelf, TAKEN_NS + at, content(self.several_bytes + at, at))
 
         threads = [threading.Thread(target=work, args=(at,)) for at in range(3)]
         for thread in threads:
@@ -163,4 +166,4 @@ class DumpShelfSuite:
             thread.join(60)
         assert shelf.taken() == [TAKEN_NS + at for at in (2, 1, 0)]
         for at in range(3):
-            assert read(shelf, TAKEN_NS + at) == content(DUMP_PIECE_BYTES + at, at)
+            assert read(shelf, TAKEN_NS + at) == content(self.several_bytes + at, at)
