@@ -592,3 +592,15 @@ def wait_until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+def test_who_loads_is_told_of_every_site_that_gave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIEREDFS_NODE_SECRET", "a secret of the nodes")
+    url = f"sqlite://{tmp_path}/volume.db"
+    with pytest.raises(
+        UnavailableError, match=r"127\.0\.0\.1:1 .*; node 127\.0\.0\.1:2 .*; bring it back, or name another disk"
+    ):
+        load_volume(url, ["node://127.0.0.1:{1,2}/x"], quiet)
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 .*junk: this is no dump"):
+        load_volume(url, ["node://127.0.0.1:1/x", str(tmp_path / "junk")], quiet)

@@ -11,7 +11,7 @@ def read_secret(variable: str, file: str | None = None, *, bytes_min: int) -> by
     Raises ConfigurationError: there is none, or it is too short to be one.
     """
     path = file or os.environ.get(f"{variable}_FILE")
-    if path is None:
+    if not path:
         secret = os.environb.get(variable.encode(), b"").strip()
     else:
         try:

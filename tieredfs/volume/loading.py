@@ -73,7 +73,7 @@ def load_volume(meta_url: str, sources: Sequence[str], progress: Progress, *, ho
     with contextlib.ExitStack() as stack:
         found, unusable = _dumps(host, sources, stack)
         if not found:
-            raise unusable[0] if unusable else NotFoundError(f"there is no dump in {', '.join(sources)}")
+            raise _nothing_usable(unusable) if unusable else NotFoundError(f"there is no dump in {', '.join(sources)}")
         for each in sorted(found, key=lambda each: each.header.taken_ns, reverse=True):
             try:
                 report = _load(each, location, progress, host)
@@ -82,6 +82,14 @@ def load_volume(meta_url: str, sources: Sequence[str], progress: Progress, *, ho
             else:
                 return replace(report, unusable=tuple(map(str, unusable)))
     raise CorruptError(f"no dump is whole: {'; '.join(map(str, unusable))}; other disks may have others")
+
+
+def _nothing_usable(problems: Sequence[TieredError]) -> TieredError:
+    """All of them in one, of the kind of the first."""
+    told = "; ".join(dict.fromkeys(map(str, problems)))
+    if all(isinstance(problem, UnavailableError) for problem in problems):
+        told += "; bring it back, or name another disk of the volume"
+    return type(problems[0])(told)
 
 
 class _UnreadableError(Exception):

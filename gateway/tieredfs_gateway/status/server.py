@@ -111,5 +111,7 @@ def write_page(meta_url: str, path: Path) -> None:
     try:
         part.write_text(page, encoding="utf-8")
         part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the name that nobody asked for
     finally:
         part.unlink(missing_ok=True)
