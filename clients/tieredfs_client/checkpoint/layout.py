@@ -272,8 +272,8 @@ class RankRecord(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """Everything about a checkpoint but the bytes of its tensors."""
+class About:
+    """What a manifest says of the save that made it."""
 
     step: int
     attempt: str
@@ -282,6 +282,12 @@ class Manifest:
     seconds: float
     metadata: Mapping[str, object]
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest(About):
+    """Everything about a checkpoint but the bytes of its tensors."""
+
     trees: tuple[Node, ...]
     tensors: tuple[StoredTensor, ...]
     blobs: tuple[Blob, ...]
@@ -312,19 +318,6 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What a manifest says of the save that made it; the fields are those of `Manifest`."""
-
-    step: int
-    attempt: str
-    world_size: int
-    created_ns: int
-    seconds: float
-    metadata: Mapping[str, object]
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
 class Contents:
     """The rest of a manifest: what is one per rank and tensor. `trees`: as JSON."""
 
@@ -345,15 +338,14 @@ class Tables:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """One JSON document, which any tool can read."""
-    about = About(*[getattr(manifest, name) for name in About.__slots__])
     trees = [_json(tree) for tree in manifest.trees]
     contents = Contents(trees, manifest.tensors, manifest.blobs, manifest.files, manifest.ranks)
-    return encode_document(about, encode_tables(contents))
+    return encode_document(manifest, encode_tables(contents))
 
 
 def encode_document(about: About, tables: Tables) -> bytes:
     """A whole manifest."""
-    start = _json(_fields(about))
+    start = _json({name: getattr(about, name) for name in _PLAIN})
     body = start[:-1].encode() + b"," + tables.data
     crc = int(google_crc32c.value(body))
     return (
@@ -391,7 +383,7 @@ def _json(tree: object) -> str:
     return json.dumps(tree, separators=(",", ":"), allow_nan=True)
 
 
-def _fields(value: StoredTensor | StoredFile | About) -> dict[str, object]:
+def _fields(value: StoredTensor | StoredFile) -> dict[str, object]:
     """One level of them: `asdict` copies what is below, too, which took a third of a commit of 4096 ranks."""
     return {name: getattr(value, name) for name in value.__slots__}
 
