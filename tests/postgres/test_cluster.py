@@ -10,6 +10,7 @@ import pytest
 
 from tests.nodes.rig import Node, node, secret_set
 from tests.postgres.server import Server
+from tests.whole_files import get, put
 from tieredfs.config import parse_code
 from tieredfs.host import local_host
 from tieredfs.limits import MIB
@@ -34,19 +35,6 @@ def url(server: Server, database: str, nodes: list[Node], monkeypatch: pytest.Mo
     data = [str(one.url(disk)) for one in nodes for disk in range(2)]
     format_volume(made, data, code=parse_code("rs:4+2"), durability=Durability.STORE, name="cluster", block_bytes=MIB)
     return made
-
-
-def put(volume: FileSystem, path: bytes, content: bytes) -> None:
-    with volume.create() as writing:
-        os.pwrite(writing.descriptor, content, 0)
-        writing.commit(path)
-
-
-def get(volume: FileSystem, path: bytes) -> bytes:
-    with volume.open(path) as reading:
-        target = bytearray(reading.attributes.size_bytes)
-        assert reading.read_into(0, memoryview(target)) == len(target)
-        return bytes(target)
 
 
 def test_two_hosts_share_a_volume_on_nodes_through_the_death_of_one(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.whole_files import get
 from tieredfs.config import parse_code
 from tieredfs.errors import AlreadyExistsError, DeadlineError, NotDirectoryError, NotFoundError
 from tieredfs.host import crash
@@ -43,13 +44,6 @@ def put(volume: FileSystem, path: bytes, content: bytes, mode: int = 0o640) -> I
     with volume.create() as writing:
         os.pwrite(writing.descriptor, content, 0)
         return writing.commit(path, mode=mode, xattrs={b"user.of": path}).inode
-
-
-def get(volume: FileSystem, path: bytes) -> bytes:
-    with volume.open(path) as reading:
-        target = bytearray(reading.attributes.size_bytes)
-        assert reading.read_into(0, memoryview(target)) == len(target)
-        return bytes(target)
 
 
 def plant(volume: FileSystem) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.whole_files import get
 from tieredfs.cache.layout import claimed
 from tieredfs.config import parse_code
 from tieredfs.errors import (
@@ -98,13 +99,6 @@ def put(volume: FileSystem, path: bytes, content: bytes) -> InodeId:
     with volume.create() as writing:
         os.pwrite(writing.descriptor, content, 0)
         return writing.commit(path, xattrs={b"user.name": path}).inode
-
-
-def get(volume: FileSystem, path: bytes) -> bytes:
-    with volume.open(path) as reading:
-        target = bytearray(reading.attributes.size_bytes)
-        assert reading.read_into(0, memoryview(target)) == len(target)
-        return bytes(target)
 
 
 def content(seed: int, size: int = 300_000) -> bytes:

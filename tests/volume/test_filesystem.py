@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.whole_files import get, put
 from tieredfs.cache.layout import CacheDirectory
 from tieredfs.config import parse_code
 from tieredfs.errors import (
@@ -45,19 +46,6 @@ def url(tmp_path: Path) -> str:
 def volume(url: str) -> Iterator[FileSystem]:
     with FileSystem.at(url, purpose="test") as opened:
         yield opened
-
-
-def put(volume: FileSystem, path: bytes, content: bytes, **options: object) -> Attributes:
-    with volume.create() as writing:
-        os.pwrite(writing.descriptor, content, 0)
-        return writing.commit(path, **options)  # type: ignore[arg-type]
-
-
-def get(volume: FileSystem, path: bytes) -> bytes:
-    with volume.open(path) as reading:
-        target = bytearray(reading.attributes.size_bytes)
-        assert reading.read_into(0, memoryview(target)) == len(target)
-        return bytes(target)
 
 
 def test_a_file_has_no_name_before_its_commit(volume: FileSystem) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tests.cache.rigs import LyingFiles, wait_until
 from tests.nodes.rig import SECRET, secret_set
 from tests.nodes.test_node_volumes import self_signed
+from tests.whole_files import get, put
 from tieredfs.cache.peers import LISTEN_VARIABLE
 from tieredfs.config import parse_code
 from tieredfs.errors import BusyError, ConfigurationError
@@ -51,19 +52,6 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Two]:
             FileSystem.at(url, purpose="test", host=there, cache_dir=str(tmp_path / "b"), cache_bytes=GIB)
         )
         yield owner, reader
-
-
-def put(volume: FileSystem, path: bytes, content: bytes) -> None:
-    with volume.create() as writing:
-        os.pwrite(writing.descriptor, content, 0)
-        writing.commit(path)
-
-
-def get(volume: FileSystem, path: bytes) -> bytes:
-    with volume.open(path) as reading:
-        target = bytearray(reading.attributes.size_bytes)
-        assert reading.read_into(0, memoryview(target)) == len(target)
-        return bytes(target)
 
 
 def test_by_path_by_version_and_by_reference(two: Two) -> None:
