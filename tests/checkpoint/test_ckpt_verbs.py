@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 
 from tieredfs.cli import main
-from tieredfs.cli.app import app
 from tieredfs.cli.outcomes import CONDITION, OK, PROBLEMS_FOUND, REQUEST
 from tieredfs.host import local_host
 from tieredfs.volume import FileSystem
@@ -41,11 +40,7 @@ class Ran:
 
 
 @pytest.fixture
-def ckpt(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    if not any(group.name == "ckpt" for group in app.registered_groups):  # not installed, or nobody ran `main` yet
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [ENTRY])
-        ENTRY.load()(app)
-
+def ckpt(url: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     def run(verb: str, *arguments: object) -> Ran:
         code = main(["ckpt", verb, url, RUN, *map(str, arguments)])
         captured = capsys.readouterr()
@@ -257,6 +252,5 @@ def test_export_joins_shards(
     assert torch.equal(safetensors.torch.load_file(tmp_path / "whole" / "model.safetensors")["t"], whole)
 
 
-def test_a_volume_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [ENTRY])
+def test_a_volume_that_is_not_there(tmp_path: Path) -> None:
     assert main(["ckpt", "list", f"sqlite://{tmp_path}/none.db", RUN]) in (REQUEST, CONDITION)
