@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.postgres.pooler import TransactionPooler
 from tests.postgres.proxy import Fate, Proxy
 from tests.postgres.server import GUEST, NEWER, PASSWORD, Server, free_port
 from tieredfs.config.postgres_url import PostgresUrl, parse_postgres_url
@@ -369,6 +370,41 @@ def test_a_password_file_named_by_the_url(engine: PostgresEngine, server: Server
 def test_what_asking_again_would_not_change(server: Server, user: str, database: str, more: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         PostgresEngine(parse_postgres_url(server.url(database, user=user, more=more)))
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_pooler_that_gives_connections_for_a_transaction_is_refused(
+    engine: PostgresEngine, server: Server, database: str, *, forgets: bool
+) -> None:
+    put(engine, (b"key", b"value"))
+    pooler = TransactionPooler(server.port, forgets=forgets)
+    try:
+        with pytest.raises(ConfigurationError, match="for a transaction; it must give them for a session"):
+            PostgresEngine(parse_postgres_url(server.url(database, port=pooler.port)))
+    finally:
+        pooler.close()
+    assert items(engine) == [(b"key", b"value")]
+
+
+def test_the_settings_of_a_connection_do_not_travel_as_options(
+    server: Server, database: str, url: PostgresUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PgBouncer refuses a connection with `options`; told to ignore them, it would leave the time limits out."""
+    asked: list[bytes] = []
+    linked = postgres_wire._linked
+    monkeypatch.setattr(
+        postgres_wire, "_linked", lambda conninfo, clock: asked.append(conninfo) or linked(conninfo, clock)
+    )
+    engine = PostgresEngine(url, create=True)
+    try:
+        settings = b"SELECT current_setting('statement_timeout'), current_setting('search_path')"
+        with engine._own().borrowed(WAIT_S) as wire:
+            (found,) = wire.exchange([(postgres_wire.Statement(b"", settings), ())])
+        assert (found.get_value(0, 0), found.get_value(0, 1)) == (b"30s", b'"tieredfs"')
+    finally:
+        engine.close()
+    assert asked
+    assert not any(b"options" in conninfo for conninfo in asked)
 
 
 def test_a_database_without_a_volume(url: PostgresUrl) -> None:

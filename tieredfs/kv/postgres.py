@@ -26,7 +26,7 @@ small commits a second by one thread and 4480 by six, where 5640 and 8440 would 
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Final, TypeVar
 
 from psycopg import pq
@@ -62,6 +62,7 @@ from tieredfs.kv.postgres_wire import (
     bytea_array,
     connect,
     int8_array,
+    pooled,
     unavailable,
 )
 from tieredfs.limits import KEY_BYTES_MAX, LOCK_WAIT_S, OPEN_WAIT_S, TRANSACTION_RETRIES_MAX
@@ -322,6 +323,7 @@ def _opened(url: PostgresUrl, host: Host, tally: Tally) -> Iterator[Wire]:
             effort.after_loss(error)
     try:
         schema.check_server(wire, url)
+        _check_sessions(wire, url, host)
         yield wire
     except LostError as error:
         raise unavailable(url, error) from error
@@ -329,6 +331,15 @@ def _opened(url: PostgresUrl, host: Host, tally: Tally) -> Iterator[Wire]:
         raise _domain_error(url, error) from error
     finally:
         wire.close()
+
+
+def _check_sessions(wire: Wire, url: PostgresUrl, host: Host) -> None:
+    """Raises ConfigurationError: a pooler gives one server process to one connection after the other, so the locks that tell
+    what became of a commit hold nothing. It gives out first what came back last: the two would share one."""
+    with closing(connect(url, host.random.getrandbits(63), host.clock, Tally())) as another:
+        alone = another.is_alone() and wire.is_alone()
+    if not alone:
+        raise pooled(url)
 
 
 def drop(url: PostgresUrl, host: Host | None = None) -> None:

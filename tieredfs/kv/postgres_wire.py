@@ -46,7 +46,7 @@ _SETTINGS: Final = {
     "client_connection_check_interval": "5000",
     # What was seen as committed must not be undone by the death of the server, for those who saw it live on.
     "synchronous_commit": "on",
-    "default_transaction_isolation": r"read\ committed",
+    "default_transaction_isolation": "read committed",
     # A scan of the whole table would conflict with every writer; an index tells the server what exactly was read.
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
@@ -79,6 +79,8 @@ _OURS_TO_MEND: Final = (
 
 _GONE: Final = frozenset({"25006", "53200", "53300", "57P01", "57P02", "57P03", "57P05"})
 """What another connection may do better: of a server that became a standby, has no memory for this, or stops."""
+_OTHERS_WERE_HERE: Final = frozenset({"42P05", "26000"})
+"""On a new connection: its statement is prepared already, or what it prepared is not."""
 
 
 class Statement(NamedTuple):
@@ -135,8 +137,6 @@ def int8_array(numbers: Sequence[int]) -> bytes:
 
 def _conninfo(url: PostgresUrl, host: tuple[str, int] | None) -> bytes:
     given: dict[str, str] = {**_LINK, **dict(url.options), "application_name": "tieredfs"}
-    settings = {**_SETTINGS, "search_path": url.schema}
-    given["options"] = " ".join(f"-c {name}={value}" for name, value in settings.items())
     if host is not None:
         given |= {"host": host[0], "port": str(host[1])}
     if url.user:
@@ -159,9 +159,11 @@ def connect(url: PostgresUrl, slot: int, clock: Clock, tally: Tally) -> "Wire":
         tally.connections += 1
         wire = Wire(link, slot, clock, tally)
         try:
-            wire.exchange([(HOLD_SLOT, (I64.pack(slot),))])
+            wire.exchange([(_SET, _set_values(url, slot)), (HOLD_SLOT, (I64.pack(slot),))])
         except (LostError, ServerError) as error:
             wire.close()
+            if isinstance(error, ServerError) and error.state in _OTHERS_WERE_HERE:
+                raise pooled(url) from error
             failures.append(str(error))
             continue
         return wire
@@ -202,6 +204,22 @@ def _message(link: pq.abc.PGconn) -> str:
 
 
 HOLD_SLOT: Final = Statement(b"hold", b"SELECT pg_advisory_lock($1)", (INT8,))
+_SLOT_SETTING: Final = "tieredfs.slot"
+_SET: Final = Statement(
+    b"",
+    b"SELECT set_config(convert_from(name, 'UTF8'), convert_from(value, 'UTF8'), false)"
+    b" FROM unnest($1, $2) AS given (name, value)",
+    (BYTEA_ARRAY, BYTEA_ARRAY),
+)
+_SLOT: Final = Statement(b"slot", f"SELECT current_setting('{_SLOT_SETTING}', true)".encode())
+
+
+def _set_values(url: PostgresUrl, slot: int) -> tuple[bytes, bytes]:
+    """Not as `options` of the connection: poolers refuse these, or leave them out."""
+    settings = {**_SETTINGS, "search_path": f'"{url.schema}"', _SLOT_SETTING: str(slot)}
+    return bytea_array([name.encode() for name in settings]), bytea_array(
+        [value.encode() for value in settings.values()]
+    )
 
 
 class Wire:
@@ -226,6 +244,12 @@ class Wire:
     def close(self) -> None:
         self.usable = False
         self._link.finish()
+
+    def is_alone(self) -> bool:
+        """Whether what was set for this connection still is: a pooler that gives a server process to one client after the
+        other, a transaction each, mixes their settings and locks. Raises ServerError, LostError."""
+        (result,) = self.exchange([(_SLOT, ())])
+        return result.get_value(0, 0) == str(self.slot).encode()
 
     def exchange(self, calls: Sequence[Call]) -> list[pq.abc.PGresult]:
         """One result per call. Raises ServerError of the first that failed, LostError; then those after it were skipped."""
@@ -309,6 +333,14 @@ def _server_error(result: pq.abc.PGresult) -> ServerError:
     state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
     message = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message).decode(errors="replace")
     return ServerError(state, message)
+
+
+def pooled(url: PostgresUrl) -> ConfigurationError:
+    """What to say of a pooler that gives a server process to one connection after the other."""
+    return ConfigurationError(
+        f"metadata database {url.place}: a pooler in front gives connections for a transaction; it must give them for a"
+        " session (PgBouncer: pool_mode = session), or name the server itself"
+    )
 
 
 def unavailable(url: PostgresUrl, problem: object) -> UnavailableError:
