@@ -85,6 +85,16 @@ def test_from_up_to_destroy(point: Path, home: Path, url: str) -> None:
     assert not (home / "volume.db").exists()
 
 
+def test_the_mount_is_measured_beside_another_directory(point: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    data = data_of(
+        "bench", str(point), "--against", str(tmp_path / "plain"), "--size", "8M", "--files", "50", "--rounds", "1"
+    )
+    assert isinstance(data["figures"], list)
+    assert all(figure["ratio"] > 0 for figure in data["figures"])
+    assert list(point.iterdir()) == []
+
+
 def test_what_was_staged_is_drained_without_a_mount(point: Path, url: str) -> None:
     (point / "file").write_bytes(b"x" * 100_000)
     assert tieredfs("umount", str(point)).returncode == 0

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 import tieredfs
-from tieredfs.cli import disk_verbs, dump_verbs, mount_verbs, peer_verbs, volume_verbs, watch_verbs
+from tieredfs.cli import bench_verbs, disk_verbs, dump_verbs, mount_verbs, peer_verbs, volume_verbs, watch_verbs
 from tieredfs.cli.backend import Backend, LocalBackend
 from tieredfs.cli.outcomes import OK, error_line, exit_code_of
 from tieredfs.cli.render import ReaderLeftError
@@ -46,6 +46,7 @@ mount_verbs.add_to(app)
 volume_verbs.add_to(app)
 dump_verbs.add_to(app)
 watch_verbs.add_to(app)
+bench_verbs.add_to(app)
 peer_verbs.add_to(app)
 app.add_typer(disk_verbs.verbs, name="disk")
 
