@@ -24,9 +24,9 @@ def asked_acl(request: Request, body: bytes) -> str:
 
 def acl_response(acl: str) -> Response:
     owner = {"Grantee": {"ID": OWNER["ID"], "DisplayName": OWNER["DisplayName"]}, "Permission": "FULL_CONTROL"}
-    grants: list[xml.Tree] = [owner]
     said = sorted(GRANTS.get(acl, ()))
-    grants += [{"Grantee": {"URI": group}, "Permission": permission} for group, permission in said]
+    grants: list[xml.Tree] = [{"Grantee": {"URI": group}, "Permission": permission} for group, permission in said]
+    grants.append(owner)
     response = xml_response("AccessControlPolicy", {"Owner": OWNER, "AccessControlList": {"Grant": grants}})
     body = response.body
     for kind, first in (("CanonicalUser", "ID"), ("Group", "URI")):  # the kind is an attribute, as clients expect it

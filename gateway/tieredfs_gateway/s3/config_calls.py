@@ -21,7 +21,6 @@ from tieredfs_gateway.s3.versions import Versioning
 from tieredfs_gateway.s3.xml import Element
 
 Call = Callable[[Request], Response]
-_OWNERSHIPS: Final = ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter")
 UNCONFIGURED: Final[Mapping[str, tuple[str, Mapping[str, xml.Tree]]]] = {
     "GetBucketLocation": ("LocationConstraint", {}),
     "GetBucketAccelerateConfiguration": ("AccelerateConfiguration", {}),
@@ -190,8 +189,10 @@ class ConfigCalls:
 
     def put_ownership(self, request: Request, body: bytes) -> Response:
         rules = xml.parse(body, "OwnershipControls").all("Rule")
-        if len(rules) != 1 or rules[0].need("ObjectOwnership") not in _OWNERSHIPS:
+        if len(rules) != 1 or (ownership := rules[0].need("ObjectOwnership")) not in bucket_rules.OWNERSHIPS:
             raise S3Error("MalformedXML")
+        if ownership == bucket_rules.OWNER_ENFORCED and self._settings.now(request.bucket).acl:
+            raise S3Error("InvalidBucketAclWithObjectOwnership")
         return self._keep(request, bucket_rules.OWNERSHIP, body)
 
     # ---- the rest ---------------------------------------------------------------------------------------------------

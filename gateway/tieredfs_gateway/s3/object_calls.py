@@ -218,6 +218,8 @@ class ObjectCalls:
         try:
             found = self._store.head(request.bucket, request.key, version_of(request))
         except S3Error as error:
+            if access.may_list(request, caller, self._store.settings.now(request.bucket)):
+                raise
             raise S3Error("AccessDenied") from error
         if not lets(self._store.get_acl(found), "READ", anonymous=caller.is_anonymous):
             raise S3Error("AccessDenied")
@@ -282,7 +284,8 @@ class ObjectCalls:
 
     def delete(self, request: Request) -> Response:
         self._store.check_bucket(request.bucket)
-        asked = conditions.of_write(request.headers)
+        names = ("if-match", "x-amz-if-match-size", "x-amz-if-match-last-modified-time", "if-none-match")
+        asked = conditions.of_delete(*(request.headers.get(name) for name in names))
         done = self._store.delete(request.bucket, request.key, asked, version_of(request))
         self._store.sync()
         headers = version_headers(done.version_id)
@@ -552,7 +555,7 @@ def object_headers(found: Object) -> Headers:
         ("etag", f'"{found.record.etag}"'),
         ("last-modified", conditions.http_date(found.attributes.mtime_ns)),
         ("accept-ranges", "bytes"),
-        ("content-type", kept.get("content-type", "binary/octet-stream")),
+        ("content-type", kept.get("content-type") or "binary/octet-stream"),
     ]
     headers += [(name, kept[name]) for name in KEPT_HEADERS[1:] if name in kept]
     headers += [(f"x-amz-meta-{name}", value) for name, value in found.record.metadata.items()]

@@ -84,7 +84,9 @@ def check_acl(acl: str, blocks: Blocks, *, owner_enforced: bool) -> str:
 
 
 def parse_acl(document: Element, owner: str) -> str:
-    """Of an `AccessControlPolicy` that says what one of the canned ACLs says. Raises S3Error MalformedXML, NotImplemented."""
+    """Of an `AccessControlPolicy` that says what one of the canned ACLs says. Nobody is known but the owner.
+
+    Raises S3Error MalformedXML, InvalidArgument, UnresolvableGrantByEmailAddress, NotImplemented."""
     lists = document.all("AccessControlList")
     if len(lists) != 1:
         raise S3Error("MalformedXML")
@@ -93,11 +95,16 @@ def parse_acl(document: Element, owner: str) -> str:
         grantees = grant.all("Grantee")
         if len(grantees) != 1:
             raise S3Error("MalformedXML")
-        uri, permission = grantees[0].get("URI"), grant.need("Permission")
+        uri, user, permission = grantees[0].get("URI"), grantees[0].get("ID"), grant.need("Permission")
+        if grantees[0].get("EmailAddress") is not None:
+            raise S3Error("UnresolvableGrantByEmailAddress")
         if uri in (ALL_USERS, AUTHENTICATED):
             granted.add((uri, permission))
-        elif uri is not None or grantees[0].get("ID") != owner or permission != "FULL_CONTROL":
-            raise S3Error("NotImplemented", "Grants to single users are not implemented.")
+        elif uri is not None or user != owner:
+            name = "Group/URI" if uri is not None else "CanonicalUser/ID"
+            raise S3Error("InvalidArgument", "Invalid id", fields={"ArgumentName": name})
+        elif permission != "FULL_CONTROL":
+            raise S3Error("NotImplemented", "The owner has FULL_CONTROL.")
     known = {grants: acl for acl, grants in GRANTS.items()}
     acl = known.get(frozenset(granted))
     if acl is None:

@@ -304,7 +304,9 @@ class Store:
         Raises S3Error PreconditionFailed."""
 
         def check(seen: Object | None) -> None:
-            conditions.check_write(asked, None if seen is None else seen.record.etag)
+            if seen is not None:
+                now = seen.attributes
+                conditions.check_delete(asked, seen.record.etag, now.size_bytes, now.mtime_ns)
 
         return self._delete(bucket, key, check, version_id)
 
