@@ -240,6 +240,24 @@ def test_grants_to_those_who_are_not_there(s3: Any, bucket: str) -> None:
         assert said(s3.put_bucket_acl, Bucket=bucket, AccessControlPolicy=asked) == (400, code)
 
 
+def test_grants_in_headers(served: Endpoint, s3: Any, bucket: str) -> None:
+    groups = "http://acs.amazonaws.com/groups/global"
+    everybody, grants = f'uri="{groups}/AllUsers"', {"GrantFullControl": 'id="tieredfs"'}
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar", GrantRead=everybody, **grants)
+    assert httpx.get(f"{served.url}/{bucket}/k").content == b"bar"
+    s3.put_bucket_acl(Bucket=bucket, GrantRead=everybody, GrantWrite=everybody)
+    assert httpx.put(f"{served.url}/{bucket}/other", content=b"x").status_code == 200
+    for header, code in (
+        ({"GrantRead": "id=somebody"}, "InvalidArgument"),
+        ({"GrantRead": "somebody"}, "InvalidArgument"),
+        ({"GrantRead": f'uri="{groups}/Nobodies"'}, "InvalidArgument"),
+        ({"GrantRead": 'emailAddress="a@b.invalid"'}, "UnresolvableGrantByEmailAddress"),
+        ({"GrantRead": everybody, "ACL": "private"}, "InvalidRequest"),
+    ):
+        assert said(s3.put_object, Bucket=bucket, Key="k", Body=b"x", **header) == (400, code)
+    assert said(s3.put_object_acl, Bucket=bucket, Key="k", GrantReadACP=everybody) == (501, "NotImplemented")
+
+
 def test_answers_say_to_whom_and_for_what_they_are_allowed(served: Endpoint, s3: Any, bucket: str) -> None:
     rules = [{"AllowedMethods": ["GET", "PUT"], "AllowedOrigins": ["*.suffix"], "MaxAgeSeconds": 9}]
     s3.put_bucket_cors(Bucket=bucket, CORSConfiguration={"CORSRules": rules})
@@ -274,6 +292,8 @@ def test_the_checksum_of_checksums_is_checked_with_its_number_of_parts(s3: Any, 
     parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA256": part["ChecksumSHA256"]}]}
     complete = {**of_upload, "MultipartUpload": parts}
     whole = base64.b64encode(hashlib.sha256(base64.b64decode(part["ChecksumSHA256"])).digest()).decode()
+    without = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    assert said(s3.complete_multipart_upload, **of_upload, MultipartUpload=without) == (400, "InvalidRequest")
     assert said(s3.complete_multipart_upload, **complete, ChecksumSHA256="bad") == (400, "InvalidRequest")
     assert said(s3.complete_multipart_upload, **complete, ChecksumSHA256=f"{whole}-2") == (400, "BadDigest")
     assert s3.complete_multipart_upload(**complete, ChecksumSHA256=f"{whole}-1")["ChecksumSHA256"] == f"{whole}-1"

@@ -15,7 +15,7 @@ from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Request
 from tieredfs_gateway.s3.keystore import Scope
 from tieredfs_gateway.s3.policy import NO_POLICY, Policy, Question, Verdict
-from tieredfs_gateway.s3.public_access import lets
+from tieredfs_gateway.s3.public_access import asked_grants, lets
 from tieredfs_gateway.s3.routes import LISTINGS, Level, Operation
 
 ACTIONS: Final = {
@@ -122,6 +122,7 @@ def actions_of(operation: Operation, request: Request) -> list[str]:
     actions = [action_of(operation, request)]
     if actions[0] == "s3:PutObject":
         actions += [action for header, action in _WITH_OBJECT.items() if header in request.headers]
+        actions += ["s3:PutObjectAcl"] if asked_grants(request.headers) else []
     return actions
 
 

@@ -35,6 +35,7 @@ UNCONFIGURED: Final[Mapping[str, tuple[str, Mapping[str, xml.Tree]]]] = {
         {"IsTruncated": False},
     ),
 }
+_LOCK_CALLS: Final = ("GetObjectRetention", "PutObjectRetention", "GetObjectLegalHold", "PutObjectLegalHold")
 ABSENT: Final[Mapping[str, str]] = {
     "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
     "GetObjectLockConfiguration": "ObjectLockConfigurationNotFoundError",
@@ -76,7 +77,9 @@ class ConfigCalls:
             "DeleteBucketOwnershipControls": self._removed(bucket_rules.OWNERSHIP),
         }
         calls |= {name: self._unconfigured(root, tree) for name, (root, tree) in UNCONFIGURED.items()}
-        return calls | {name: self._absent(code) for name, code in ABSENT.items()}
+        calls |= {name: self._absent(code) for name, code in ABSENT.items()}
+        no_lock = self._absent("InvalidRequest", "Bucket is missing Object Lock Configuration")
+        return calls | dict.fromkeys(_LOCK_CALLS, no_lock)
 
     def with_body(self) -> dict[str, Callable[[Request, bytes], Response]]:
         return {
@@ -99,10 +102,10 @@ class ConfigCalls:
 
         return call
 
-    def _absent(self, code: str) -> Call:
+    def _absent(self, code: str, message: str | None = None) -> Call:
         def call(request: Request) -> Response:
             self._store.check_bucket(request.bucket)
-            raise S3Error(code)
+            raise S3Error(code, message)
 
         return call
 

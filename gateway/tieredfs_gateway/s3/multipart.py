@@ -122,6 +122,17 @@ def choose(listed: Sequence[ListedPart], stored: Mapping[int, StoredPart]) -> li
     return chosen
 
 
+def check_listed(listed: Sequence[ListedPart], chosen: Sequence[StoredPart], algorithm: str, kind: str) -> None:
+    """A COMPOSITE checksum is of what the client says of each part. Raises S3Error InvalidRequest."""
+    for part, found in zip(listed, chosen, strict=True):
+        if kind == COMPOSITE and algorithm in found.checksums and algorithm not in part.checksums:
+            raise S3Error(
+                "InvalidRequest",
+                f"The upload was created using a {algorithm.lower()} checksum. The complete request must include the "
+                f"checksum for each part. It was missing for part {part.number} in the request.",
+            )
+
+
 def etag(parts: Sequence[StoredPart]) -> str:
     """MD5 of the parts' MD5s, and their number, as clients compute it themselves."""
     digests = b"".join(bytes.fromhex(part.etag) for part in parts)

@@ -17,7 +17,7 @@ from tieredfs_gateway.s3.bucket_calls import iso_date
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Described, Request, Response, described, xml_response
 from tieredfs_gateway.s3.ingest import Expected, Received
-from tieredfs_gateway.s3.public_access import canned_acl, check_acl, lets
+from tieredfs_gateway.s3.public_access import asked_grants, canned_acl, check_acl, lets
 from tieredfs_gateway.s3.ranges import Span
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.sigv4 import STREAMING, UNSIGNED
@@ -274,7 +274,7 @@ class ObjectCalls:
 
     def _acl(self, request: Request) -> bytes | None:
         """Raises S3Error NotImplemented, AccessDenied."""
-        if "x-amz-acl" not in request.headers and not any(name.startswith("x-amz-grant-") for name in request.headers):
+        if "x-amz-acl" not in request.headers and not asked_grants(request.headers):
             return None
         return self._allowed(request.bucket, canned_acl(request.headers)).encode() or None
 
@@ -558,8 +558,7 @@ def object_headers(found: Object) -> Headers:
         ("content-type", kept.get("content-type") or "binary/octet-stream"),
     ]
     headers += [(name, kept[name]) for name in KEPT_HEADERS[1:] if name in kept]
-    headers += [(f"x-amz-meta-{name}", value) for name, value in found.record.metadata.items()]
-    return headers
+    return headers + [(f"x-amz-meta-{name}", value) for name, value in found.record.metadata.items()]
 
 
 def overridden(headers: Headers, query: Mapping[str, str]) -> Headers:
