@@ -48,7 +48,15 @@ def test_buckets_come_and_go(s3: Any) -> None:
 
 def test_a_location_constraint_of_us_east_1_is_accepted(s3: Any) -> None:
     s3.create_bucket(Bucket="located-bucket", CreateBucketConfiguration={"LocationConstraint": "us-east-1"})
+    assert s3.get_bucket_location(Bucket="located-bucket")["LocationConstraint"] is None
     s3.delete_bucket(Bucket="located-bucket")
+
+
+def test_a_bucket_is_where_its_maker_said(s3: Any) -> None:
+    s3.create_bucket(Bucket="european-bucket", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    assert s3.get_bucket_location(Bucket="european-bucket")["LocationConstraint"] == "eu-west-1"
+    assert s3.head_bucket(Bucket="european-bucket")["BucketRegion"] == "eu-west-1"
+    s3.delete_bucket(Bucket="european-bucket")
 
 
 @pytest.mark.parametrize("name", ["Upper", "a.b..c", "x" * 64, "1.2.3.4", "-ab"])

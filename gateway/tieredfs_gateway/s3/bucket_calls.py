@@ -8,7 +8,7 @@ from urllib.parse import quote
 from tieredfs.errors import TieredError
 from tieredfs_gateway.s3 import access, conditions, keys, listing, version_listing, versions, xml
 from tieredfs_gateway.s3.acl_documents import OWNER
-from tieredfs_gateway.s3.bucket_rules import ACL, OWNER_ENFORCED, OWNERSHIP, OWNERSHIPS
+from tieredfs_gateway.s3.bucket_rules import ACL, LOCATION, OWNER_ENFORCED, OWNERSHIP, OWNERSHIPS
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import Caller, Request, Response, xml_response
 from tieredfs_gateway.s3.public_access import canned_acl
@@ -17,6 +17,7 @@ from tieredfs_gateway.s3.store import Deleted, Store
 from tieredfs_gateway.s3.uploads import Upload, Uploads
 
 MULTI_DELETE_MAX: Final = 1000
+REGION: Final = "us-east-1"
 BUCKETS_MAX: Final = 10_000
 """On one page, if pages are asked for."""
 
@@ -66,12 +67,14 @@ class BucketCalls:
         try:
             self._store.create_bucket(request.bucket)
         except S3Error as error:
-            if error.code != "BucketAlreadyOwnedByYou" or ownership or (constraint or "us-east-1") != "us-east-1":
+            if error.code != "BucketAlreadyOwnedByYou" or ownership or (constraint or REGION) != REGION:
                 raise
             if acl != self._store.settings.now(request.bucket).acl:
                 raise S3Error("BucketAlreadyExists", fields={"BucketName": request.bucket_name}) from error
         if acl:
             self._store.settings.put(request.bucket, ACL, acl.encode())
+        if constraint and constraint != REGION:
+            self._store.settings.put(request.bucket, LOCATION, constraint.encode())
         if ownership:
             rule = xml.document("OwnershipControls", {"Rule": {"ObjectOwnership": ownership}})
             self._store.settings.put(request.bucket, OWNERSHIP, rule)
@@ -80,16 +83,13 @@ class BucketCalls:
 
     def head(self, request: Request) -> Response:
         self._store.check_bucket(request.bucket)
-        return Response(200, [("x-amz-bucket-region", "us-east-1")])
+        region = (self._store.settings.get(request.bucket, LOCATION) or REGION.encode()).decode("utf-8", "replace")
+        return Response(200, [("x-amz-bucket-region", region)])
 
     def delete(self, request: Request) -> Response:
         self._store.delete_bucket(request.bucket)
         self._store.sync()
         return Response(204)
-
-    def location(self, request: Request) -> Response:
-        self._store.check_bucket(request.bucket)
-        return xml_response("LocationConstraint", {})
 
     # ---- listings ---------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ TAGS: Final = b"user.s3.tags"
 ACL: Final = b"user.s3.acl"
 BLOCKS: Final = b"user.s3.public-access-block"
 OWNERSHIP: Final = b"user.s3.ownership"
+LOCATION: Final = b"user.s3.location"
+"""The region that its maker named; no region is another place here."""
 OWNER_ENFORCED: Final = "BucketOwnerEnforced"
 OWNERSHIPS: Final = (OWNER_ENFORCED, "BucketOwnerPreferred", "ObjectWriter")
 JUDGED: Final = (POLICY, CORS, ACL, BLOCKS, VERSIONING, LIFECYCLE, OWNERSHIP)

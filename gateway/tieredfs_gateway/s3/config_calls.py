@@ -22,7 +22,6 @@ from tieredfs_gateway.s3.xml import Element
 
 Call = Callable[[Request], Response]
 UNCONFIGURED: Final[Mapping[str, tuple[str, Mapping[str, xml.Tree]]]] = {
-    "GetBucketLocation": ("LocationConstraint", {}),
     "GetBucketAccelerateConfiguration": ("AccelerateConfiguration", {}),
     "GetBucketRequestPayment": ("RequestPaymentConfiguration", {"Payer": "BucketOwner"}),
     "GetBucketLogging": ("BucketLoggingStatus", {}),
@@ -54,6 +53,7 @@ class ConfigCalls:
     def plain(self) -> dict[str, Call]:
         """Those without a body, by operation."""
         calls: dict[str, Call] = {
+            "GetBucketLocation": self.get_location,
             "GetBucketVersioning": self.get_versioning,
             "GetBucketAcl": self.get_acl,
             "GetBucketPolicy": self.get_policy,
@@ -137,6 +137,12 @@ class ConfigCalls:
         self._store.check_bucket(request.bucket)
         self._settings.put(request.bucket, name, value)
         return Response(status)
+
+    def get_location(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        document = Element("LocationConstraint")
+        document.text = (self._settings.get(request.bucket, bucket_rules.LOCATION) or b"").decode("utf-8", "replace")
+        return Response(200, [("content-type", "application/xml")], xml.rendered(document))
 
     # ---- versioning -------------------------------------------------------------------------------------------------
 
