@@ -64,6 +64,8 @@ def test_what_was_never_configured(s3: Any, bucket: str) -> None:
     assert "Status" not in s3.get_bucket_accelerate_configuration(Bucket=bucket)
     assert "LoggingEnabled" not in s3.get_bucket_logging(Bucket=bucket)
     assert "QueueConfigurations" not in s3.get_bucket_notification_configuration(Bucket=bucket)
+    for name in ("encryption", "replication", "website"):
+        getattr(s3, f"delete_bucket_{name}")(Bucket=bucket)
     for call in ("analytics", "inventory", "metrics", "intelligent_tiering"):
         assert getattr(s3, f"list_bucket_{call}_configurations")(Bucket=bucket)["IsTruncated"] is False
 

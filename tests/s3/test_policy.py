@@ -342,6 +342,14 @@ def test_a_copys_source_is_judged_however_it_is_written(served: Endpoint, s3: An
         assert code(stranger.copy_object, Bucket=bucket, Key="copy", CopySource=written) == "AccessDenied"
 
 
+def test_a_policy_forbids_grants(s3: Any, bucket: str) -> None:
+    everybody = 'uri="http://acs.amazonaws.com/groups/global/AllUsers"'
+    granted = {"StringLike": {"s3:x-amz-grant-read": "*AllUsers*"}}
+    set_policy(s3, bucket, statement(Effect="Deny", Action="s3:PutObject", Condition=granted))
+    assert code(s3.put_object, Bucket=bucket, Key="k", Body=b"1", GrantRead=everybody) == "AccessDenied"
+    s3.put_object(Bucket=bucket, Key="k", Body=b"1")
+
+
 def test_uploads_in_parts_have_their_acl(nobody: Any, s3: Any, bucket: str) -> None:
     upload = s3.create_multipart_upload(Bucket=bucket, Key="k", ACL="public-read")["UploadId"]
     part = s3.upload_part(Bucket=bucket, Key="k", UploadId=upload, PartNumber=1, Body=b"part")

@@ -15,7 +15,7 @@ from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Request
 from tieredfs_gateway.s3.keystore import Scope
 from tieredfs_gateway.s3.policy import NO_POLICY, Policy, Question, Verdict
-from tieredfs_gateway.s3.public_access import asked_grants, lets
+from tieredfs_gateway.s3.public_access import GRANT_HEADERS, asked_grants, lets
 from tieredfs_gateway.s3.routes import LISTINGS, Level, Operation
 
 ACTIONS: Final = {
@@ -165,6 +165,7 @@ _CONTEXT_HEADERS: Final = {
     "referer": "aws:referer",
     "user-agent": "aws:useragent",
     "x-amz-acl": "s3:x-amz-acl",
+    **{name: f"s3:{name}" for name in GRANT_HEADERS},
     "x-amz-metadata-directive": "s3:x-amz-metadata-directive",
     "x-amz-server-side-encryption": "s3:x-amz-server-side-encryption",
 }

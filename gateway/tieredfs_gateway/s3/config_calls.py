@@ -34,6 +34,7 @@ UNCONFIGURED: Final[Mapping[str, tuple[str, Mapping[str, xml.Tree]]]] = {
         {"IsTruncated": False},
     ),
 }
+_REMOVED_ALREADY: Final = ("DeleteBucketEncryption", "DeleteBucketReplication", "DeleteBucketWebsite")
 _LOCK_CALLS: Final = ("GetObjectRetention", "PutObjectRetention", "GetObjectLegalHold", "PutObjectLegalHold")
 ABSENT: Final[Mapping[str, str]] = {
     "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
@@ -78,6 +79,7 @@ class ConfigCalls:
         }
         calls |= {name: self._unconfigured(root, tree) for name, (root, tree) in UNCONFIGURED.items()}
         calls |= {name: self._absent(code) for name, code in ABSENT.items()}
+        calls |= dict.fromkeys(_REMOVED_ALREADY, self._removed_already)
         no_lock = self._absent("InvalidRequest", "Bucket is missing Object Lock Configuration")
         return calls | dict.fromkeys(_LOCK_CALLS, no_lock)
 
@@ -125,6 +127,10 @@ class ConfigCalls:
             return Response(204)
 
         return call
+
+    def _removed_already(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        return Response(204)
 
     def _set(self, request: Request, name: bytes, absent: str) -> bytes:
         self._store.check_bucket(request.bucket)

@@ -35,7 +35,7 @@ CANNED: Final = {
 }
 OTHERS: Final = ("aws-exec-read", "log-delivery-write")
 """S3 has them, and they are not here."""
-_GRANT_HEADERS: Final = {
+GRANT_HEADERS: Final = {
     "x-amz-grant-full-control": "FULL_CONTROL",
     "x-amz-grant-read": "READ",
     "x-amz-grant-read-acp": "READ_ACP",
@@ -72,7 +72,7 @@ def parse_blocks(document: Element) -> Blocks:
 
 def asked_grants(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     """Permissions, and the lists of those who are granted them."""
-    return [(permission, headers[name]) for name, permission in _GRANT_HEADERS.items() if name in headers]
+    return [(permission, headers[name]) for name, permission in GRANT_HEADERS.items() if name in headers]
 
 
 def canned_acl(headers: Mapping[str, str]) -> str:
@@ -104,7 +104,7 @@ def _named(grants: Iterable[tuple[str, str, str]]) -> str:
     Raises S3Error InvalidArgument, UnresolvableGrantByEmailAddress, NotImplemented."""
     granted = set()
     for kind, value, permission in grants:
-        if permission not in _GRANT_HEADERS.values():
+        if permission not in GRANT_HEADERS.values():
             raise S3Error("MalformedXML")
         if kind == "emailaddress":
             raise S3Error("UnresolvableGrantByEmailAddress")
