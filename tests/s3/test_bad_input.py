@@ -325,7 +325,7 @@ def test_what_would_be_ignored_is_refused(served: Endpoint, s3: Any, bucket: str
     for name, value in (
         ("x-amz-server-side-encryption", "AES256"),
         ("x-amz-acl", "aws-exec-read"),
-        ("x-amz-grant-read", "id=x"),
+        ("x-amz-grant-read-acp", "uri=http://acs.amazonaws.com/groups/global/AllUsers"),
         ("x-amz-object-lock-mode", "GOVERNANCE"),
     ):
         assert code_of(served.send("PUT", f"/{bucket}/k", b"", {name: value})) == "NotImplemented"

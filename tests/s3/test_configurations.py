@@ -64,6 +64,8 @@ def test_what_was_never_configured(s3: Any, bucket: str) -> None:
     assert "Status" not in s3.get_bucket_accelerate_configuration(Bucket=bucket)
     assert "LoggingEnabled" not in s3.get_bucket_logging(Bucket=bucket)
     assert "QueueConfigurations" not in s3.get_bucket_notification_configuration(Bucket=bucket)
+    for name in ("encryption", "replication", "website"):
+        getattr(s3, f"delete_bucket_{name}")(Bucket=bucket)
     for call in ("analytics", "inventory", "metrics", "intelligent_tiering"):
         assert getattr(s3, f"list_bucket_{call}_configurations")(Bucket=bucket)["IsTruncated"] is False
 
@@ -72,8 +74,11 @@ def test_what_would_not_be_done_is_refused(served: Endpoint, bucket: str) -> Non
     for name in ("encryption", "object-lock", "replication", "website", "logging", "notification", "accelerate"):
         answer = served.send("PUT", f"/{bucket}?{name}=", b"<x/>")
         assert (answer.status_code, b"<Code>NotImplemented</Code>" in answer.content) == (501, True)
-    for name in ("retention", "legal-hold", "torrent"):
-        assert served.send("GET", f"/{bucket}/k?{name}=").status_code == 501
+    assert served.send("GET", f"/{bucket}/k?torrent=").status_code == 501
+    for name in ("retention", "legal-hold"):
+        for method in ("GET", "PUT"):
+            answer = served.send(method, f"/{bucket}/k?{name}=")
+            assert (answer.status_code, b"missing Object Lock" in answer.content) == (400, True)
 
 
 def test_a_new_bucket_of_the_same_name_has_none_of_it(s3: Any, bucket: str) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import hashlib
 import zlib
 from typing import Any
 
@@ -76,6 +77,44 @@ def test_uploads_are_rolled_up(s3: Any, bucket: str) -> None:
     assert found == ["a/", "b", "c/"]
 
 
+def test_a_bucket_is_created_again_unless_it_would_be_another(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar")
+    s3.create_bucket(Bucket=bucket)
+    located = {"LocationConstraint": "eu-west-1"}
+    again = s3.create_bucket
+    assert said(again, Bucket=bucket, CreateBucketConfiguration=located) == (409, "BucketAlreadyOwnedByYou")
+    assert said(again, Bucket=bucket, ObjectOwnership="ObjectWriter") == (409, "BucketAlreadyOwnedByYou")
+    assert said(again, Bucket=bucket, ACL="public-read") == (409, "BucketAlreadyExists")
+    assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 1
+
+
+@pytest.mark.parametrize("ownership", ["BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"])
+def test_buckets_are_created_with_their_ownership(s3: Any, ownership: str) -> None:
+    name = f"owned-{ownership.lower()}"
+    s3.create_bucket(Bucket=name, ObjectOwnership=ownership)
+    rules = s3.get_bucket_ownership_controls(Bucket=name)["OwnershipControls"]["Rules"]
+    assert rules == [{"ObjectOwnership": ownership}]
+
+
+def test_a_bucket_without_acls_has_none_from_before(s3: Any, bucket: str) -> None:
+    controls = {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
+    enforce = {"Bucket": bucket, "OwnershipControls": controls}
+    s3.put_bucket_acl(Bucket=bucket, ACL="public-read")
+    refused = (400, "InvalidBucketAclWithObjectOwnership")
+    assert said(s3.put_bucket_ownership_controls, **enforce) == refused
+    created = {"Bucket": "owned-and-public", "ACL": "public-read", "ObjectOwnership": "BucketOwnerEnforced"}
+    assert said(s3.create_bucket, **created) == refused
+    created = {"Bucket": "owned-by-whom", "ObjectOwnership": "Whom"}
+    assert said(s3.create_bucket, **created) == (400, "InvalidArgument")
+    s3.put_bucket_acl(Bucket=bucket, ACL="private")
+    s3.put_bucket_ownership_controls(**enforce)
+
+
+def test_what_is_not_in_order_is_not_rolled_up(served: Endpoint, bucket: str) -> None:
+    assert served.send("GET", f"/{bucket}?allow-unordered=true").status_code == 200
+    assert code_of(served.send("GET", f"/{bucket}?allow-unordered=true&delimiter=a")) == "InvalidArgument"
+
+
 # ---- headers ---------------------------------------------------------------------------------------------------------
 
 
@@ -118,14 +157,21 @@ def test_headers_of_a_put(served: Endpoint, s3: Any, bucket: str, header: str, v
     assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
 
 
-def test_nothing_is_deleted_on_a_condition_that_is_not_judged(served: Endpoint, s3: Any, bucket: str) -> None:
-    s3.put_object(Bucket=bucket, Key="k", Body=b"bar")
-    headers = {"x-amz-if-match-last-modified-time": "Mon, 06 Sep 2021 00:00:00 GMT"}
-    assert code_of(served.send("DELETE", f"/{bucket}/k", b"", headers)) == "NotImplemented"
-    for condition in ({"Size": 99}, {"LastModifiedTime": datetime.datetime(2021, 9, 6, tzinfo=datetime.UTC)}):
-        answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k", **condition}]})
-        assert [error["Code"] for error in answer["Errors"]] == ["NotImplemented"]
-    s3.head_object(Bucket=bucket, Key="k")
+def test_deletes_on_condition(s3: Any, bucket: str) -> None:
+    etag = s3.put_object(Bucket=bucket, Key="k", Body=b"bar")["ETag"]
+    modified = s3.head_object(Bucket=bucket, Key="k")["LastModified"]
+    wrong = {"ETag": '"e"', "Size": 99, "LastModifiedTime": datetime.datetime(2021, 9, 6, tzinfo=datetime.UTC)}
+    for name, value in wrong.items():
+        assert said(s3.delete_object, Bucket=bucket, Key="k", **{f"IfMatch{name.removeprefix('ETag')}": value}) == (
+            412,
+            "PreconditionFailed",
+        )
+        answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k", name: value}]})
+        assert [error["Code"] for error in answer["Errors"]] == ["PreconditionFailed"]
+    right = {"IfMatch": etag, "IfMatchSize": 3, "IfMatchLastModifiedTime": modified}
+    for _ in range(2):  # what is not there is deleted already
+        s3.delete_object(Bucket=bucket, Key="k", **right)
+    assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
 
 
 def test_anybody_reads_what_is_public_but_does_not_dress_it_up(served: Endpoint, s3: Any, bucket: str) -> None:
@@ -135,6 +181,81 @@ def test_anybody_reads_what_is_public_but_does_not_dress_it_up(served: Endpoint,
     assert (answer.status_code, code_of(answer)) == (400, "InvalidRequest")
     answer = served.send("GET", f"/{bucket}/k?response-content-type=text%2Fhtml")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html")
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("deflate, gzip", "deflate, gzip"),
+        ("deflate, aws-chunked, gzip", "deflate, gzip"),
+        ("gzip, aws-chunked", "gzip"),
+        ("aws-chunked", None),
+    ],
+)
+def test_codings_of_the_transfer_are_not_the_objects(s3: Any, bucket: str, sent: str, kept: str | None) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar", ContentEncoding=sent)
+    assert s3.head_object(Bucket=bucket, Key="k").get("ContentEncoding") == kept
+
+
+def test_an_empty_content_type_is_none(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar", ContentType="")
+    assert s3.head_object(Bucket=bucket, Key="k")["ContentType"] == "binary/octet-stream"
+
+
+def test_a_bucket_belongs_to_whom_one_expects(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar", ExpectedBucketOwner="tieredfs")
+    for call, arguments in (
+        (s3.list_objects_v2, {"ExpectedBucketOwner": "111122223333"}),
+        (s3.put_object, {"Key": "k", "Body": b"x", "ExpectedBucketOwner": "111122223333"}),
+        (s3.copy_object, {"Key": "c", "CopySource": f"{bucket}/k", "ExpectedSourceBucketOwner": "111122223333"}),
+        (s3.delete_objects, {"Delete": {"Objects": [{"Key": "k"}]}, "ExpectedBucketOwner": "111122223333"}),
+    ):
+        assert said(call, Bucket=bucket, **arguments) == (403, "AccessDenied")
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"bar"
+
+
+def test_who_may_list_a_bucket_is_told_what_is_not_there(served: Endpoint, s3: Any, bucket: str) -> None:
+    assert httpx.get(f"{served.url}/{bucket}/gone").status_code == 403
+    s3.put_bucket_acl(Bucket=bucket, ACL="public-read")
+    answer = httpx.get(f"{served.url}/{bucket}/gone")
+    assert (answer.status_code, code_of(answer)) == (404, "NoSuchKey")
+
+
+def test_that_a_bucket_is_not_there_anybody_may_know(served: Endpoint) -> None:
+    for method, path in (("GET", "?list-type=2"), ("GET", "/k"), ("DELETE", "/k"), ("PUT", "?versioning")):
+        answer = httpx.request(method, f"{served.url}/no-such-bucket-here{path}")
+        assert (answer.status_code, code_of(answer)) == (404, "NoSuchBucket")
+    assert httpx.put(f"{served.url}/no-such-bucket-here").status_code == 403
+
+
+def test_grants_to_those_who_are_not_there(s3: Any, bucket: str) -> None:
+    acl = {name: s3.get_bucket_acl(Bucket=bucket)[name] for name in ("Owner", "Grants")}
+    for grantee, code in (
+        ({"Type": "CanonicalUser", "ID": "somebody"}, "InvalidArgument"),
+        ({"Type": "Group", "URI": "http://acs.amazonaws.com/groups/global/Nobodies"}, "InvalidArgument"),
+        ({"Type": "AmazonCustomerByEmail", "EmailAddress": "a@b.invalid"}, "UnresolvableGrantByEmailAddress"),
+    ):
+        grants = [*acl["Grants"], {"Grantee": grantee, "Permission": "READ"}]
+        asked = {"Owner": acl["Owner"], "Grants": grants}
+        assert said(s3.put_bucket_acl, Bucket=bucket, AccessControlPolicy=asked) == (400, code)
+
+
+def test_grants_in_headers(served: Endpoint, s3: Any, bucket: str) -> None:
+    groups = "http://acs.amazonaws.com/groups/global"
+    everybody, grants = f'uri="{groups}/AllUsers"', {"GrantFullControl": 'id="tieredfs"'}
+    s3.put_object(Bucket=bucket, Key="k", Body=b"bar", GrantRead=everybody, **grants)
+    assert httpx.get(f"{served.url}/{bucket}/k").content == b"bar"
+    s3.put_bucket_acl(Bucket=bucket, GrantRead=everybody, GrantWrite=everybody)
+    assert httpx.put(f"{served.url}/{bucket}/other", content=b"x").status_code == 200
+    for header, code in (
+        ({"GrantRead": "id=somebody"}, "InvalidArgument"),
+        ({"GrantRead": "somebody"}, "InvalidArgument"),
+        ({"GrantRead": f'uri="{groups}/Nobodies"'}, "InvalidArgument"),
+        ({"GrantRead": 'emailAddress="a@b.invalid"'}, "UnresolvableGrantByEmailAddress"),
+        ({"GrantRead": everybody, "ACL": "private"}, "InvalidRequest"),
+    ):
+        assert said(s3.put_object, Bucket=bucket, Key="k", Body=b"x", **header) == (400, code)
+    assert said(s3.put_object_acl, Bucket=bucket, Key="k", GrantReadACP=everybody) == (501, "NotImplemented")
 
 
 def test_answers_say_to_whom_and_for_what_they_are_allowed(served: Endpoint, s3: Any, bucket: str) -> None:
@@ -162,6 +283,20 @@ def test_what_is_said_of_the_whole_is_checked(s3: Any, bucket: str) -> None:
     whole = part["ChecksumCRC32"]
     s3.complete_multipart_upload(**complete, MpuObjectSize=3, ChecksumType="FULL_OBJECT", ChecksumCRC32=whole)
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"abc"
+
+
+def test_the_checksum_of_checksums_is_checked_with_its_number_of_parts(s3: Any, bucket: str) -> None:
+    of_upload = {"Bucket": bucket, "Key": "k"}
+    of_upload["UploadId"] = s3.create_multipart_upload(**of_upload, ChecksumAlgorithm="SHA256")["UploadId"]
+    part = s3.upload_part(**of_upload, PartNumber=1, Body=b"abc", ChecksumAlgorithm="SHA256")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA256": part["ChecksumSHA256"]}]}
+    complete = {**of_upload, "MultipartUpload": parts}
+    whole = base64.b64encode(hashlib.sha256(base64.b64decode(part["ChecksumSHA256"])).digest()).decode()
+    without = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    assert said(s3.complete_multipart_upload, **of_upload, MultipartUpload=without) == (400, "InvalidRequest")
+    assert said(s3.complete_multipart_upload, **complete, ChecksumSHA256="bad") == (400, "InvalidRequest")
+    assert said(s3.complete_multipart_upload, **complete, ChecksumSHA256=f"{whole}-2") == (400, "BadDigest")
+    assert s3.complete_multipart_upload(**complete, ChecksumSHA256=f"{whole}-1")["ChecksumSHA256"] == f"{whole}-1"
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("CRC32", "FULL_OBJECT"), ("SHA256", "COMPOSITE")])

@@ -124,6 +124,10 @@ def test_noncurrent_versions_markers_and_uploads() -> None:
             "MalformedXML",
         ),
         (
+            "<Rule><Status>Enabled</Status><Filter/><Transition><Date>20300101</Date></Transition></Rule>",
+            "MalformedXML",
+        ),
+        (
             "<Rule><Status>Enabled</Status><Filter/><Transition><Days>1</Days><StorageClass>GLACIER</StorageClass>"
             "</Transition></Rule>",
             "NotImplemented",

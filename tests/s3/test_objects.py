@@ -37,7 +37,6 @@ def test_buckets_come_and_go(s3: Any) -> None:
     assert bucket in [found["Name"] for found in s3.list_buckets()["Buckets"]]
     s3.head_bucket(Bucket=bucket)
     assert s3.get_bucket_location(Bucket=bucket)["LocationConstraint"] is None
-    assert code(s3.create_bucket, Bucket=bucket) == "BucketAlreadyOwnedByYou"
     s3.put_object(Bucket=bucket, Key="deep/er/key", Body=b"x")
     assert code(s3.delete_bucket, Bucket=bucket) == "BucketNotEmpty"
     s3.delete_object(Bucket=bucket, Key="deep/er/key")
@@ -49,7 +48,15 @@ def test_buckets_come_and_go(s3: Any) -> None:
 
 def test_a_location_constraint_of_us_east_1_is_accepted(s3: Any) -> None:
     s3.create_bucket(Bucket="located-bucket", CreateBucketConfiguration={"LocationConstraint": "us-east-1"})
+    assert s3.get_bucket_location(Bucket="located-bucket")["LocationConstraint"] is None
     s3.delete_bucket(Bucket="located-bucket")
+
+
+def test_a_bucket_is_where_its_maker_said(s3: Any) -> None:
+    s3.create_bucket(Bucket="european-bucket", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    assert s3.get_bucket_location(Bucket="european-bucket")["LocationConstraint"] == "eu-west-1"
+    assert s3.head_bucket(Bucket="european-bucket")["BucketRegion"] == "eu-west-1"
+    s3.delete_bucket(Bucket="european-bucket")
 
 
 @pytest.mark.parametrize("name", ["Upper", "a.b..c", "x" * 64, "1.2.3.4", "-ab"])
@@ -185,10 +192,11 @@ def test_ranges_and_conditions(s3: Any, bucket: str) -> None:
 
 
 def test_tags(s3: Any, bucket: str) -> None:
-    s3.put_object(Bucket=bucket, Key="k", Body=b"x", Tagging="run=7&kind=ckpt")
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x", Tagging="run=7&kind=ckpt&done")
     assert s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == [
-        {"Key": "run", "Value": "7"},
+        {"Key": "done", "Value": ""},
         {"Key": "kind", "Value": "ckpt"},
+        {"Key": "run", "Value": "7"},
     ]
     s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": [{"Key": "a", "Value": "ü &"}]})
     assert s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == [{"Key": "a", "Value": "ü &"}]

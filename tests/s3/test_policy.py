@@ -253,8 +253,8 @@ def test_canned_acls_are_what_they_say(nobody: Any, s3: Any, bucket: str) -> Non
     assert code(nobody.get_object, Bucket=bucket, Key="not-there") == "AccessDenied"
     grants = s3.get_object_acl(Bucket=bucket, Key="open")["Grants"]
     assert [(grant["Grantee"]["Type"], grant["Permission"]) for grant in grants] == [
-        ("CanonicalUser", "FULL_CONTROL"),
         ("Group", "READ"),
+        ("CanonicalUser", "FULL_CONTROL"),
     ]
     assert len(s3.get_object_acl(Bucket=bucket, Key="closed")["Grants"]) == 1
     s3.put_object_acl(Bucket=bucket, Key="closed", ACL="public-read")
@@ -277,9 +277,11 @@ def test_a_bucket_that_anybody_writes_to(nobody: Any, s3: Any, bucket: str) -> N
     nobody.put_object(Bucket=bucket, Key="k", Body=b"1")
     assert nobody.list_objects_v2(Bucket=bucket)["KeyCount"] == 1
     assert code(nobody.get_object, Bucket=bucket, Key="k") == "AccessDenied", "the object has an ACL of its own"
+    nobody.put_object(Bucket=bucket, Key="k", Body=b"2", ACL="public-read", Tagging="a=b")
+    assert nobody.get_object(Bucket=bucket, Key="k")["Body"].read() == b"2"
     refused = (
-        (nobody.put_object, {"Key": "k", "Body": b"2", "ACL": "public-read"}),
-        (nobody.put_object, {"Key": "k", "Body": b"2", "Tagging": "a=b"}),
+        (nobody.put_object_acl, {"Key": "k", "ACL": "private"}),
+        (nobody.put_object_tagging, {"Key": "k", "Tagging": {"TagSet": []}}),
         (nobody.put_bucket_acl, {"ACL": "private"}),
         (nobody.put_bucket_versioning, {"VersioningConfiguration": {"Status": "Enabled"}}),
     )
@@ -326,6 +328,26 @@ def permissions(acl: dict[str, Any]) -> set[tuple[str, str]]:
 def s3_acl(s3: Any, bucket: str) -> dict[str, Any]:
     found = s3.get_bucket_acl(Bucket=bucket)
     return {"Owner": found["Owner"], "Grants": found["Grants"][:1]}
+
+
+def test_a_copys_source_is_judged_however_it_is_written(served: Endpoint, s3: Any, bucket: str) -> None:
+    stranger = served.client(served.add_key(Scope(("another-one",))))
+    for key in ("open/k", "closed/k"):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"1")
+    source = {"StringLike": {"s3:x-amz-copy-source": f"{bucket}/open/*"}}
+    set_policy(s3, bucket, statement(), statement(Action="s3:PutObject", Condition=source))
+    for written in (f"{bucket}/open/k", f"/{bucket}/open/k"):
+        stranger.copy_object(Bucket=bucket, Key="copy", CopySource=written)
+    for written in (f"{bucket}/closed/k", f"/{bucket}/closed/k"):
+        assert code(stranger.copy_object, Bucket=bucket, Key="copy", CopySource=written) == "AccessDenied"
+
+
+def test_a_policy_forbids_grants(s3: Any, bucket: str) -> None:
+    everybody = 'uri="http://acs.amazonaws.com/groups/global/AllUsers"'
+    granted = {"StringLike": {"s3:x-amz-grant-read": "*AllUsers*"}}
+    set_policy(s3, bucket, statement(Effect="Deny", Action="s3:PutObject", Condition=granted))
+    assert code(s3.put_object, Bucket=bucket, Key="k", Body=b"1", GrantRead=everybody) == "AccessDenied"
+    s3.put_object(Bucket=bucket, Key="k", Body=b"1")
 
 
 def test_uploads_in_parts_have_their_acl(nobody: Any, s3: Any, bucket: str) -> None:

@@ -91,14 +91,15 @@ def policy(*conditions: Any, expiration: str = "2030-01-01T01:00:00.000Z") -> st
     ("conditions", "fields", "code"),
     [
         ([{"bucket": "b"}, {"key": "k"}], {"key": "k"}, None),
-        ([["eq", "$key", "k"]], {"key": "other"}, "AccessDenied"),
-        ([["starts-with", "$key", "user/"]], {"key": "user/x"}, None),
-        ([["starts-with", "$key", "user/"]], {"key": "x"}, "AccessDenied"),
-        ([["starts-with", "$key", ""]], {"key": "x", "x-ignore-me": "1"}, None),
-        ([{"KEY": "k"}], {"key": "k"}, None),
+        ([{"bucket": "b"}, ["eq", "$key", "k"]], {"key": "other"}, "AccessDenied"),
+        ([{"bucket": "b"}, ["starts-with", "$key", "user/"]], {"key": "user/x"}, None),
+        ([{"bucket": "b"}, ["starts-with", "$key", "user/"]], {"key": "x"}, "AccessDenied"),
+        ([{"bucket": "b"}, ["starts-with", "$key", ""]], {"key": "x", "x-ignore-me": "1"}, None),
+        ([{"bUcKeT": "b"}, {"KEY": "k"}], {"key": "k"}, None),
+        ([{"key": "k"}], {"key": "k"}, "AccessDenied"),
         ([{"bucket": "other"}, {"key": "k"}], {"key": "k"}, "AccessDenied"),
-        ([{"key": "k"}], {"key": "k", "acl": "public-read"}, "AccessDenied"),
-        ([{"key": "k"}, {"acl": "private"}], {"key": "k"}, "AccessDenied"),
+        ([{"bucket": "b"}, {"key": "k"}], {"key": "k", "acl": "public-read"}, "AccessDenied"),
+        ([{"bucket": "b"}, {"key": "k"}, {"acl": "private"}], {"key": "k"}, "AccessDenied"),
         ([["contains", "$key", "k"]], {"key": "k"}, "InvalidPolicyDocument"),
         ([["eq", "key", "k"]], {"key": "k"}, "InvalidPolicyDocument"),
         ([{"key": 1}], {"key": "k"}, "InvalidPolicyDocument"),
@@ -117,7 +118,7 @@ def test_conditions_of_a_policy(conditions: list[Any], fields: dict[str, str], c
 
 
 def test_sizes_and_times_of_a_policy() -> None:
-    assert check_policy(policy(["content-length-range", "5", 10]), "b", {}, NOW, 100) == Sizes(5, 10)
+    assert check_policy(policy({"bucket": "b"}, ["content-length-range", "5", 10]), "b", {}, NOW, 100) == Sizes(5, 10)
     for broken in ("", "####", base64.b64encode(b"[]").decode(), policy(expiration="soon")):
         with pytest.raises(S3Error, match="Invalid Policy"):
             check_policy(broken, "b", {}, NOW, 100)
@@ -183,7 +184,9 @@ def test_forms_that_are_refused_leave_nothing(served: Endpoint, s3: Any, bucket:
     assert b"InvalidAccessKeyId" in post(served, unknown, b"123").content
     assert post(served, {"url": made["url"], "fields": {"key": "k"}}, b"123").status_code == 403
     missing = {"url": f"{served.url}/no-such-bucket-here", "fields": made["fields"]}
-    assert post(served, missing, b"123").status_code in (403, 404)
+    assert post(served, missing, b"123").status_code == 403, "the policy names another bucket"
+    missing["fields"] = {"key": "k"}
+    assert b"NoSuchBucket" in post(served, missing, b"123").content
     assert post(served, made, b"123").status_code == 204
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"123"
     assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 1

@@ -167,7 +167,31 @@ def test_conditions_of_writes() -> None:
     conditions.check_write(swap, "e")
     assert code_of(conditions.check_write, swap, "f") == "PreconditionFailed"
     assert code_of(conditions.check_write, swap, None) == "NoSuchKey"
-    assert code_of(conditions.of_write, {"if-none-match": '"e"'}) == "NotImplemented"
+    other = conditions.of_write({"if-none-match": '"e"'})
+    conditions.check_write(other, "f")
+    assert code_of(conditions.check_write, other, "e") == "PreconditionFailed"
+
+
+@pytest.mark.parametrize(
+    ("size", "modified", "code"),
+    [
+        ("3", None, None),
+        ("4", None, "PreconditionFailed"),
+        (None, "Mon, 06 Sep 2021 00:00:00 GMT", None),
+        (None, "2021-09-06T00:00:00Z", None),
+        (None, "2021-09-06T00:00:01Z", "PreconditionFailed"),
+        ("x", None, "InvalidArgument"),
+        (None, "soon", "InvalidArgument"),
+    ],
+)
+def test_conditions_of_deletes(size: str | None, modified: str | None, code: str | None) -> None:
+    def check() -> None:
+        conditions.check_delete(conditions.of_delete(None, size, modified), "e", 3, 1_630_886_400_500_000_000)
+
+    if code is None:
+        check()
+    else:
+        assert code_of(check) == code
 
 
 # ---- checksums -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from botocore.exceptions import ClientError
 
 from tests.s3.endpoint import Endpoint, new_bucket
 from tieredfs.limits import MIB
+from tieredfs_gateway.s3.store import Store
 
 
 def code(call: Any, **arguments: Any) -> str:
@@ -117,6 +118,26 @@ def test_null_is_what_was_there_before(s3: Any, bucket: str) -> None:
     assert rows(s3, bucket) == [("V", "k", version, True), ("V", "k", "null", False)]
     assert get(s3, bucket, "k", VersionId="null") == b"old"
     assert "VersionId" not in s3.put_object(Bucket=new_bucket(s3), Key="k", Body=b"")
+
+
+@pytest.mark.parametrize("when", ["get", "drop"])
+def test_a_version_that_becomes_current_while_it_is_deleted_goes(
+    served: Endpoint, s3: Any, kept: str, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    old, newest = put(s3, kept, "k", b"1"), put(s3, kept, "k", b"2")
+    with served.volume() as volume:
+        one, other = (Store(volume, volume.volume.host.clock) for _ in range(2))
+        look = getattr(one.archive, when)
+
+        def late(*arguments: Any) -> Any:
+            if rows(s3, kept)[0][2] == newest:
+                other.delete(kept.encode(), b"k", version_id=newest)
+            return look(*arguments)
+
+        monkeypatch.setattr(one.archive, when, late)
+        assert one.delete(kept.encode(), b"k", version_id=old).version_id == old
+        volume.flush(30)
+    assert rows(s3, kept) == []
 
 
 def test_while_suspended_there_is_one_null(s3: Any, kept: str) -> None:

@@ -7,13 +7,15 @@ the bucket or the object (`public_access`), which lets those with a key do what 
 
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import unquote
 
+from tieredfs_gateway.s3.acl_documents import OWNER
 from tieredfs_gateway.s3.bucket_rules import Believed
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Request
 from tieredfs_gateway.s3.keystore import Scope
 from tieredfs_gateway.s3.policy import NO_POLICY, Policy, Question, Verdict
-from tieredfs_gateway.s3.public_access import lets
+from tieredfs_gateway.s3.public_access import GRANT_HEADERS, asked_grants, lets
 from tieredfs_gateway.s3.routes import LISTINGS, Level, Operation
 
 ACTIONS: Final = {
@@ -54,6 +56,7 @@ _OF_VERSIONS: Final = (
     "s3:GetObjectAcl",
 )
 _WITH_OBJECT: Final = {"x-amz-acl": "s3:PutObjectAcl", "x-amz-tagging": "s3:PutObjectTagging"}
+_EXPECTED_OWNERS: Final = ("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner")
 _UNLOCKABLE: Final = ("GetBucketPolicy", "PutBucketPolicy", "DeleteBucketPolicy")
 _BY_BUCKET_ACL: Final = {
     "s3:ListBucket": "READ",
@@ -76,6 +79,8 @@ def action_of(operation: Operation, request: Request) -> str:
 
 def check(operation: Operation, request: Request, caller: Caller, believed: Believed) -> bool:
     """Raises S3Error AccessDenied, InvalidRequest. False: only if the object's own ACL says that the caller may read it."""
+    if any(request.headers.get(name, OWNER["ID"]) != OWNER["ID"] for name in _EXPECTED_OWNERS):
+        raise S3Error("AccessDenied", "The bucket does not belong to the expected owner.")
     if caller.is_anonymous and action_of(operation, request).startswith("s3:GetObject") and _asks_for_headers(request):
         message = "Request specific response headers cannot be used for anonymous GET requests."
         raise S3Error("InvalidRequest", message)
@@ -93,7 +98,7 @@ def check(operation: Operation, request: Request, caller: Caller, believed: Beli
     if by_scope or all(verdict is Verdict.ALLOWED for verdict in verdicts):
         return True
     actions = actions_of(operation, request)
-    if all(_by_bucket_acl(action, caller, believed) for action in actions):
+    if _by_bucket_acl(actions[0], caller, believed):  # an object that one may put may come with an ACL and tags
         return True
     if actions[0] in ("s3:GetObject", "s3:GetObjectVersion") and not believed.blocks.ignore_acls:
         return False
@@ -117,6 +122,7 @@ def actions_of(operation: Operation, request: Request) -> list[str]:
     actions = [action_of(operation, request)]
     if actions[0] == "s3:PutObject":
         actions += [action for header, action in _WITH_OBJECT.items() if header in request.headers]
+        actions += ["s3:PutObjectAcl"] if asked_grants(request.headers) else []
     return actions
 
 
@@ -132,6 +138,15 @@ def judge(caller: Caller, believed: Believed, action: str, resource: str, contex
     if caller.is_anonymous and believed.blocks.restrict:
         policy = NO_POLICY
     return policy.judge(Question(caller.key.access_key_id, action, resource, context))
+
+
+def may_list(request: Request, caller: Caller, believed: Believed) -> bool:
+    """Whether the caller may know which objects of the bucket there are."""
+    verdict = judge(caller, believed, "s3:ListBucket", request.bucket_name, context_of(None, request))
+    if verdict is not Verdict.SILENT:
+        return verdict is Verdict.ALLOWED
+    by_scope = not caller.is_anonymous and caller.key.scope.allows_key(request.bucket_name, request.key_name)
+    return by_scope or _by_bucket_acl("s3:ListBucket", caller, believed)
 
 
 def check_key(request: Request, caller: Caller, believed: Believed, bucket: str, key: str, action: str) -> None:
@@ -150,7 +165,7 @@ _CONTEXT_HEADERS: Final = {
     "referer": "aws:referer",
     "user-agent": "aws:useragent",
     "x-amz-acl": "s3:x-amz-acl",
-    "x-amz-copy-source": "s3:x-amz-copy-source",
+    **{name: f"s3:{name}" for name in GRANT_HEADERS},
     "x-amz-metadata-directive": "s3:x-amz-metadata-directive",
     "x-amz-server-side-encryption": "s3:x-amz-server-side-encryption",
 }
@@ -160,6 +175,9 @@ def context_of(operation: Operation | None, request: Request) -> dict[str, str]:
     """The condition keys of a policy that the request has."""
     found = {"aws:sourceip": request.client, "aws:securetransport": "true" if request.secure else "false"}
     found |= {key: request.headers[name] for name, key in _CONTEXT_HEADERS.items() if name in request.headers}
+    if "x-amz-copy-source" in request.headers:  # however it is written
+        path, mark, version = request.headers["x-amz-copy-source"].partition("?")
+        found["s3:x-amz-copy-source"] = unquote(path).removeprefix("/") + mark + version
     if operation is not None and operation.name in LISTINGS:
         for name in ("prefix", "delimiter", "max-keys"):
             if name in request.query:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from tieredfs.errors import TieredError
 from tieredfs_gateway.s3 import access, conditions, keys, listing, version_listing, versions, xml
 from tieredfs_gateway.s3.acl_documents import OWNER
-from tieredfs_gateway.s3.bucket_rules import ACL
+from tieredfs_gateway.s3.bucket_rules import ACL, LOCATION, OWNER_ENFORCED, OWNERSHIP, OWNERSHIPS
 from tieredfs_gateway.s3.errors import S3Error, told
 from tieredfs_gateway.s3.http import Caller, Request, Response, xml_response
 from tieredfs_gateway.s3.public_access import canned_acl
@@ -17,6 +17,7 @@ from tieredfs_gateway.s3.store import Deleted, Store
 from tieredfs_gateway.s3.uploads import Upload, Uploads
 
 MULTI_DELETE_MAX: Final = 1000
+REGION: Final = "us-east-1"
 BUCKETS_MAX: Final = 10_000
 """On one page, if pages are asked for."""
 
@@ -52,31 +53,43 @@ class BucketCalls:
         return xml_response("ListAllMyBucketsResult", fields)
 
     def create(self, request: Request, body: bytes) -> Response:
-        acl = canned_acl(request.headers)
-        if body.strip():
-            constraint = xml.parse(body, "CreateBucketConfiguration").get("LocationConstraint")
-            if constraint and len(constraint) > 64:
-                raise S3Error("IllegalLocationConstraintException")
+        """In the region us-east-1 a bucket that is there already is created again, unless it would be another."""
+        acl, ownership = canned_acl(request.headers), request.headers.get("x-amz-object-ownership")
+        constraint = xml.parse(body, "CreateBucketConfiguration").get("LocationConstraint") if body.strip() else None
+        if constraint and len(constraint) > 64:
+            raise S3Error("IllegalLocationConstraintException")
+        if ownership is not None and ownership not in OWNERSHIPS:
+            raise S3Error("InvalidArgument", fields={"ArgumentName": "x-amz-object-ownership"})
+        if acl and ownership == OWNER_ENFORCED:
+            raise S3Error("InvalidBucketAclWithObjectOwnership")
         if request.headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
             raise S3Error("NotImplemented", "Object lock is not implemented.")
-        self._store.create_bucket(request.bucket)
+        try:
+            self._store.create_bucket(request.bucket)
+        except S3Error as error:
+            if error.code != "BucketAlreadyOwnedByYou" or ownership or (constraint or REGION) != REGION:
+                raise
+            if acl != self._store.settings.now(request.bucket).acl:
+                raise S3Error("BucketAlreadyExists", fields={"BucketName": request.bucket_name}) from error
         if acl:
             self._store.settings.put(request.bucket, ACL, acl.encode())
+        if constraint and constraint != REGION:
+            self._store.settings.put(request.bucket, LOCATION, constraint.encode())
+        if ownership:
+            rule = xml.document("OwnershipControls", {"Rule": {"ObjectOwnership": ownership}})
+            self._store.settings.put(request.bucket, OWNERSHIP, rule)
         self._store.sync()
         return Response(200, [("location", f"/{request.bucket_name}")])
 
     def head(self, request: Request) -> Response:
         self._store.check_bucket(request.bucket)
-        return Response(200, [("x-amz-bucket-region", "us-east-1")])
+        region = (self._store.settings.get(request.bucket, LOCATION) or REGION.encode()).decode("utf-8", "replace")
+        return Response(200, [("x-amz-bucket-region", region)])
 
     def delete(self, request: Request) -> Response:
         self._store.delete_bucket(request.bucket)
         self._store.sync()
         return Response(204)
-
-    def location(self, request: Request) -> Response:
-        self._store.check_bucket(request.bucket)
-        return xml_response("LocationConstraint", {})
 
     # ---- listings ---------------------------------------------------------------------------------------------------
 
@@ -237,11 +250,7 @@ class BucketCalls:
         if version_id is not None and not versions.is_id(version_id):
             raise S3Error("NoSuchVersion")
         keys.check_key(key.encode())
-        if element.get("LastModifiedTime") is not None or element.get("Size") is not None:
-            raise S3Error(
-                "NotImplemented", "Deleting on condition of a time or a size is not implemented; of an ETag it is."
-            )
-        asked = conditions.Conditions(element.get("ETag"), None, None, None)
+        asked = conditions.of_delete(element.get("ETag"), element.get("Size"), element.get("LastModifiedTime"))
         return self._store.delete(request.bucket, key.encode(), asked, version_id)
 
 
@@ -255,6 +264,8 @@ class _Query:
             raise S3Error("InvalidArgument", "Invalid Encoding Method specified in Request")
         self.max_keys = listing.parse_max_keys(request.query.get(limit))
         self.delimiter = self.text("delimiter").encode()
+        if self.delimiter and request.query.get("allow-unordered", "").lower() == "true":
+            raise S3Error("InvalidArgument", "What is not in order has no common prefixes.")
 
     def text(self, name: str) -> str:
         """Raises S3Error InvalidArgument where it is not UTF-8."""

@@ -21,6 +21,10 @@ TAGS: Final = b"user.s3.tags"
 ACL: Final = b"user.s3.acl"
 BLOCKS: Final = b"user.s3.public-access-block"
 OWNERSHIP: Final = b"user.s3.ownership"
+LOCATION: Final = b"user.s3.location"
+"""The region that its maker named; no region is another place here."""
+OWNER_ENFORCED: Final = "BucketOwnerEnforced"
+OWNERSHIPS: Final = (OWNER_ENFORCED, "BucketOwnerPreferred", "ObjectWriter")
 JUDGED: Final = (POLICY, CORS, ACL, BLOCKS, VERSIONING, LIFECYCLE, OWNERSHIP)
 
 
@@ -47,7 +51,7 @@ def read_believed(bucket: str, raw: Mapping[bytes, bytes]) -> Believed:
         parsed(parse_blocks_document, raw.get(BLOCKS), NO_BLOCKS, ALL_BLOCKS),
         parse_state(raw.get(VERSIONING)),
         parsed(parse_rules, raw.get(LIFECYCLE), (), ()),
-        b"BucketOwnerEnforced" in raw.get(OWNERSHIP, b""),
+        OWNER_ENFORCED.encode() in raw.get(OWNERSHIP, b""),
     )
 
 

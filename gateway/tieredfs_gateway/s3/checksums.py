@@ -129,6 +129,12 @@ def announced(headers: Mapping[str, str]) -> Announced:
     return Announced(digest_md5, algorithm_of(wanted) if wanted else None, None, trailer=False)
 
 
+def without(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers, but for what they say of checksums other than MD5."""
+    names = (*_BY_HEADER, "x-amz-trailer", "x-amz-sdk-checksum-algorithm", "x-amz-checksum-algorithm")
+    return {name: value for name, value in headers.items() if name not in names}
+
+
 def check_trailer(expected: Announced, trailers: Mapping[str, str]) -> bytes | None:
     """The digest that the client says the body has. Raises S3Error for a trailer that was announced and is missing."""
     if not expected.trailer or expected.algorithm is None:

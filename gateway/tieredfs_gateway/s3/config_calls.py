@@ -21,9 +21,7 @@ from tieredfs_gateway.s3.versions import Versioning
 from tieredfs_gateway.s3.xml import Element
 
 Call = Callable[[Request], Response]
-_OWNERSHIPS: Final = ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter")
 UNCONFIGURED: Final[Mapping[str, tuple[str, Mapping[str, xml.Tree]]]] = {
-    "GetBucketLocation": ("LocationConstraint", {}),
     "GetBucketAccelerateConfiguration": ("AccelerateConfiguration", {}),
     "GetBucketRequestPayment": ("RequestPaymentConfiguration", {"Payer": "BucketOwner"}),
     "GetBucketLogging": ("BucketLoggingStatus", {}),
@@ -36,6 +34,8 @@ UNCONFIGURED: Final[Mapping[str, tuple[str, Mapping[str, xml.Tree]]]] = {
         {"IsTruncated": False},
     ),
 }
+_REMOVED_ALREADY: Final = ("DeleteBucketEncryption", "DeleteBucketReplication", "DeleteBucketWebsite")
+_LOCK_CALLS: Final = ("GetObjectRetention", "PutObjectRetention", "GetObjectLegalHold", "PutObjectLegalHold")
 ABSENT: Final[Mapping[str, str]] = {
     "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
     "GetObjectLockConfiguration": "ObjectLockConfigurationNotFoundError",
@@ -54,6 +54,7 @@ class ConfigCalls:
     def plain(self) -> dict[str, Call]:
         """Those without a body, by operation."""
         calls: dict[str, Call] = {
+            "GetBucketLocation": self.get_location,
             "GetBucketVersioning": self.get_versioning,
             "GetBucketAcl": self.get_acl,
             "GetBucketPolicy": self.get_policy,
@@ -77,7 +78,10 @@ class ConfigCalls:
             "DeleteBucketOwnershipControls": self._removed(bucket_rules.OWNERSHIP),
         }
         calls |= {name: self._unconfigured(root, tree) for name, (root, tree) in UNCONFIGURED.items()}
-        return calls | {name: self._absent(code) for name, code in ABSENT.items()}
+        calls |= {name: self._absent(code) for name, code in ABSENT.items()}
+        calls |= dict.fromkeys(_REMOVED_ALREADY, self._removed_already)
+        no_lock = self._absent("InvalidRequest", "Bucket is missing Object Lock Configuration")
+        return calls | dict.fromkeys(_LOCK_CALLS, no_lock)
 
     def with_body(self) -> dict[str, Callable[[Request, bytes], Response]]:
         return {
@@ -100,10 +104,10 @@ class ConfigCalls:
 
         return call
 
-    def _absent(self, code: str) -> Call:
+    def _absent(self, code: str, message: str | None = None) -> Call:
         def call(request: Request) -> Response:
             self._store.check_bucket(request.bucket)
-            raise S3Error(code)
+            raise S3Error(code, message)
 
         return call
 
@@ -124,6 +128,10 @@ class ConfigCalls:
 
         return call
 
+    def _removed_already(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        return Response(204)
+
     def _set(self, request: Request, name: bytes, absent: str) -> bytes:
         self._store.check_bucket(request.bucket)
         raw = self._settings.get(request.bucket, name)
@@ -135,6 +143,12 @@ class ConfigCalls:
         self._store.check_bucket(request.bucket)
         self._settings.put(request.bucket, name, value)
         return Response(status)
+
+    def get_location(self, request: Request) -> Response:
+        self._store.check_bucket(request.bucket)
+        document = Element("LocationConstraint")
+        document.text = (self._settings.get(request.bucket, bucket_rules.LOCATION) or b"").decode("utf-8", "replace")
+        return Response(200, [("content-type", "application/xml")], xml.rendered(document))
 
     # ---- versioning -------------------------------------------------------------------------------------------------
 
@@ -190,8 +204,10 @@ class ConfigCalls:
 
     def put_ownership(self, request: Request, body: bytes) -> Response:
         rules = xml.parse(body, "OwnershipControls").all("Rule")
-        if len(rules) != 1 or rules[0].need("ObjectOwnership") not in _OWNERSHIPS:
+        if len(rules) != 1 or (ownership := rules[0].need("ObjectOwnership")) not in bucket_rules.OWNERSHIPS:
             raise S3Error("MalformedXML")
+        if ownership == bucket_rules.OWNER_ENFORCED and self._settings.now(request.bucket).acl:
+            raise S3Error("InvalidBucketAclWithObjectOwnership")
         return self._keep(request, bucket_rules.OWNERSHIP, body)
 
     # ---- the rest ---------------------------------------------------------------------------------------------------

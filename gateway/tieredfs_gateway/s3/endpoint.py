@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from tieredfs.errors import TieredError
 from tieredfs.host import Clock
 from tieredfs.volume.contract import FileSystemContract, Writing
-from tieredfs_gateway.s3 import access, cors, form_posts, sigv2, sigv4, xml
+from tieredfs_gateway.s3 import access, checksums, cors, form_posts, sigv2, sigv4, xml
 from tieredfs_gateway.s3.body import ClientGoneError, IncomingBody, Message, Receive
 from tieredfs_gateway.s3.bucket_calls import BucketCalls
 from tieredfs_gateway.s3.bucket_names import is_bucket_name
@@ -34,7 +34,7 @@ from tieredfs_gateway.s3.ingest import Expected, FileSink, Ingest, Received
 from tieredfs_gateway.s3.keystore import AccessKey, Keystore
 from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
-from tieredfs_gateway.s3.routes import POST_OBJECT, Body, Operation, is_form, route
+from tieredfs_gateway.s3.routes import POST_OBJECT, Body, Level, Operation, is_form, route
 from tieredfs_gateway.s3.small_puts import SmallPut, SmallPuts
 from tieredfs_gateway.s3.store import Store
 from tieredfs_gateway.s3.uploads import Uploads
@@ -173,8 +173,7 @@ class Endpoint:
             request = replace(request, headers=sigv2.carried(request.signable) | dict(request.headers))
         operation = route(request)
         exchange.operation = operation.name
-        if not access.check(operation, request, caller, await self.believed(request.bucket)):
-            await self._run(self._objects.check_public, request, caller)
+        await self._check_access(operation, request, caller)
         if operation.body is Body.CONTENT:
             return await self._receive_content(exchange, operation, request, caller)
         if operation.body is Body.SMALL:
@@ -191,6 +190,20 @@ class Endpoint:
             }[operation.name]
             return await self._run(call, request, caller)
         return await self._run(self._plain[operation.name], request)
+
+    async def _check_access(self, operation: Operation, request: Request, caller: Caller) -> None:
+        """That a bucket is not there, anybody may know. Raises S3Error."""
+        try:
+            if not access.check(operation, request, caller, await self.believed(request.bucket)):
+                await self._run(self._objects.check_public, request, caller)
+        except S3Error as error:
+            if (
+                error.code == "AccessDenied"
+                and operation.level is not Level.SERVICE
+                and operation.name != "CreateBucket"
+            ):
+                await self._run(self.store.check_bucket, request.bucket)
+            raise
 
     async def believed(self, bucket: bytes) -> Believed:
         """What is configured for the bucket; what is no bucket's name has nothing."""
@@ -257,11 +270,10 @@ class Endpoint:
         if caller.claim.payload not in sigv4.STREAMING and "content-length" not in request.headers:
             length = {"content-length": str(sum(map(len, pieces)))}
             request = replace(request, headers={**request.headers, **length})
-        expected = expected_body(request, caller)
+        of_document = request
         if operation.name == "CompleteMultipartUpload":  # its checksum is the object's, not the document's
-            expected = replace(
-                expected, announced=replace(expected.announced, algorithm=None, digest=None, trailer=False)
-            )
+            of_document = replace(request, headers=checksums.without(request.headers))
+        expected = expected_body(of_document, caller)
         ingest = Ingest(expected, decoder_of(request, caller))
         content = bytearray()
         views = ingest.take(pieces, lambda views, _: content.extend(b"".join(views)))

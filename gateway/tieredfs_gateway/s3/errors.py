@@ -37,6 +37,9 @@ CODES: Final[dict[str, Answer]] = {
     "InternalError": Answer(500, "We encountered an internal error. Please try again."),
     "InvalidAccessKeyId": Answer(403, "The access key id that you provided does not exist in our records."),
     "InvalidArgument": Answer(400, "Invalid argument."),
+    "InvalidBucketAclWithObjectOwnership": Answer(
+        400, "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting"
+    ),
     "InvalidBucketName": Answer(400, "The specified bucket is not valid."),
     "InvalidDigest": Answer(400, "The Content-MD5 that you specified is not valid."),
     "InvalidPart": Answer(400, "One or more of the specified parts could not be found, or its ETag does not match."),
@@ -87,6 +90,9 @@ CODES: Final[dict[str, Answer]] = {
     "ServiceUnavailable": Answer(503, "Please reduce your request rate or try again."),
     "SignatureDoesNotMatch": Answer(403, "The request signature we calculated does not match the one you provided."),
     "SlowDown": Answer(503, "Please reduce your request rate."),
+    "UnresolvableGrantByEmailAddress": Answer(
+        400, "The email address you provided does not match any account on record."
+    ),
     "UnexpectedContent": Answer(400, "This request does not support content."),
     "XAmzContentSHA256Mismatch": Answer(400, "The provided x-amz-content-sha256 does not match what was computed."),
 }

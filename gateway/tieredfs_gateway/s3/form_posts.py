@@ -103,9 +103,9 @@ async def _asked(around: Surroundings, objects: ObjectCalls, request: Request, d
         raise S3Error("AccessDenied", "A policy needs a signature.")
     keys.check_key(name.encode())
     posted = replace(request, key=name.encode(), headers=_headers(request, fields), query={})
+    await around.run(objects.check_put, posted)
     if not access.check(POST_OBJECT, posted, caller, await around.believed(request.bucket)):
         raise S3Error("AccessDenied")
-    await around.run(objects.check_put, posted)
     return _Asked(posted, fields, sizes)
 
 

@@ -203,7 +203,7 @@ def check_policy(policy: str, bucket: str, fields: Mapping[str, str], now: datet
             if not _holds(operator, given.get(name, ""), value):
                 text = json.dumps([operator, f"${name}", value])
                 raise S3Error("AccessDenied", f"Invalid according to Policy: Policy Condition failed: {text}")
-    for name in fields:
+    for name in given:
         if name not in named and name not in _UNCHECKED and not name.startswith("x-ignore-"):
             raise S3Error("AccessDenied", f"Invalid according to Policy: Extra input fields: {name[:128]}")
     return sizes

@@ -165,7 +165,7 @@ def described(headers: Mapping[str, str]) -> Described:
     kept = {name: headers[name] for name in KEPT_HEADERS if name in headers}
     if "content-encoding" in kept:
         codings = [coding.strip() for coding in kept["content-encoding"].split(",")]
-        kept["content-encoding"] = ",".join(coding for coding in codings if coding and coding != "aws-chunked")
+        kept["content-encoding"] = ", ".join(coding for coding in codings if coding and coding != "aws-chunked")
         if not kept["content-encoding"]:
             del kept["content-encoding"]
     for value in (*kept.values(), *metadata.values()):

@@ -131,7 +131,10 @@ def _rule(element: Element, number: int) -> Rule:
         raise S3Error("InvalidArgument", "ID length should not exceed allowed limit of 255")
     if element.need("Status") not in ("Enabled", "Disabled"):
         raise S3Error("MalformedXML", "Status is Enabled or Disabled.")
-    if any(element.all(name) for name in _TRANSITIONS):
+    transitions = [transition for name in _TRANSITIONS for transition in element.all(name)]
+    for transition in transitions:
+        _midnight(transition.get("Date") or "1970-01-01")
+    if transitions:
         raise S3Error("NotImplemented", "Transitions are not implemented: there is one storage class.")
     if not any(element.all(name) for name in _ACTIONS):
         raise S3Error("InvalidRequest", "At least one action needs to be specified in a rule.")

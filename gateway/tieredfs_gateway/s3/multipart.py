@@ -50,8 +50,10 @@ class Promised:
 
 
 def promised(headers: Mapping[str, str]) -> Promised:
-    """Raises S3Error InvalidArgument."""
+    """Raises S3Error InvalidArgument, InvalidRequest."""
     given = [(name, headers[algorithm.header]) for name, algorithm in ALGORITHMS.items() if algorithm.header in headers]
+    for name, value in given:
+        checksums.decode(value.partition("-")[0], ALGORITHMS[name].digest_bytes, what=ALGORITHMS[name].header)
     size = headers.get("x-amz-mp-object-size")
     if size is not None and not (size.isascii() and size.isdigit() and len(size) < 19):
         raise S3Error("InvalidArgument", "x-amz-mp-object-size is a number.")
@@ -73,7 +75,7 @@ def check_promised(said: Promised, size_bytes: int, checksum: tuple[str, str] | 
     if checksum is None or said.checksum[0] != checksum[0]:
         message = f"The upload was not begun with {said.checksum[0]}, or a part has none: it cannot be checked."
         raise S3Error("InvalidRequest", message)
-    if said.checksum != checksum:
+    if said.checksum[1] not in (checksum[1], checksum[1].partition("-")[0]):  # with the number of parts, or without
         raise S3Error("BadDigest", f"The {said.checksum[0]} you specified did not match the calculated checksum.")
 
 
@@ -118,6 +120,17 @@ def choose(listed: Sequence[ListedPart], stored: Mapping[int, StoredPart]) -> li
     if sum(found.size_bytes for found in chosen) > OBJECT_BYTES_MAX:
         raise S3Error("EntityTooLarge")
     return chosen
+
+
+def check_listed(listed: Sequence[ListedPart], chosen: Sequence[StoredPart], algorithm: str, kind: str) -> None:
+    """A COMPOSITE checksum is of what the client says of each part. Raises S3Error InvalidRequest."""
+    for part, found in zip(listed, chosen, strict=True):
+        if kind == COMPOSITE and algorithm in found.checksums and algorithm not in part.checksums:
+            raise S3Error(
+                "InvalidRequest",
+                f"The upload was created using a {algorithm.lower()} checksum. The complete request must include the "
+                f"checksum for each part. It was missing for part {part.number} in the request.",
+            )
 
 
 def etag(parts: Sequence[StoredPart]) -> str:

@@ -17,7 +17,7 @@ from tieredfs_gateway.s3.bucket_calls import iso_date
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Described, Request, Response, described, xml_response
 from tieredfs_gateway.s3.ingest import Expected, Received
-from tieredfs_gateway.s3.public_access import canned_acl, check_acl, lets
+from tieredfs_gateway.s3.public_access import asked_grants, canned_acl, check_acl, lets
 from tieredfs_gateway.s3.ranges import Span
 from tieredfs_gateway.s3.record import Record
 from tieredfs_gateway.s3.sigv4 import STREAMING, UNSIGNED
@@ -218,6 +218,8 @@ class ObjectCalls:
         try:
             found = self._store.head(request.bucket, request.key, version_of(request))
         except S3Error as error:
+            if access.may_list(request, caller, self._store.settings.now(request.bucket)):
+                raise
             raise S3Error("AccessDenied") from error
         if not lets(self._store.get_acl(found), "READ", anonymous=caller.is_anonymous):
             raise S3Error("AccessDenied")
@@ -272,7 +274,7 @@ class ObjectCalls:
 
     def _acl(self, request: Request) -> bytes | None:
         """Raises S3Error NotImplemented, AccessDenied."""
-        if "x-amz-acl" not in request.headers and not any(name.startswith("x-amz-grant-") for name in request.headers):
+        if "x-amz-acl" not in request.headers and not asked_grants(request.headers):
             return None
         return self._allowed(request.bucket, canned_acl(request.headers)).encode() or None
 
@@ -282,7 +284,8 @@ class ObjectCalls:
 
     def delete(self, request: Request) -> Response:
         self._store.check_bucket(request.bucket)
-        asked = conditions.of_write(request.headers)
+        names = ("if-match", "x-amz-if-match-size", "x-amz-if-match-last-modified-time", "if-none-match")
+        asked = conditions.of_delete(*(request.headers.get(name) for name in names))
         done = self._store.delete(request.bucket, request.key, asked, version_of(request))
         self._store.sync()
         headers = version_headers(done.version_id)
@@ -552,11 +555,10 @@ def object_headers(found: Object) -> Headers:
         ("etag", f'"{found.record.etag}"'),
         ("last-modified", conditions.http_date(found.attributes.mtime_ns)),
         ("accept-ranges", "bytes"),
-        ("content-type", kept.get("content-type", "binary/octet-stream")),
+        ("content-type", kept.get("content-type") or "binary/octet-stream"),
     ]
     headers += [(name, kept[name]) for name in KEPT_HEADERS[1:] if name in kept]
-    headers += [(f"x-amz-meta-{name}", value) for name, value in found.record.metadata.items()]
-    return headers
+    return headers + [(f"x-amz-meta-{name}", value) for name, value in found.record.metadata.items()]
 
 
 def overridden(headers: Headers, query: Mapping[str, str]) -> Headers:

@@ -7,7 +7,7 @@ one owner. The two that are for services of AWS are refused: there are none here
 public ACLs and policies, or makes them say nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from tieredfs_gateway.s3.xml import Element
 
 ALL_USERS: Final = "http://acs.amazonaws.com/groups/global/AllUsers"
 AUTHENTICATED: Final = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
+OWNER_ID: Final = "tieredfs"
 PUBLIC_READ: Final = "public-read"
 PUBLIC_READ_WRITE: Final = "public-read-write"
 AUTHENTICATED_READ: Final = "authenticated-read"
@@ -34,6 +35,13 @@ CANNED: Final = {
 }
 OTHERS: Final = ("aws-exec-read", "log-delivery-write")
 """S3 has them, and they are not here."""
+GRANT_HEADERS: Final = {
+    "x-amz-grant-full-control": "FULL_CONTROL",
+    "x-amz-grant-read": "READ",
+    "x-amz-grant-read-acp": "READ_ACP",
+    "x-amz-grant-write": "WRITE",
+    "x-amz-grant-write-acp": "WRITE_ACP",
+}
 BLOCK_NAMES: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
 
 
@@ -62,16 +70,55 @@ def parse_blocks(document: Element) -> Blocks:
     return Blocks(*values)
 
 
+def asked_grants(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Permissions, and the lists of those who are granted them."""
+    return [(permission, headers[name]) for name, permission in GRANT_HEADERS.items() if name in headers]
+
+
 def canned_acl(headers: Mapping[str, str]) -> str:
-    """A name of `GRANTS`. Raises S3Error NotImplemented, InvalidArgument."""
+    """A name of `GRANTS`. Raises S3Error NotImplemented, InvalidArgument, InvalidRequest, UnresolvableGrantByEmailAddress."""
+    if grants := asked_grants(headers):
+        if "x-amz-acl" in headers:
+            raise S3Error("InvalidRequest", "Specifying both Canned ACLs and Header Grants is not allowed")
+        return _named((kind, value, permission) for permission, text in grants for kind, value in _grantees(text))
     name = headers.get("x-amz-acl", "private")
     if name not in CANNED and name not in OTHERS:
         raise S3Error("InvalidArgument", fields={"ArgumentName": "x-amz-acl", "ArgumentValue": name[:64]})
     if name not in CANNED:
         raise S3Error("NotImplemented", f"The ACLs here are {', '.join(CANNED)}.")
-    if any(header.startswith("x-amz-grant-") for header in headers):
-        raise S3Error("NotImplemented", "Grants are not implemented; x-amz-acl is.")
     return CANNED[name]
+
+
+def _grantees(text: str) -> Iterator[tuple[str, str]]:
+    """Of `uri="...", id="..."`. Raises S3Error InvalidArgument."""
+    for grantee in text.split(","):
+        kind, equals, value = grantee.strip().partition("=")
+        if not equals or kind.lower() not in ("id", "uri", "emailaddress"):
+            raise S3Error("InvalidArgument", "Argument format not recognized")
+        yield kind.lower(), value.strip().strip('"')
+
+
+def _named(grants: Iterable[tuple[str, str, str]]) -> str:
+    """The canned ACL that says the same. `grants`: kind of grantee, grantee, permission. Nobody is known but the owner.
+
+    Raises S3Error InvalidArgument, UnresolvableGrantByEmailAddress, NotImplemented."""
+    granted = set()
+    for kind, value, permission in grants:
+        if permission not in GRANT_HEADERS.values():
+            raise S3Error("MalformedXML")
+        if kind == "emailaddress":
+            raise S3Error("UnresolvableGrantByEmailAddress")
+        if kind == "uri" and value in (ALL_USERS, AUTHENTICATED):
+            granted.add((value, permission))
+        elif kind == "uri" or value != OWNER_ID:
+            name = "Group/URI" if kind == "uri" else "CanonicalUser/ID"
+            raise S3Error("InvalidArgument", "Invalid id", fields={"ArgumentName": name})
+        elif permission != "FULL_CONTROL":
+            raise S3Error("NotImplemented", "The owner has FULL_CONTROL.")
+    acl = {said: name for name, said in GRANTS.items()}.get(frozenset(granted))
+    if acl is None:
+        raise S3Error("NotImplemented", f"The ACLs here are {', '.join(CANNED)}.")
+    return acl
 
 
 def check_acl(acl: str, blocks: Blocks, *, owner_enforced: bool) -> str:
@@ -83,26 +130,23 @@ def check_acl(acl: str, blocks: Blocks, *, owner_enforced: bool) -> str:
     return acl
 
 
-def parse_acl(document: Element, owner: str) -> str:
-    """Of an `AccessControlPolicy` that says what one of the canned ACLs says. Raises S3Error MalformedXML, NotImplemented."""
+def parse_acl(document: Element) -> str:
+    """Of an `AccessControlPolicy` that says what one of the canned ACLs says. Raises S3Error MalformedXML, and as `canned_acl`."""
     lists = document.all("AccessControlList")
     if len(lists) != 1:
         raise S3Error("MalformedXML")
-    granted = set()
+    grants = []
     for grant in lists[0].all("Grant"):
         grantees = grant.all("Grantee")
-        if len(grantees) != 1:
+        named = (
+            [(kind, text) for kind in ("EmailAddress", "URI", "ID") if (text := grantees[0].get(kind))]
+            if grantees
+            else []
+        )
+        if len(grantees) != 1 or not named:
             raise S3Error("MalformedXML")
-        uri, permission = grantees[0].get("URI"), grant.need("Permission")
-        if uri in (ALL_USERS, AUTHENTICATED):
-            granted.add((uri, permission))
-        elif uri is not None or grantees[0].get("ID") != owner or permission != "FULL_CONTROL":
-            raise S3Error("NotImplemented", "Grants to single users are not implemented.")
-    known = {grants: acl for acl, grants in GRANTS.items()}
-    acl = known.get(frozenset(granted))
-    if acl is None:
-        raise S3Error("NotImplemented", f"The ACLs here are {', '.join(CANNED)}.")
-    return acl
+        grants.append((named[0][0].lower(), named[0][1], grant.need("Permission")))
+    return _named(grants)
 
 
 def lets(acl: str, permission: str, *, anonymous: bool) -> bool:

@@ -304,7 +304,9 @@ class Store:
         Raises S3Error PreconditionFailed."""
 
         def check(seen: Object | None) -> None:
-            conditions.check_write(asked, None if seen is None else seen.record.etag)
+            if seen is not None:
+                now = seen.attributes
+                conditions.check_delete(asked, seen.record.etag, now.size_bytes, now.mtime_ns)
 
         return self._delete(bucket, key, check, version_id)
 
@@ -379,12 +381,21 @@ class Store:
             return Deleted(version_id)
         found = self.archive.get(bucket, key, version_id)
         check(found)
-        if found is None:
-            return Deleted(version_id)
-        if found.record.marker and current is None:
-            self._restore_below(bucket, key, found)
-        self.archive.drop(bucket, key, version_id)
-        return Deleted(version_id, found.record.marker)
+        if found is not None:
+            if found.record.marker and current is None:
+                self._restore_below(bucket, key, found)
+            self.archive.drop(bucket, key, version_id)
+        self._check_gone(bucket, key, version_id)
+        return Deleted(version_id, found is not None and found.record.marker)
+
+    def _check_gone(self, bucket: bytes, key: bytes, version_id: str) -> None:
+        """Another process that deletes what is current moves the next version there: past one that looks for it on the shelf.
+
+        Raises ConflictError."""
+        before, shelved = self.find(bucket, key), self.archive.get(bucket, key, version_id)
+        now = self.find(bucket, key)
+        if shelved is not None or before != now or (now is not None and now.version_id == version_id):
+            raise ConflictError("the version moved meanwhile")
 
     def _restore_below(self, bucket: bytes, key: bytes, marker: Object) -> None:
         """The marker in force is about to go: what it hides becomes current."""

@@ -29,16 +29,16 @@ def checked_tags(pairs: Sequence[tuple[str, str]], limit: int = TAGS_MAX) -> dic
 
 
 def header_tags(text: str | None) -> bytes | None:
-    """Of `x-amz-tagging`. Raises S3Error InvalidArgument, InvalidTag."""
+    """Of `x-amz-tagging`, by key. One without a value has an empty one. Raises S3Error InvalidArgument, InvalidTag."""
     if not text:
         return None
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
     except ValueError as error:
         raise S3Error(
             "InvalidArgument", "The header 'x-amz-tagging' shall be encoded as UTF-8 URL parameters."
         ) from error
-    return urlencode(checked_tags(pairs)).encode()
+    return urlencode(sorted(checked_tags(pairs).items())).encode()
 
 
 def parse_tagging(body: bytes, limit: int) -> bytes:

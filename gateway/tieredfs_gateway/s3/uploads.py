@@ -171,6 +171,7 @@ class Uploads:
     ) -> Completed:
         stored = self.parts(upload)
         chosen = multipart.choose(listed, {number: part for number, (part, _) in stored.items()})
+        multipart.check_listed(listed, chosen, upload.algorithm, upload.kind)
         checksum, of_parts = None, {}
         if upload.algorithm:
             algorithm = checksums.algorithm_of(upload.algorithm)
