@@ -1,5 +1,6 @@
 """Every format gives the rows that were written, whatever the threads, with projection, nested fields, filter and partitions."""
 
+import gc
 import gzip
 import io
 import shutil
@@ -24,11 +25,13 @@ from tests.reading.files import (
     put,
     stream_bytes,
 )
+from tieredfs.errors import CorruptError
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position, Shuffle
 from tieredfs_gateway.datasets.reader import open_reader
 from tieredfs_gateway.datasets.sources import parquet
 from tieredfs_gateway.datasets.sources.indexes import IndexCache
+from tieredfs_gateway.datasets.warm_memory import MEMORY
 
 SOME = 20_000
 
@@ -294,6 +297,53 @@ def test_a_sample_of_a_shard_costs_its_own_bytes(volume: FileSystem, folder: str
             {int(key) % 256} for key in first["__key__"].to_pylist()
         ]
         assert reader.counters()["rows_decoded"] < 20
+
+
+def test_integers_of_a_shard_are_read_with_its_headers(volume: FileSystem, folder: str) -> None:
+    put(volume, f"{folder}/a.tar", tar_bytes({f"{number:05d}.cls": b"%d" % number for number in range(100)}))
+    with open_reader(volume, DatasetSpec(folder), OrderSpec(10, Shuffle.FULL)) as reader:
+        opened = reader.counters()["bytes_read"]
+        rows = [row for batch in reader.batches(Position(0, 0)) for row in batch.rows.to_pylist()]
+        assert sorted((row["__key__"], row["cls"]) for row in rows) == [(f"{n:05d}", n) for n in range(100)]
+        assert reader.counters()["bytes_read"] == opened
+
+
+def test_an_integer_that_is_none_is_an_error_where_it_is_asked_for(volume: FileSystem, folder: str) -> None:
+    members = {f"{number}.{field}": b"7" for number in range(4) for field in ("bin", "cls")} | {"2.cls": b"cat"}
+    put(volume, f"{folder}/a.tar", tar_bytes(members))
+    assert read(volume, folder, OrderSpec(4), columns=("bin",)).num_rows == 4
+    for shuffle in (Shuffle.NONE, Shuffle.FULL):
+        with pytest.raises(CorruptError, match=r"a\.tar: not readable as field 'cls'"):
+            read(volume, folder, OrderSpec(4, shuffle))
+
+
+def test_pictures_that_are_kept_stay_what_they_are(volume: FileSystem, folder: str) -> None:
+    """Their memory is used again, but not while anybody has them; and what is kept of it afterwards has a limit."""
+    size, memory = 1 << 20, 128 << 20
+    for shard_number in range(3):
+        first = shard_number * 30
+        members = {f"{n:03d}.bin": bytes([n]) * (size + n) for n in range(first, first + 30)}
+        put(volume, f"{folder}/{shard_number}.tar", tar_bytes(members))
+    del members
+    gc.collect()
+    used = MEMORY.usage()["used_bytes"]
+    with open_reader(volume, DatasetSpec(folder), OrderSpec(8, Shuffle.FULL), memory_bytes=memory, threads=2) as reader:
+        kept = [batch.rows for batch in reader.batches(Position(0, 0))]
+        assert sum(batch.rows.num_rows for batch in reader.batches(Position(1, 0))) == 90
+        for rows in kept:
+            for key, value in zip(rows["__key__"].to_pylist(), rows["bin"].to_pylist(), strict=True):
+                assert value == bytes([int(key)]) * (size + int(key))
+        assert sorted(key for rows in kept for key in rows["__key__"].to_pylist()) == [f"{n:03d}" for n in range(90)]
+        del kept, rows, value
+        gc.collect()
+        assert sum(batch.rows.num_rows for batch in reader.batches(Position(2, 0))) == 90
+        made = MEMORY.made
+        assert sum(batch.rows.num_rows for batch in reader.batches(Position(3, 0))) == 90
+        assert MEMORY.made == made, "an epoch finds the memory of the one before"
+    gc.collect()
+    found = MEMORY.usage()
+    assert found["used_bytes"] == used
+    assert found["idle_bytes"] <= memory
 
 
 # ---- raw files -------------------------------------------------------------------------------------------------------

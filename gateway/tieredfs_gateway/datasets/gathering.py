@@ -1,7 +1,15 @@
 """Rows read one by one, each from where it lies, straight to where it comes.
 
 Columns of bytes, which are nearly all of a picture dataset, are read into one allocation in their final order: a row's bytes are
-copied once, from the page cache. The other columns are small; they are read by split and put in order afterwards.
+copied once, from the page cache, into memory that is used again (`warm_memory`). The other columns are small; they are read by
+split and put in order afterwards. The splits of one gathering are shared out between the thread that needs it and those of the pool
+that are free.
+
+What bounds it is that copy: 100 KB take 8 us, and 11 us while another thread reads memory, where a consumer's hash of them takes
+4 us. On two cores 4,000 pictures take 78 ms of CPU in 48 ms, from opening to closing; two threads that copy and hash them, and do
+nothing else, take 58 ms in 39 ms. Views of a mapped file are not copied, but a column of `binary` has its values one after another
+in one buffer, and in a shuffled order those of a file are not; and where the SSD fails to read a page, a mapping ends the process,
+here a trainer's, and a read raises an error.
 """
 
 from collections.abc import Sequence
@@ -16,6 +24,8 @@ from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.schemas import Path
 from tieredfs_gateway.datasets.sources.protocol import HasRows
 from tieredfs_gateway.datasets.sources.tar import COLUMN_BYTES_MAX
+from tieredfs_gateway.datasets.threads import Threads, share_out
+from tieredfs_gateway.datasets.warm_memory import MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,50 +37,99 @@ class Group:
     places: Indices
 
 
-def gather(dataset: Dataset, groups: Sequence[Group]) -> tuple[pa.Table, Indices]:
-    """The rows in the order of their places, and the places. Splits that are damaged are left out where such are."""
+def gather(dataset: Dataset, groups: Sequence[Group], threads: Threads, keep_bytes: int) -> tuple[pa.Table, Indices]:
+    """The rows in the order of their places, and the places. Splits that are damaged are left out where such are. Threads that
+    are free help; none is waited for that has not begun. `keep_bytes`: see `WarmMemory.take`."""
     source = dataset.rows_source
     assert source is not None
     left = list(groups)
     while left:
-        gathering = _Gathering(dataset, source, left)
-        try:
+        gathering = _Gathering(dataset, source, left, keep_bytes)
+        share_out(gathering.fill, range(len(left)), threads.submit, threads.count - 1)
+        if not gathering.damaged:
             table = gathering.table()
-        except IntegrityError as error:
-            bad = gathering.current
-            dataset.skip(dataset.files[dataset.splits[bad.split].file].file, error)
-            left.remove(bad)
-            continue
-        dataset.count_decoded(table.num_rows, table.nbytes)
-        return table, gathering.places
+            dataset.count_decoded(table.num_rows, table.nbytes)
+            return table, gathering.places
+        for number, error in sorted(gathering.damaged.items()):
+            dataset.skip(dataset.files[dataset.splits[left[number].split].file].file, error)
+        left = [group for number, group in enumerate(left) if number not in gathering.damaged]
     return dataset.schema.empty_table(), np.empty(0, np.int64)
 
 
-class _Gathering:
-    """One attempt. `current`: the group that is being read."""
+@dataclass(frozen=True, slots=True)
+class _Payloads:
+    """A column of bytes: `lengths` (-1: null) and `starts` in `data` of the rows in the order of the groups; `final` lengths, and
+    `ends`, in that of their places."""
 
-    def __init__(self, dataset: Dataset, source: HasRows, groups: Sequence[Group]) -> None:
+    path: Path
+    lengths: Indices
+    starts: Indices
+    final: Indices
+    ends: Indices
+    data: pa.Buffer
+
+    def targets(self, first: int, end: int) -> list[memoryview]:
+        view = memoryview(self.data).cast("B") if self.data.size else memoryview(b"")
+        starts, stops = self.starts[first:end], self.starts[first:end] + np.maximum(self.lengths[first:end], 0)
+        return [view[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+    def array(self) -> pa.BinaryArray:
+        missing = self.final < 0
+        validity = pa.array(~missing).buffers()[1] if missing.any() else None
+        buffers = [validity, pa.py_buffer(self.ends.astype(np.int32)), self.data]
+        return pa.BinaryArray.from_buffers(pa.binary(), len(self.final), buffers)
+
+
+class _Gathering:
+    """One attempt. `damaged`: the groups that could not be read, by number. `fill` of different groups from any threads; `table`
+    when all of them are full."""
+
+    def __init__(self, dataset: Dataset, source: HasRows, groups: Sequence[Group], keep_bytes: int) -> None:
         self._dataset = dataset
         self._source = source
         self._groups = groups
-        self.current = groups[0]
+        self._keep_bytes = keep_bytes
+        self.damaged: dict[int, IntegrityError] = {}
         places = np.concatenate([group.places for group in groups])
         self._order = np.argsort(places, kind="stable")
         self.places: Indices = places[self._order]
-
-    def table(self) -> pa.Table:
-        columns: dict[str, pa.ChunkedArray | pa.Array] = {}
-        small = []
-        for one in self._dataset.selected:
+        self._firsts = np.cumsum([0, *(len(group.rows) for group in groups)]).tolist()
+        self._payloads: dict[str, _Payloads] = {}
+        self._small: list[tuple[str, Path, pa.DataType]] = []
+        self._tables: list[pa.Table | None] = [None] * len(groups)
+        for one in dataset.selected:
             name, path, kind = one
             lengths = self._lengths(path) if kind == pa.binary() else None
             if lengths is None:
-                small.append(one)
+                self._small.append(one)
             else:
-                columns[name] = self._payloads(path, lengths)
-        if small:
-            tables = [self._small(group, small) for group in self._groups]
-            table = pa.concat_tables(tables).take(pa.array(self._order))
+                self._payloads[name] = self._laid_out(path, lengths)
+        self._small_schema = pa.schema([pa.field(name, kind) for name, _, kind in self._small])
+
+    def fill(self, number: int) -> None:
+        """Read the rows of a group."""
+        group = self._groups[number]
+        each, part = self._place(group)
+        first, end = self._firsts[number], self._firsts[number + 1]
+        try:
+            for column in self._payloads.values():
+                targets = column.targets(first, end)
+                self._source.fill(each.file, each.index, part, group.rows, column.path, targets)
+            if self._small:
+                paths = [path for _, path, _ in self._small if path[0] not in each.constants]
+                table = self._source.take(each.file, each.index, part, group.rows, paths)
+                is_fitted = not each.constants and table.schema.equals(self._small_schema)  # 2 us, fitting takes 20
+                self._tables[number] = table if is_fitted else self._dataset.fitted(each, table, self._small)
+        except IntegrityError as error:
+            self.damaged[number] = error
+
+    def table(self) -> pa.Table:
+        columns: dict[str, pa.ChunkedArray | pa.Array] = {
+            name: column.array() for name, column in self._payloads.items()
+        }
+        if self._small:
+            table = pa.concat_tables([table for table in self._tables if table is not None])
+            table = table.combine_chunks().take(pa.array(self._order))
             columns |= dict(zip(table.schema.names, table.columns, strict=True))
         return pa.table([columns[name] for name in self._dataset.schema.names], schema=self._dataset.schema)
 
@@ -87,7 +146,8 @@ class _Gathering:
             found.append(lengths)
         return np.concatenate(found)
 
-    def _payloads(self, path: Path, lengths: Indices) -> pa.BinaryArray:
+    def _laid_out(self, path: Path, lengths: Indices) -> _Payloads:
+        """Raises TooLargeError."""
         final = lengths[self._order]
         ends = np.zeros(len(final) + 1, np.int64)
         np.cumsum(np.maximum(final, 0), out=ends[1:])
@@ -98,29 +158,7 @@ class _Gathering:
             )
         starts = np.empty(len(final), np.int64)
         starts[self._order] = ends[:-1]
-        data = pa.allocate_buffer(total)
-        view = memoryview(data).cast("B") if total else memoryview(b"")
-        at = 0
-        for group in self._groups:
-            self.current = group
-            each, part = self._place(group)
-            count = len(group.rows)
-            places = zip(starts[at : at + count].tolist(), lengths[at : at + count].tolist(), strict=True)
-            targets = [view[start : start + max(0, length)] for start, length in places]
-            self._source.fill(each.file, each.index, part, group.rows, path, targets)
-            at += count
-        missing = final < 0
-        validity = pa.array(~missing).buffers()[1] if missing.any() else None
-        buffers = [validity, pa.py_buffer(ends.astype(np.int32)), data]
-        return pa.BinaryArray.from_buffers(pa.binary(), len(final), buffers)
-
-    def _small(self, group: Group, wanted: Sequence[tuple[str, Path, pa.DataType]]) -> pa.Table:
-        self.current = group
-        each, part = self._place(group)
-        paths = [path for _, path, _ in wanted if path[0] not in each.constants]
-        return self._dataset.fitted(
-            each, self._source.take(each.file, each.index, part, group.rows, paths), list(wanted)
-        )
+        return _Payloads(path, lengths, starts, final, ends, MEMORY.take(total, self._keep_bytes))
 
     def _place(self, group: Group) -> tuple[DatasetFile, int]:
         split = self._dataset.splits[group.split]

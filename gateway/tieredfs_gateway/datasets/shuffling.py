@@ -30,6 +30,7 @@ from tieredfs_gateway.datasets.order import Sequence as RowSequence
 from tieredfs_gateway.datasets.pieces import Pieces
 from tieredfs_gateway.datasets.segments import Segment, SplitShelf, slices, take_rows
 from tieredfs_gateway.datasets.shelf import WAIT_S
+from tieredfs_gateway.datasets.threads import Threads
 
 BUCKET_ROWS_MAX: Final = 1 << 17
 """More rows than that per bucket are slower to put in order: they leave the CPU's caches."""
@@ -84,10 +85,14 @@ class GatherPlan(_Positions):
     failed = False
     is_begun_by_all = False
 
-    def __init__(self, dataset: Dataset, sequence: RowSequence, buckets: Buckets) -> None:
+    def __init__(
+        self, dataset: Dataset, sequence: RowSequence, buckets: Buckets, threads: Threads, keep_bytes: int
+    ) -> None:
         super().__init__(buckets)
         self._dataset = dataset
         self._sequence = sequence
+        self._threads = threads
+        self._keep_bytes = keep_bytes
 
     def visits(self, number: int) -> None:
         """Each segment has rows of nearly every split."""
@@ -99,7 +104,7 @@ class GatherPlan(_Positions):
         by_split = np.argsort(splits, kind="stable")
         bounds = np.flatnonzero(np.diff(splits[by_split])) + 1
         groups = [Group(int(splits[at[0]]), within[at], at) for at in np.split(by_split, bounds)]
-        table, places = gather(self._dataset, groups)
+        table, places = gather(self._dataset, groups, self._threads, self._keep_bytes)
         return Segment(length, tuple(table.to_batches()), None if len(places) == length else places)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ A compressed archive is unpacked once, when it is looked into, in pieces in scra
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,6 +63,16 @@ class Archive:
             target[done : done + step] = memoryview(found).cast("B")
             done += step
         return done
+
+    def read_each(self, offsets: Sequence[int], targets: Sequence[memoryview]) -> int:
+        """Fill targets from their offsets, one after another; how many could be filled."""
+        for number, (offset, target) in enumerate(zip(offsets, targets, strict=True)):
+            length = len(target)
+            if self._descriptor is not None and os.preadv(self._descriptor, (target,), offset) == length:
+                self._counted += length
+            elif self.read_into(offset, target) != length:
+                return number
+        return len(targets)
 
     def tell_count(self) -> None:
         self._count.add(self._counted)
