@@ -307,7 +307,6 @@ class Save:
             raise self._gone()
         name, task = _planned(message.body), task_of(message)
         channel.send(same_message(own.look(task.chosen, message.body["pace"])))
-        trees = own.trees(task.numbers)  # while who gathers lays files out
         message = self._heard(channel)
         if message is None:
             raise self._gone()
@@ -317,7 +316,7 @@ class Save:
         finally:
             for descriptor in handed.descriptors.values():
                 os.close(descriptor)
-        channel.send(written_message(own.report(stored, trees)))
+        channel.send(written_message(own.report(stored, own.trees(task.numbers))))  # while the disk takes it in
         crash.here("checkpoint.rank-stored")
         if self._heard(channel) is None:
             self._look_for_commit(name, final=gone_is_final)
