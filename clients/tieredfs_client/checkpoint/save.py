@@ -33,7 +33,7 @@ from tieredfs.model import Durability
 from tieredfs_client.checkpoint.assemble import Extra, assemble, numbered
 from tieredfs_client.checkpoint.attempt import ATTEMPT_XATTR, COORDINATOR_GRACE, Attempt, Pauses, raise_failure
 from tieredfs_client.checkpoint.catalog import Catalog
-from tieredfs_client.checkpoint.collector import collector_paused
+from tieredfs_client.checkpoint.collector import collector_paused, collector_paused_briefly
 from tieredfs_client.checkpoint.documents import write_document
 from tieredfs_client.checkpoint.hostfiles import HostFiles
 from tieredfs_client.checkpoint.layout import (
@@ -124,6 +124,7 @@ class Save:
         self._commit_s = 0.0
         self._started_s = catalog.host.clock.monotonic_s()
 
+    @collector_paused_briefly()
     def run(self, cargo: Cargo, earlier: Earlier | None) -> tuple[Saved, Earlier]:
         """The whole of it, and what a later save may refer to. A failure is told to the other ranks, and raised."""
         own = ProcessPart(self._catalog.host, self._writer, cargo, earlier, self._compression)
