@@ -30,11 +30,21 @@ from tieredfs.errors import (
     UnavailableError,
     UnstorableError,
 )
-from tieredfs.host import Host, LocalFiles, SystemClock
+from tieredfs.host import Host, LocalFiles, SystemClock, libc
 from tieredfs.host.files import Buffer
 from tieredfs.volume import FileSystem
 from tieredfs.volume.contract import Writing
-from tieredfs_client.checkpoint import CheckpointManager, KeepBest, PerRank, Shard, assemble, hostfiles
+from tieredfs_client.checkpoint import (
+    CheckpointManager,
+    KeepBest,
+    PerRank,
+    Shard,
+    assemble,
+    checksums,
+    hostfiles,
+    write,
+)
+from tieredfs_client.checkpoint.checksums import Digest
 from tieredfs_client.checkpoint.hostfiles import HostFiles
 from tieredfs_client.checkpoint.layout import PIECE_BYTES
 from tieredfs_client.checkpoint.write import PartWriter
@@ -514,6 +524,65 @@ def test_a_failed_background_save_surfaces(manager: CheckpointManager, monkeypat
             manager.save(4, {"n": 4})
     manager.save(4, {"n": 4})
     assert [one.step for one in manager.checkpoints()] == [1, 4]
+
+
+def test_small_tensors_are_summed_while_the_disk_writes_them(
+    manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file system cannot begin early."""
+    done: list[str] = []
+    begin_writing = libc.begin_writing
+
+    def begin(descriptor: int, offset: int, length: int) -> None:
+        done.append("begun")
+        if len(done) > 100:
+            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+        begin_writing(descriptor, offset, length)
+
+    def digest_of(view: memoryview) -> Digest:
+        done.append("summed")
+        return checksums.digest_of(view)
+
+    monkeypatch.setattr(libc, "begin_writing", begin)
+    monkeypatch.setattr(write, "digest_of", digest_of)
+    state = {str(number): torch.full((1000,), float(number)) for number in range(100)}
+    for step in (1, 2):
+        done[:] = ["begun"] * 100 if step == 2 else []
+        before = len(done)
+        for tensor in state.values():
+            tensor.add_(1)
+        assert manager.save(step, state).written_bytes == 400_000
+        assert done[before:] == ["begun"] + ["summed"] * 100
+        assert manager.verify() == []
+        assert torch.equal(manager.load()["7"], state["7"])
+
+
+def test_a_changed_head_tells_without_a_checksum(manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    summed: list[int] = []
+    probed: list[int] = []
+
+    def digest_of(view: memoryview) -> Digest:
+        summed.append(len(view))
+        return checksums.digest_of(view)
+
+    def probe_of(view: memoryview) -> int:
+        probed.append(len(view))
+        return checksums.probe_of(view)
+
+    monkeypatch.setattr(write, "digest_of", digest_of)
+    monkeypatch.setattr(write, "probe_of", probe_of)
+    state = {str(number): torch.full((1 << 18,), float(number)) for number in range(8)}
+    manager.save(1, state)
+    summed.clear()
+    state["0"][0] += 1
+    state["1"][-1] += 1
+    saved = manager.save(2, state)
+    assert (saved.written_bytes, saved.reused_bytes) == (2 << 20, 6 << 20)
+    assert sorted(probed) == [1 << 20] * 7, "not of the one whose head has changed"
+    assert sorted(summed) == [1 << 20] * 8, "one of them when it was written, the others before, and not again"
+    assert manager.verify() == []
+    for key, tensor in manager.load().items():
+        assert torch.equal(tensor, state[key])
 
 
 class FullDisk(LocalFiles):

@@ -21,14 +21,18 @@ from tieredfs_client.checkpoint.layout import (
     Blob,
     Item,
     Manifest,
+    Outline,
     Packed,
     RankRecord,
     StoredFile,
     StoredShard,
     StoredTensor,
+    data_header,
     decode_manifest,
     encode_manifest,
+    entry_room,
     lay_out,
+    lay_out_unnamed,
     packed_header,
     packed_item,
     packed_room,
@@ -197,6 +201,41 @@ def test_data_files_are_safetensors_whatever_the_names(items: list[Item]) -> Non
     read = safetensors.torch.load(bytes(contents))  # the official library refuses holes, overlaps and odd lengths
     found = sorted(bytes(tensor.flatten().view(torch.uint8).numpy()) for tensor in read.values())
     assert found == sorted(bytes([number + 1]) * item.size_bytes for number, item in enumerate(items))
+
+
+@given(ITEMS, st.booleans(), st.data())
+def test_a_header_that_comes_last_fits_where_there_was_room_for_it(
+    items: list[Item], sharded: bool, data: st.DataObject
+) -> None:
+    named = items
+    if sharded:
+        starts = [data.draw(st.integers(0, item.shape[0])) for item in items]
+        named = [
+            item._replace(name=f"{item.name}@{start}+{item.shape[0]}")
+            for item, start in zip(items, starts, strict=True)
+        ]
+    rooms = [entry_room(item, sharded=sharded) for item in items]
+    placed = lay_out_unnamed(Outline([item.size_bytes for item in items], [item.item_bytes for item in items], rooms))
+    plain = lay_out(items)
+    header = data_header(named, placed.room_bytes)
+    assert len(header) == placed.room_bytes
+    assert not len(header) % ALIGNMENT_BYTES
+    assert placed.size_bytes - len(header) == plain.size_bytes - len(plain.header)
+    assert [at - len(header) for at in placed.offsets] == [at - len(plain.header) for at in plain.offsets]
+    contents = bytearray(header) + bytes(placed.size_bytes - len(header))
+    for number, (item, offset) in enumerate(zip(items, placed.offsets, strict=True)):
+        contents[offset : offset + item.size_bytes] = bytes([number + 1]) * item.size_bytes
+    read = safetensors.torch.load(bytes(contents))
+    found = sorted(bytes(tensor.flatten().view(torch.uint8).numpy()) for tensor in read.values())
+    assert found == sorted(bytes([number + 1]) * item.size_bytes for number, item in enumerate(items))
+
+
+def test_there_is_room_for_the_numbers_of_thousands_of_equal_names() -> None:
+    items = [Item("w" if number % 2 else "w#3", "F32", 4, (16,), 64) for number in range(3000)]
+    columns = [[64] * 3000, [4] * 3000, [entry_room(item, sharded=False) for item in items]]
+    placed = lay_out_unnamed(Outline(*columns))
+    assert len(data_header(items, placed.room_bytes)) == placed.room_bytes
+    assert Outline(*columns).of([1, 0]) == Outline([64, 64], [4, 4], [columns[2][1], columns[2][0]])
 
 
 @given(ITEMS, st.randoms(use_true_random=False))

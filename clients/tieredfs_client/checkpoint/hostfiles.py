@@ -21,8 +21,11 @@ from tieredfs_client.checkpoint.layout import (
     FILE_ITEMS_MAX,
     Blob,
     Item,
+    Outline,
     StoredFile,
+    data_header,
     lay_out,
+    lay_out_unnamed,
     packed_header,
     packed_item,
     packed_room,
@@ -70,6 +73,15 @@ class Spot(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class _Headless:
+    """A file that has room for its header."""
+
+    number: int
+    places: Sequence[Place]
+    room_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Filling:
     """A file that one process fills with packed tensors."""
 
@@ -94,6 +106,7 @@ class HostFiles:
         self._open = contextlib.ExitStack()
         self._writings: list[tuple[int, Writing, bytes]] = []
         self._fillings: list[_Filling] = []
+        self._headless: list[_Headless] = []
         self.stored: list[StoredFile] = []
         self.spots: dict[Place, Spot] = {}
 
@@ -141,21 +154,32 @@ class HostFiles:
 
     # ---- to be written ----------------------------------------------------------------------------------------------
 
-    def make(self, places: Sequence[Place], items: Sequence[Item]) -> None:
-        """Files for all of these tensors, with their headers and their length, not yet named. Raises NoSpaceError."""
-        for number, group in enumerate(_files_of(items)):
+    def make(self, places: Sequence[Place], outline: Outline) -> None:
+        """Files for all of these tensors, of their length, with room for their headers, not yet named. Raises NoSpaceError."""
+        for number, group in enumerate(_files_of(outline.sizes)):
             name = f"data-r{self._rank:05d}-{number:03d}.safetensors"
-            self._make_file(name, places[group.start : group.stop], items[group.start : group.stop])
+            every = len(group) == len(places)
+            self._make_file(name, places[group.start : group.stop], outline if every else outline.of(group))
         crash.here("checkpoint.files-made")
 
-    def _make_file(self, name: str, places: Sequence[Place], items: Sequence[Item]) -> None:
-        layout = lay_out(items)
+    def _make_file(self, name: str, places: Sequence[Place], outline: Outline) -> None:
+        placed = lay_out_unnamed(outline)
         writing = self._open.enter_context(self._volume.create())
         with speaking_the_domain():
-            self._files.allocate(writing.descriptor, 0, 0, layout.size_bytes)
-            self._files.write(writing.descriptor, [layout.header], 0)
-        number = self._opened(name, writing, layout.size_bytes)
-        self.spots |= zip(places, map(Spot, itertools.repeat(number), layout.offsets), strict=True)
+            self._files.allocate(writing.descriptor, 0, 0, placed.size_bytes)
+        number = self._opened(name, writing, placed.size_bytes)
+        self._headless.append(_Headless(number, places, placed.room_bytes))
+        self.spots |= zip(places, map(Spot, itertools.repeat(number), placed.offsets), strict=True)
+
+    def head(self, items: Sequence[Item]) -> None:
+        """The headers of the files that `make` made: before they are committed, and, being one line for each tensor, beside those
+        who write into them. `items`: by place, of all tensors. Raises NoSpaceError."""
+        descriptors = self.descriptors
+        for file in self._headless:
+            header = data_header([items[at] for at in file.places], file.room_bytes)
+            with speaking_the_domain():
+                self._files.write(descriptors[file.number], [header], 0)
+        self._headless.clear()
 
     def _opened(self, name: str, writing: Writing, size_bytes: int) -> int:
         number = len(self.stored)
@@ -165,7 +189,7 @@ class HostFiles:
 
     def make_packed(self, places: Sequence[Place], items: Sequence[Item], rank: int) -> None:
         """Files for one process, that of `rank`, to fill with these tensors, packed, in this order."""
-        for number, group in enumerate(_files_of(items)):
+        for number, group in enumerate(_files_of([item.size_bytes for item in items])):
             members = items[group.start : group.stop]
             room = packed_room([packed_item(item, item.size_bytes) for item in members])
             writing = self._open.enter_context(self._volume.create())
@@ -195,6 +219,7 @@ class HostFiles:
 
     def commit(self) -> None:
         """Every byte is written: the files become durable and get their names."""
+        assert not self._headless, "every file has its header"
         for _, writing, path in self._writings:
             self._commit_file(writing, path)
         self._writings.clear()
@@ -203,8 +228,7 @@ class HostFiles:
         writing.commit(path, durability=self._durability)
 
 
-def _files_of(items: Sequence[Item]) -> list[range]:
-    sizes = [item.size_bytes for item in items]
+def _files_of(sizes: Sequence[int]) -> list[range]:
     bytes_max = max(FILE_BYTES_MAX, sum(sizes) // FILES_MAX)
     return split_into_files(sizes, bytes_max, max(FILE_ITEMS_MAX, len(sizes) // FILES_MAX))
 

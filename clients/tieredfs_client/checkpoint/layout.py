@@ -51,6 +51,7 @@ _PREFIX: Final = re.compile(
 )
 _SUFFIX: Final = b"}\n"
 _RESERVED: Final = "__metadata__"
+_ABOUT_DATA: Final = {"format": "pt"}
 PACKED_SUFFIX: Final = ":packed"
 _PACKED_NOTE: Final = "compressed; `tieredfs ckpt export` writes plain safetensors, FORMAT.md says how to read this"
 
@@ -83,19 +84,77 @@ class FileLayout:
 
 def lay_out(items: Sequence[Item]) -> FileLayout:
     """One data file."""
-    order = [index for index, item in enumerate(items) if not item.size_bytes % ALIGNMENT_BYTES]
-    if len(order) < len(items):
-        odd = [index for index, item in enumerate(items) if item.size_bytes % ALIGNMENT_BYTES]
-        order += sorted(odd, key=lambda index: -items[index].item_bytes)
-    starts = [0] * len(items)
-    spans = []
-    at = 0
-    for index in order:
-        starts[index] = at
-        at += items[index].size_bytes
-        spans.append((starts[index], at))
-    header = _header({"format": "pt"}, [items[index] for index in order], spans, 0)
-    return FileLayout(header, tuple([len(header) + start for start in starts]), len(header) + at)
+    order, starts, total = _placed([item.size_bytes for item in items], [item.item_bytes for item in items])
+    header = _data_header(items, order, starts, 0)
+    return FileLayout(header, tuple([len(header) + start for start in starts]), len(header) + total)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is known of tensors before anybody has written down what they are called: columns, one row each."""
+
+    sizes: Sequence[int]
+    item_bytes: Sequence[int]
+    rooms: Sequence[int]
+    """The longest that each one's entry in a header can be; see `entry_room`."""
+
+    def of(self, rows: Sequence[int]) -> "Outline":
+        return Outline(*[[column[row] for row in rows] for column in (self.sizes, self.item_bytes, self.rooms)])
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where tensors go, behind a header that is not written yet; `offsets` as those of `FileLayout`."""
+
+    room_bytes: int
+    offsets: Sequence[int]
+    size_bytes: int
+
+
+def entry_room(item: Item, *, sharded: bool) -> int:
+    """The most that the entry of a tensor, or of any piece of it, takes in a header; without places in the file."""
+    name = item.name.encode("utf-8", "backslashreplace").decode()
+    box = sum(2 * len(str(length)) + 2 for length in item.shape) + 1 if sharded else 0
+    return len(_string(name)) + box + len(_entry_of(item)) + len(',:{,"data_offsets":[,]}')
+
+
+def lay_out_unnamed(outline: Outline) -> Placed:
+    """As `lay_out`, with room for the longest header that there can be: bytes can be written before it."""
+    _, starts, total = _placed(outline.sizes, outline.item_bytes)
+    count = len(outline.sizes)
+    places = 2 * len(str(total)) + len(f"#{4 * count + 4}")  # repeated names get a number
+    room = len(_header(_ABOUT_DATA, [], [], 0)) + sum(outline.rooms) + count * places
+    room += -room % ALIGNMENT_BYTES
+    return Placed(room, [room + start for start in starts], room + total)
+
+
+def data_header(items: Sequence[Item], room_bytes: int) -> bytes:
+    """The header of a file whose tensors were placed."""
+    order, starts, _ = _placed([item.size_bytes for item in items], [item.item_bytes for item in items])
+    header = _data_header(items, order, starts, room_bytes)
+    assert len(header) == room_bytes, "there is room for the longest"
+    return header
+
+
+def _data_header(items: Sequence[Item], order: Sequence[int], starts: Sequence[int], room_bytes: int) -> bytes:
+    ordered = [items[index] for index in order]
+    spans = [(starts[index], starts[index] + items[index].size_bytes) for index in order]
+    return _header(_ABOUT_DATA, ordered, spans, room_bytes)
+
+
+def _placed(sizes: Sequence[int], item_bytes: Sequence[int]) -> tuple[Sequence[int], Sequence[int], int]:
+    """In which order tensors lie in a file, where each begins behind the header, and the length of all."""
+    odd = [index for index, size in enumerate(sizes) if size % ALIGNMENT_BYTES]
+    if not odd:
+        *starts, total = itertools.accumulate(sizes, initial=0)
+        return range(len(sizes)), starts, total
+    order = [index for index, size in enumerate(sizes) if not size % ALIGNMENT_BYTES]
+    order += sorted(odd, key=lambda index: -item_bytes[index])
+    *ends, total = itertools.accumulate([sizes[index] for index in order], initial=0)
+    starts = [0] * len(sizes)
+    for index, start in zip(order, ends, strict=True):
+        starts[index] = start
+    return order, starts, total
 
 
 def _header(

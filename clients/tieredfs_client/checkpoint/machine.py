@@ -26,7 +26,7 @@ from tieredfs.errors import InvalidRequestError, RankFailedError, RankMissingErr
 from tieredfs_client.checkpoint.attempt import Attempt, Pauses, named
 from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.hostfiles import HostFiles, Reference, Spot
-from tieredfs_client.checkpoint.layout import Item, StoredFile, read_checked
+from tieredfs_client.checkpoint.layout import Item, Outline, StoredFile, read_checked
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message
 from tieredfs_client.checkpoint.parts import Looked, ProcessPart, Stored
 from tieredfs_client.checkpoint.shares import (
@@ -120,12 +120,13 @@ class Machine:
             task = encode_task(tasks[share.lead])
             channel.send({"kind": "write", "checkpoint": checkpoint, "task": task, "pace": self._own.pace})
         looked = {self._lead: self._own.look(tasks[self._lead].chosen, self._own.pace)}
-        places, items = self._places(tasks), self._items(tasks)  # while the others look
+        places, outline = self._places(tasks), self._outline(tasks)  # while the others look
         for channel, body in self._collect("same", watch).items():
             looked[self._members[channel].lead] = looked_of(body)
         self._writing_since_s = self._attempt.host.clock.monotonic_s()
-        self._make(files, tasks, places, items, looked)
+        self._make(files, tasks, places, outline, looked)
         self._hand_out(files, places)
+        files.head(self._items(tasks))  # while the others write
         own = self._own.store([files.spots[place] for place in places[self._lead]], files.descriptors)
         written = {self._members[one].lead: body for one, body in self._collect("written", watch).items()}
         if any(one.packed for one in looked.values()):
@@ -153,6 +154,13 @@ class Machine:
         return places
 
     @collector_paused()
+    def _outline(self, tasks: Mapping[int, Task]) -> Outline:
+        """What is known of them at once, by place."""
+        outlines = [self.shares[lead].outline(tasks[lead].chosen) for lead in sorted(self.shares)]
+        columns = [(one.sizes, one.item_bytes, one.rooms) for one in outlines]
+        return Outline(*[list(itertools.chain.from_iterable(rows)) for rows in zip(*columns, strict=True)])
+
+    @collector_paused()
     def _items(self, tasks: Mapping[int, Task]) -> list[Item]:
         """What they are called in the files, by place."""
         return [item for lead in sorted(self.shares) for item in self.shares[lead].items(tasks[lead].chosen)]
@@ -170,12 +178,13 @@ class Machine:
         files: HostFiles,
         tasks: Mapping[int, Task],
         places: Mapping[int, Sequence[int]],
-        items: Sequence[Item],
+        outline: Outline,
         looked: Mapping[int, Looked],
     ) -> None:
         if not any(one.same or one.packed for one in looked.values()):
-            files.make(range(len(items)), items)
+            files.make(range(len(outline.sizes)), outline)
             return
+        items = self._items(tasks)
         same: dict[int, Reference] = {}
         packed: dict[int, list[int]] = {}
         for lead, one in looked.items():
@@ -187,7 +196,7 @@ class Machine:
         done = set(same) if files.refer([one.of(place, items[place]) for place, one in same.items()]) else set()
         apart = {place for own in packed.values() for place in own}
         plain = [place for place in range(len(items)) if place not in done and place not in apart]
-        files.make(plain, [items[place] for place in plain])
+        files.make(plain, outline.of(plain))
         for lead in sorted(packed):
             own = [place for place in packed[lead] if place not in done]
             files.make_packed(own, [items[place] for place in own], lead)

@@ -23,10 +23,12 @@ _compact: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where the chosen tensors are stored now, in order, and when each rank's were, rank after rank."""
+    """Where the chosen tensors are stored now, in order; when each rank's were, rank after rank; and heads of some tensors, by
+    number (`write.Earlier`)."""
 
     blobs: list[Blob]
     seconds: list[float]
+    heads: Mapping[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class ProcessPart:
         written = self._writer.write(self.cargo.leaves, targets, self._digests, packed, level)
         crash.here("checkpoint.part-written")
         blobs = [self._blob(number, spot, written) for number, spot in zip(self._chosen, spots, strict=True)]
-        return Stored(blobs, self._seconds(written))
+        return Stored(blobs, self._seconds(written), written.heads)
 
     def _seconds(self, written: Written) -> list[float]:
         """When each rank's bytes were written, from the start on; 0 where there were none."""
@@ -167,5 +169,7 @@ class ProcessPart:
     def remembered(self, path: bytes, files: Sequence[StoredFile], stored: Stored) -> Earlier:
         """What a later save of this process may refer to, in the checkpoint at `path`."""
         leaves = self.cargo.leaves
-        blobs = {identity(leaves[number]): blob for number, blob in zip(self._chosen, stored.blobs, strict=True)}
-        return Earlier(path, tuple(files), blobs)
+        keys = {number: identity(leaves[number]) for number in self._chosen}
+        blobs = dict(zip(keys.values(), stored.blobs, strict=True))
+        heads = {keys[number]: head for number, head in stored.heads.items()}
+        return Earlier(path, tuple(files), blobs, heads)

@@ -33,7 +33,7 @@ from tieredfs.model import Durability
 from tieredfs_client.checkpoint.assemble import Extra, assemble, numbered
 from tieredfs_client.checkpoint.attempt import ATTEMPT_XATTR, COORDINATOR_GRACE, Attempt, Pauses, raise_failure
 from tieredfs_client.checkpoint.catalog import Catalog
-from tieredfs_client.checkpoint.collector import collector_paused
+from tieredfs_client.checkpoint.collector import collector_paused, collector_paused_briefly
 from tieredfs_client.checkpoint.documents import write_document
 from tieredfs_client.checkpoint.hostfiles import HostFiles
 from tieredfs_client.checkpoint.layout import (
@@ -124,6 +124,7 @@ class Save:
         self._commit_s = 0.0
         self._started_s = catalog.host.clock.monotonic_s()
 
+    @collector_paused_briefly()
     def run(self, cargo: Cargo, earlier: Earlier | None) -> tuple[Saved, Earlier]:
         """The whole of it, and what a later save may refer to. A failure is told to the other ranks, and raised."""
         own = ProcessPart(self._catalog.host, self._writer, cargo, earlier, self._compression)
@@ -307,7 +308,6 @@ class Save:
             raise self._gone()
         name, task = _planned(message.body), task_of(message)
         channel.send(same_message(own.look(task.chosen, message.body["pace"])))
-        trees = own.trees(task.numbers)  # while who gathers lays files out
         message = self._heard(channel)
         if message is None:
             raise self._gone()
@@ -317,7 +317,7 @@ class Save:
         finally:
             for descriptor in handed.descriptors.values():
                 os.close(descriptor)
-        channel.send(written_message(own.report(stored, trees)))
+        channel.send(written_message(own.report(stored, own.trees(task.numbers))))  # while the disk takes it in
         crash.here("checkpoint.rank-stored")
         if self._heard(channel) is None:
             self._look_for_commit(name, final=gone_is_final)

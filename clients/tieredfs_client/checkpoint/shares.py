@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import xxhash
 
 from tieredfs_client.checkpoint.checksums import Digest
-from tieredfs_client.checkpoint.layout import PIECE_BYTES, Blob, Item, Packed, StoredFile
+from tieredfs_client.checkpoint.layout import PIECE_BYTES, Blob, Item, Outline, Packed, StoredFile, entry_room
 from tieredfs_client.checkpoint.memory import Origin
 from tieredfs_client.checkpoint.plan import Box
 from tieredfs_client.checkpoint.tree import Flat, Leaf, Whole
@@ -58,6 +58,17 @@ class Share:
                 key += "@" + ",".join(map(_SPAN_TEXT, zip(offsets, shape, strict=True)))
             found.append(Item(key, dtype, item_bytes, shape, self.sizes[number]))
         return found
+
+    def outline(self, numbers: Sequence[int]) -> Outline:
+        """What is to be known of some of its tensors to place them in a file."""
+        rooms = [
+            entry_room(Item(one.key, one.dtype, one.item_bytes, one.global_shape, 0), sharded=one.sharded)
+            for one in self.wholes
+        ]
+        kinds = [self.kinds[number] for number in numbers]
+        item_bytes = [one.item_bytes for one in self.wholes]
+        sizes = [self.sizes[number] for number in numbers]
+        return Outline(sizes, [item_bytes[kind] for kind in kinds], [rooms[kind] for kind in kinds])
 
 
 @dataclass(frozen=True, slots=True)

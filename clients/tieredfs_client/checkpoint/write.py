@@ -17,11 +17,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
 from tieredfs.errors import NoSpaceError, UnavailableError
-from tieredfs.host import Host
+from tieredfs.host import Host, libc
 from tieredfs.model import Progress
 from tieredfs_client.checkpoint import memory
 from tieredfs_client.checkpoint.checksums import Digest, PieceSums, digest_of, joined, probe_of, sums_of
@@ -37,6 +37,8 @@ BATCHED_BYTES_MAX: Final = 1 << 20
 """Tensors up to this size are written by the batch: a call per tensor would cost more than its bytes."""
 BATCH_COUNT: Final = 512
 """Under IOV_MAX, which is 1024."""
+HEAD_BYTES: Final = 64
+"""What is kept of a tensor that was written by the batch, to tell without a checksum that it has surely changed."""
 THREADS: Final = max(2, min(4, os.cpu_count() or 2))
 PACK_THREADS: Final = max(2, min(8, os.cpu_count() or 2))
 
@@ -51,6 +53,8 @@ class Earlier:
     path: bytes
     files: tuple[StoredFile, ...]
     blobs: Mapping[tuple[object, ...], Blob]
+    heads: Mapping[tuple[object, ...], bytes] = field(default_factory=dict)
+    """The first `HEAD_BYTES` of some of them."""
 
 
 class Target(NamedTuple):
@@ -67,11 +71,13 @@ TARGET_ORDER: Final = operator.attrgetter("descriptor", "offset")
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """By leaf: digests of those that are as they were in memory, those that are packed, and when each was written."""
+    """By leaf: digests of those that are as they were in memory, those that are packed, when each was written, and the heads of
+    those that were written by the batch."""
 
     digests: dict[int, Digest]
     packed: dict[int, PackedLeaf]
     ended_s: dict[int, float]
+    heads: dict[int, bytes]
 
 
 def identity(leaf: Leaf) -> tuple[object, ...]:
@@ -117,16 +123,20 @@ class PartWriter:
         see all of is hashed at once, which it is to be in any case."""
         if earlier is None or not earlier.blobs:
             return {}
-        known = earlier.blobs
+        known, heads = earlier.blobs, earlier.heads
 
         def look(index: int) -> tuple[Blob, Digest] | None:
             leaf = leaves[index]
-            blob = known.get(identity(leaf))
+            key = identity(leaf)
+            blob = known.get(key)
             if blob is None or leaf.size_bytes == 0 or blob.size_bytes != leaf.size_bytes:
                 return None
             digest = digests.get(index)
             if digest is None:
                 view = memory.bytes_of(leaf.value)
+                head = heads.get(key)
+                if head is not None and view[:HEAD_BYTES] != head:
+                    return None
                 if len(view) > PROBE_BYTES and probe_of(view) != blob.probe:
                     return None
                 digest = digest_of(view)
@@ -184,7 +194,7 @@ class PartWriter:
                 digests, ended_s = plain.finish()
                 leaves_packed = packing.finish()
                 ended_s |= packing.ended_s
-                return Written(digests, leaves_packed, ended_s)
+                return Written(digests, leaves_packed, ended_s, plain.heads)
             finally:
                 packing.settle()
                 plain.settle()
@@ -269,6 +279,8 @@ class _Flow:
         self._large: list[_Pending] = []
         self._small: list[Future[dict[int, Digest]]] = []
         self._ended_s: dict[int, float] = {}
+        self.heads: dict[int, bytes] = {}
+        """Of what was written by the batch."""
 
     def start(self, targets: Sequence[Target]) -> None:
         batch: list[Target] = []
@@ -293,16 +305,18 @@ class _Flow:
             self._small.append(self._pool.submit(self._write_batch, batch))
 
     def _write_batch(self, batch: Sequence[Target]) -> dict[int, Digest]:
-        views = [memory.bytes_of(self._leaves[target.leaf].value) for target in batch]
-        digests = {
-            target.leaf: self._known.get(target.leaf) or digest_of(view)
-            for target, view in zip(batch, views, strict=True)
-        }
-        self._files.write(batch[0].descriptor, views, batch[0].offset)
-        self._wrote(batch[0].descriptor, sum(map(len, views)))
-        now_s = self._clock.monotonic_s()
-        self._ended_s.update(dict.fromkeys(digests, now_s))
-        return digests
+        """Summed while the disk takes it in, not before."""
+        descriptor, offset, known = batch[0].descriptor, batch[0].offset, self._known
+        numbers = [target.leaf for target in batch]
+        views = [memory.bytes_of(self._leaves[number].value) for number in numbers]
+        size = self._files.write(descriptor, views, offset)
+        with contextlib.suppress(OSError):  # the sync at the end is what counts
+            libc.begin_writing(descriptor, offset, size)
+        self._wrote(descriptor, size)
+        self._ended_s.update(dict.fromkeys(numbers, self._clock.monotonic_s()))
+        self.heads.update(zip(numbers, [bytes(view[:HEAD_BYTES]) for view in views], strict=True))
+        both = zip(numbers, views, strict=True)
+        return {number: known.get(number) or digest_of(view) for number, view in both}
 
     def _start_large(self, target: Target, leaf: Leaf) -> None:
         """In slices; one whose bytes must be copied first is one job."""
