@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.serving.rig import numbers
 from tieredfs.errors import ConfigurationError, StateMismatchError, TieredError, domain_errors
-from tieredfs_client.dataset import failures, ranks, state, turns
+from tieredfs_client.dataset import failures, http, ranks, state, turns
 from tieredfs_gateway.datasets import errors, frames, tokens, transforms, wire
 from tieredfs_gateway.datasets.contract import NumberedBatch
 from tieredfs_gateway.datasets.frames import Codec
@@ -206,9 +206,42 @@ def test_frames_of_any_codec_make_one_stream_with_a_dictionary_per_batch() -> No
     head = frames.head(encoded[0].schema)
     codecs = [codec for codec in Codec if codec is not Codec.AUTO]
     sent = [(rows, codec) for codec in codecs for rows in encoded]
-    data = head + b"".join(bytes(frames.frame(rows, len(head), codec)) for rows, codec in sent) + frames.END
+    data = head + b"".join(frames.frame(rows, len(head), codec) for rows, codec in sent) + frames.END
     found = list(frames.batches_of(data))
     assert [rows.to_pydict() for rows in found] == [rows.to_pydict() for rows, _ in sent]
+
+
+@pytest.mark.parametrize("codec", [codec for codec in Codec if codec is not Codec.AUTO])
+def test_a_trainer_cuts_apart_what_came_as_one_message(codec: Codec) -> None:
+    words = pa.array(["a", "b", "a", None, "c"] * 200).dictionary_encode()
+    whole = pa.RecordBatch.from_pydict({"id": range(1000), "w": words})
+    other = whole.slice(0, 1000).filter(pa.array([True, False] * 500))
+    cuts = [(0, 300), (300, 300), (600, 300), (900, 0), (900, 0), (900, 100), (950, 50)]
+    batches = [NumberedBatch(at, whole, *cut) for at, cut in enumerate(cuts)] + [NumberedBatch(7, other)]
+    runs = frames.runs(batches, 3)
+    assert [run.row_counts for run in runs] == [(300, 300, 300), (0,), (0,), (100,), (50,), (500,)]
+    head = frames.head(whole.schema)
+    data = head + b"".join(frames.frame(run.rows, len(head), codec, run.row_counts) for run in runs) + frames.END
+    reader = pa.ipc.open_stream(data)
+    messages = [http.Message.of(*one) for one in reader.iter_batches_with_custom_metadata()]
+    found = [rows for message in messages for rows in message.cut()]
+    assert [rows.to_pydict() for rows in found] == [batch.rows.to_pydict() for batch in batches]
+
+
+def test_row_counts_that_do_not_fit_are_an_error() -> None:
+    rows = pa.RecordBatch.from_pydict({"id": range(10)})
+    for text in (b"", b"5,4", b"11,-1", b"a,b", b"5,,5"):
+        with pytest.raises(ValueError):  # noqa: PT011 - that, or what `int` says
+            http.Message.of(rows, {http.ROWS_KEY: text})
+
+
+def test_a_frame_that_is_larger_than_the_scratch_is_whole() -> None:
+    scratch = pa.py_buffer(bytearray(16_384))
+    for count in (1000, 10_000, 2000, 2046, 2047, 2048, 10):
+        rows = pa.RecordBatch.from_pydict({"id": range(count)})
+        head = frames.head(rows.schema)
+        data = head + frames.frame(rows, len(head), Codec.NONE, scratch=scratch) + frames.END
+        assert next(frames.batches_of(data)).equals(rows)
 
 
 def test_a_stream_fits_exactly_into_its_length_and_is_cut_into_what_it_was_made_of() -> None:
@@ -225,7 +258,7 @@ def test_a_stream_fits_exactly_into_its_length_and_is_cut_into_what_it_was_made_
 
 def test_the_slower_the_link_the_harder_it_is_worth_to_compress() -> None:
     mib = 1 << 20
-    speeds = [20_000 * mib, 300 * mib, 100 * mib, 10 * mib]
+    speeds = [20_000 * mib, 600 * mib, 100 * mib, 10 * mib]
     chosen = [frames.choose(speed, 2) for speed in speeds]
     assert chosen == [Codec.NONE, Codec.LZ4, Codec.ZSTD, Codec.ZSTD_HIGH]
     order = list(Codec)

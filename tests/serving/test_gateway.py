@@ -18,6 +18,7 @@ from tests.serving.rig import ROWS, SOURCE, WAIT_S, Gateway, eventually, ids, nu
 from tieredfs.errors import ConfigurationError, NotFoundError, StateMismatchError, UnavailableError
 from tieredfs_client.dataset import GatewayDataset
 from tieredfs_client.dataset.http import GatewayAddress
+from tieredfs_gateway.datasets.parcels import FRAME_BATCHES
 
 ALL = list(range(ROWS))
 
@@ -237,6 +238,37 @@ def test_a_trainer_on_another_host_uses_http(served: Gateway, monkeypatch: pytes
     assert data.received_bytes > 0
     with pytest.raises(UnavailableError, match="no shared memory"):
         list(served.dataset(transport="shared", retry_s=0.2))
+
+
+@pytest.mark.parametrize("codec", ["none", "lz4"])
+def test_over_http_neighbours_come_as_one_message_and_a_run_resumes_within_one(served: Gateway, codec: str) -> None:
+    options: dict[str, Any] = {"transport": "http", "codec": codec, "batch_size": 50}
+    whole = list(served.dataset(**options))
+    assert [batch.num_rows for batch in whole] == [50] * (ROWS // 50)
+    assert ids(whole) == ALL
+    for taken in range(20, 30):
+        data = served.dataset(**options)
+        iterator = iter(data)
+        first = ids(next(iterator) for _ in range(taken))
+        state = data.state_dict()
+        iterator.close()
+        later = served.dataset(**options)
+        later.load_state_dict(state)
+        assert first + ids(later) == ALL
+
+
+def test_any_other_arrow_reader_gets_a_message_for_each_batch_unless_it_asks(served: Gateway) -> None:
+    _, opened = request(f"{served.url}/v1/sessions", "POST", {"source": SOURCE, "batch_size": 50})
+    batches = f"{served.url}/v1/sessions/{opened['session']}/batches"
+    counts = {}
+    for query in ("", "?joined=true", "?joined=true&limit=30"):
+        with urllib.request.urlopen(batches + query, timeout=WAIT_S) as answer:
+            found = list(pa.ipc.open_stream(answer.read()))
+        assert ids(found) == ALL[: 1500 if "limit" in query else ROWS]
+        counts[query] = len(found)
+    assert counts[""] == ROWS // 50
+    assert counts["?joined=true&limit=30"] == 30
+    assert ROWS // 50 // FRAME_BATCHES <= counts["?joined=true"] <= ROWS // 50 // 2
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------------------------------

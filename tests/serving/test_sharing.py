@@ -15,11 +15,13 @@ from tieredfs.errors import CorruptError, TooLargeError
 from tieredfs_gateway.datasets import frames, sharing, slabs
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position
 from tieredfs_gateway.datasets.errors import Refusal
-from tieredfs_gateway.datasets.parcels import SHARED, Encoders
+from tieredfs_gateway.datasets.frames import Codec
+from tieredfs_gateway.datasets.parcels import FRAME_BATCHES, SHARED, Encoders, Packing
 from tieredfs_gateway.datasets.sessions import IDLE_S, Sessions
 from tieredfs_gateway.datasets.sharing import Follower, Share
 from tieredfs_gateway.datasets.slabs import Slab, SlabPool
 from tieredfs_gateway.datasets.transform_pool import TransformPool
+from tieredfs_gateway.datasets.wire import Link, next_piece
 
 MIB = 1 << 20
 
@@ -143,7 +145,7 @@ def test_one_batch_in_two_forms_is_made_once(encoders: Encoders) -> None:
     share = share_of(reader, encoders)
     with share.follow(Position(0, 0), 1, SHARED) as local, share.follow(Position(0, 0), 1, "zstd") as remote:
         mine = read_shared(local)
-        bodies = b"".join(bytes(item.frame(frames.Codec.ZSTD)) for item in iter(remote.next, None))
+        bodies = b"".join(item.frame(Packing(Codec.ZSTD))[0] for item in iter(remote.next, None))
         assert ids(frames.batches_of(share.head + bodies + frames.END)) == mine
     share.close()
     assert set(reader.made.values()) == {1}
@@ -177,6 +179,89 @@ def test_batches_at_hand_together_share_a_slab_and_neighbours_are_written_as_one
 
 
 # ---- slabs -------------------------------------------------------------------------------------------------------------
+
+
+# ---- frames of several batches -----------------------------------------------------------------------------------------
+
+
+class OneWhole(TableReader):
+    """Batches that lie beside each other, and are all at hand."""
+
+    def batches(self, position: Position, stride: int = 1) -> Iterator[NumberedBatch]:
+        whole = self._table.to_batches()[0]
+        for batch in super().batches(position, stride):
+            yield NumberedBatch(batch.index, whole, batch.index * 100, batch.rows.num_rows, is_followed=True)
+
+
+def frames_of(follower: Follower, packing: Packing) -> tuple[list[int], bytes]:
+    """How many batches each frame is, and all of them."""
+    counts, bodies = [], b""
+    while (item := follower.next()) is not None:
+        body, count = item.frame(packing)
+        follower.rest(item, count)
+        counts.append(count)
+        bodies += body
+    return counts, bodies
+
+
+@pytest.mark.parametrize("codec", [Codec.NONE, Codec.LZ4, Codec.ZSTD])
+def test_neighbours_are_one_message_for_who_cuts_them_apart_and_the_first_batch_comes_alone(
+    encoders: Encoders, codec: Codec
+) -> None:
+    reader = OneWhole(numbers(10_000))
+    share = share_of(reader, encoders)
+    packing = Packing(codec, joins=True)
+    with share.follow(Position(0, 0), 1, packing.form) as follower:
+        counts, bodies = frames_of(follower, packing)
+    share.close()
+    assert counts[:4] == [1, 2, 4, 8]
+    assert (sum(counts), max(counts)) == (100, FRAME_BATCHES)
+    assert len(list(frames.batches_of(share.head + bodies + frames.END))) == len(counts)
+    assert ids(frames.batches_of(share.head + bodies + frames.END)) == list(range(10_000))
+    assert encoders.counts.encoded == {codec: 100}
+    assert (encoders.counts.made, encoders.counts.served) == (100, 100)
+
+
+def test_who_comes_in_the_middle_of_a_frame_gets_its_batches_one_by_one_until_the_next(encoders: Encoders) -> None:
+    reader = OneWhole(numbers(3_100))
+    share = share_of(reader, encoders)
+    packing = Packing(Codec.LZ4, joins=True)
+    with (
+        share.follow(Position(0, 0), 1, packing.form) as first,
+        share.follow(Position(0, 9), 1, packing.form) as second,
+        share.follow(Position(0, 0), 1, SHARED) as local,
+    ):
+        assert frames_of(first, packing)[0] == [1, 2, 4, 8, 8, 8]
+        counts, bodies = frames_of(second, packing)
+        assert counts == [1] * 6 + [8, 8]
+        assert ids(frames.batches_of(share.head + bodies + frames.END)) == list(range(900, 3_100))
+        assert read_shared(local) == list(range(3_100)), "out of frames, for the rows were let go"
+    share.close()
+    assert set(reader.made.values()) == {1}
+    assert encoders.counts.lanes == 1
+
+
+def test_batches_that_do_not_lie_beside_each_other_are_a_frame_each(encoders: Encoders) -> None:
+    share = share_of(OneWhole(numbers(3_100)), encoders)
+    packing = Packing(Codec.LZ4, joins=True)
+    with share.follow(Position(0, 1), 2, packing.form) as follower:
+        counts, bodies = frames_of(follower, packing)
+    share.close()
+    assert counts == [1] * 15
+    found = ids(frames.batches_of(share.head + bodies + frames.END))
+    assert found == [number for number in range(3_100) if number // 100 % 2]
+
+
+def test_what_a_link_no_longer_wants_is_not_compressed_for_it(sessions: Sessions, encoders: Encoders) -> None:
+    session = sessions.open(KEY, "a")
+    link = Link.to("10.0.0.1", Codec.AUTO, joins=True)
+    with sessions.follow(session, Position(0, 0), 1, link.packing.form, "a") as stream:
+        for _ in range(2):
+            assert next_piece(stream, link) is not None
+        link.codec = Codec.ZSTD
+        while next_piece(stream, link) is not None:
+            assert stream.follower.forms == (link.packing.form,)
+    assert encoders.counts.encoded["zstd"] >= 8
 
 
 def descriptors() -> int:

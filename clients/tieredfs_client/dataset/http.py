@@ -1,7 +1,8 @@
 """The gateway over HTTP, with the standard library: JSON calls, and streams of batches as Arrow IPC.
 
-A stream is read ahead by a thread of its own, at most `AHEAD` batches, so that the link works while the trainer does. A
-stream that ends without Arrow's end mark was cut: it raises UnavailableError, and whoever reads knows from where to go on.
+A stream is read ahead by a thread of its own, at most `AHEAD` messages, so that the link works while the trainer does. A message
+is a batch, or neighbours that the gateway sent as one, up to 2 MiB of them. A stream that ends without Arrow's end mark was cut:
+it raises UnavailableError, and whoever reads knows from where to go on.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -25,10 +27,16 @@ ANSWER_WAIT_S: Final = 300.0
 BATCH_WAIT_S: Final = 150.0
 AHEAD: Final = 4
 END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+ROWS_KEY: Final = b"tieredfs.rows"
+"""In the metadata of a message that is several batches: how many rows each has, decimal, with commas between."""
 DOCUMENT_BYTES_MAX: Final = 64 << 20
 
 TokenSource = str | Callable[[], str] | None
 """A token, or what gives one: tokens are short-lived."""
+
+
+_IN_THIS_THREAD: Final = pa.ipc.IpcReadOptions(use_threads=False)
+"""To wake two threads for each message, which decompress its columns, took 3% more CPU time and gave 3% fewer rows."""
 
 
 class GatewayAddress:
@@ -121,13 +129,41 @@ class _Watched:
         return self._last == END
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What came as one: a batch, or neighbours with so many rows each."""
+
+    rows: pa.RecordBatch
+    row_counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: pa.RecordBatch, metadata: Mapping[bytes, bytes] | None) -> "Message":
+        """Raises ValueError."""
+        text = None if metadata is None else metadata.get(ROWS_KEY)
+        counts = (rows.num_rows,) if text is None else tuple(map(int, text.split(b",")))
+        if sum(counts) != rows.num_rows or min(counts) < 0:
+            raise ValueError(f"{rows.num_rows} rows came as {counts}")
+        return cls(rows, counts)
+
+    def cut(self) -> Iterator[pa.RecordBatch]:
+        """Nothing is copied."""
+        if len(self.row_counts) == 1:
+            yield self.rows
+            return
+        at = 0
+        for count in self.row_counts:
+            yield self.rows.slice(at, count)
+            at += count
+
+
 class HttpStream:
     """Batches of one response, read ahead. For one thread at a time."""
 
     def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
         self._connection = connection
         self._file = _Watched(response)
-        self._ready: queue.Queue[pa.RecordBatch | BaseException | None] = queue.Queue(AHEAD)
+        self._ready: queue.Queue[Message | BaseException | None] = queue.Queue(AHEAD)
+        self._current: Iterator[pa.RecordBatch] = iter(())
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read_ahead, name="gateway-stream", daemon=True)
         self._thread.start()
@@ -138,24 +174,29 @@ class HttpStream:
 
     def next(self) -> pa.RecordBatch | None:
         """None at the end. Raises UnavailableError."""
-        try:
-            found = self._ready.get(timeout=BATCH_WAIT_S)
-        except queue.Empty:
-            raise UnavailableError(f"no batch in {BATCH_WAIT_S:.0f} s") from None
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        while (batch := next(self._current, None)) is None:
+            try:
+                found = self._ready.get(timeout=BATCH_WAIT_S)
+            except queue.Empty:
+                raise UnavailableError(f"no batch in {BATCH_WAIT_S:.0f} s") from None
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                return None
+            self._current = found.cut()
+        return batch
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        reader = pa.ipc.open_stream(pa.PythonFile(self._file, mode="r"))
-        yield from reader
+    def _messages(self) -> Iterator["Message"]:
+        reader = pa.ipc.open_stream(pa.PythonFile(self._file, mode="r"), options=_IN_THIS_THREAD)
+        for rows, metadata in reader.iter_batches_with_custom_metadata():
+            yield Message.of(rows, metadata)
         if not self._file.has_ended():
             raise UnavailableError("the gateway's stream was cut")
 
     def _read_ahead(self) -> None:
         try:
-            for batch in self._batches():
-                self._put(batch)
+            for message in self._messages():
+                self._put(message)
                 if self._stopped.is_set():
                     return
             self._put(None)
@@ -164,7 +205,7 @@ class HttpStream:
         except UnavailableError as error:
             self._put(error)
 
-    def _put(self, found: pa.RecordBatch | BaseException | None) -> None:
+    def _put(self, found: "Message | BaseException | None") -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(found, timeout=0.2)

@@ -140,6 +140,8 @@ class GatewaySession:
         query = {"epoch": epoch, "batch": batch, "stride": stride, "codec": self._codec}
         if limit is not None:
             query["limit"] = limit
+        else:
+            query["joined"] = "true"
         return self._address.stream(f"/v1/sessions/{answer['session']}/batches", query)
 
     def _shared(self, answer: dict[str, Any]) -> SharedConnection | None:

@@ -4,7 +4,7 @@
     GET    /v1/sessions                  who reads what, how far, how fast
     GET    /v1/sessions/{id}             one of them
     GET    /v1/sessions/{id}/count       rows and batches of an epoch (with a filter: reads its columns, once)
-    GET    /v1/sessions/{id}/batches     batches as an Arrow IPC stream: ?epoch=0&batch=0&stride=1&limit=&codec=auto
+    GET    /v1/sessions/{id}/batches     batches as an Arrow IPC stream: ?epoch=0&batch=0&stride=1&limit=&codec=auto&joined=
     DELETE /v1/sessions/{id}             close it
     GET    /healthz, /metrics
 
@@ -226,12 +226,16 @@ def _add_batches(app: FastAPI, gateway: Gateway) -> None:
         stride: Annotated[int, Query(ge=1, le=1 << 31)] = 1,
         limit: Annotated[int | None, Query(ge=1)] = None,
         codec: Codec = Codec.AUTO,
+        joined: bool = False,
     ) -> Response:
-        """An Arrow IPC stream of batches `batch`, `batch + stride` ... of the epoch, in their order."""
+        """An Arrow IPC stream of batches `batch`, `batch + stride` ... of the epoch, in their order.
+
+        `joined` (counts only without `limit`): neighbours may come as one message; its metadata `tieredfs.rows` says how many rows
+        each has, with commas between."""
         found = gateway.session(session, token)
         client = request.client.host if request.client else None
-        link = wire.Link.to(client, codec)
-        stream = gateway.sessions.follow(found, Position(epoch, batch), stride, link.codec.value, client or "-")
+        link = wire.Link.to(client, codec, joins=joined and limit is None)
+        stream = gateway.sessions.follow(found, Position(epoch, batch), stride, link.packing.form, client or "-")
         try:
             first = await gateway.run(wire.next_piece, stream, link)
         except BaseException:

@@ -347,13 +347,14 @@ class Follower:
                 self._share.served()
             return item
 
-    def rest(self, item: Item) -> int:
-        """Take the batches behind it in its parcel, too; how many batches that are, with it."""
-        count = len(item.parcel.row_counts) - item.place
+    def rest(self, item: Item, count: int | None = None) -> int:
+        """Take the batches behind it in its parcel, too; how many batches that are, with it (None: all)."""
+        if count is None:
+            count = len(item.parcel.row_counts) - item.place
         if count > 1:
             lane = self._lane
             assert lane is not None, "the item came from there"
-            lane.advance(self, item.parcel.last + self.stride)
+            lane.advance(self, item.index + count * self.stride)
             self._share.served(count - 1)
         return count
 

@@ -1,4 +1,5 @@
-"""Batches over HTTP: one Arrow IPC stream per response, each frame compressed as the link of that moment wants.
+"""Batches over HTTP: one Arrow IPC stream per response, each frame compressed as the link of that moment wants. A frame is some
+batches for a trainer that says it cuts them apart, one for any other.
 
 The response begins when the first batch is there, so what goes wrong before is an ordinary JSON error. What goes wrong later
 ends the stream without its end mark; the trainer notices, asks again from there, and is told.
@@ -22,11 +23,13 @@ from tieredfs.limits import MIB
 from tieredfs_gateway.datasets import frames
 from tieredfs_gateway.datasets.errors import Refusal
 from tieredfs_gateway.datasets.frames import Codec
+from tieredfs_gateway.datasets.parcels import Packing
 from tieredfs_gateway.datasets.sessions import Stream
 
 MEDIA_TYPE: Final = "application/vnd.apache.arrow.stream"
 SEND_WAIT_S: Final = 60.0
-"""A trainer that takes nothing for so long has left; one that pauses longer comes back by itself."""
+"""A trainer that takes nothing for so long has left; one that pauses longer comes back by itself. For each batch of a frame: the
+trainer takes frames as wholes."""
 MEASURE_BYTES: Final = 8 * MIB
 _log: Final = logging.getLogger("tieredfs_gateway.datasets")
 
@@ -49,17 +52,23 @@ class Link:
 
     codec: Codec
     is_adaptive: bool
+    joins: bool = False
+    """Whether the trainer cuts apart what comes as one."""
     cores: int = field(default_factory=lambda: os.cpu_count() or 1)
     _bytes: int = 0
     _seconds: float = 0.0
 
     @classmethod
-    def to(cls, client: str | None, wish: Codec) -> "Link":
+    def to(cls, client: str | None, wish: Codec, *, joins: bool = False) -> "Link":
         if wish is not Codec.AUTO:
-            return cls(wish, is_adaptive=False)
+            return cls(wish, is_adaptive=False, joins=joins)
         if is_loopback(client):
-            return cls(Codec.NONE, is_adaptive=False)
-        return cls(Codec.LZ4, is_adaptive=True)
+            return cls(Codec.NONE, is_adaptive=False, joins=joins)
+        return cls(Codec.LZ4, is_adaptive=True, joins=joins)
+
+    @property
+    def packing(self) -> Packing:
+        return Packing(self.codec, self.joins)
 
     def sent(self, size_bytes: int, seconds: float) -> None:
         if not self.is_adaptive:
@@ -73,11 +82,12 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One batch, ready to be sent."""
+    """A frame, ready to be sent. `index`: of its last batch."""
 
     index: int
+    batches: int
     rows: int
-    body: memoryview
+    body: bytes
 
 
 def next_piece(stream: Stream, link: Link) -> Piece | None:
@@ -85,13 +95,16 @@ def next_piece(stream: Stream, link: Link) -> Piece | None:
     began_s = time.monotonic()
     try:
         stream.check_open()
+        stream.follower.forms = (link.packing.form,)  # what the lane has compressed before it is asked for
         while (item := stream.follower.next()) is not None:
             try:
-                body = item.frame(link.codec)
+                body, count = item.frame(link.packing)
             except WaitInterruptedError:
                 stream.follower.again(item)
                 continue
-            return Piece(item.index, item.row_count, body)
+            stream.follower.rest(item, count)
+            rows = sum(item.parcel.row_counts[item.place : item.place + count])
+            return Piece(item.index + (count - 1) * item.parcel.stride, count, rows, body)
         return None
     finally:
         stream.progress.waited_s += time.monotonic() - began_s
@@ -131,10 +144,13 @@ class BatchResponse(Response):
                 is_last = sent + 1 == self._limit
                 following = None if is_last else self._start_next()
                 began_s = time.monotonic()
-                async with asyncio.timeout(SEND_WAIT_S):
-                    await send({"type": "http.response.body", "body": head + piece.body, "more_body": True})
+                async with asyncio.timeout(SEND_WAIT_S * piece.batches):
+                    body = (
+                        head + piece.body if head else piece.body
+                    )  # Granian copies `bytes`; of others it asks each byte
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
                 self._link.sent(len(piece.body), time.monotonic() - began_s)
-                self._stream.sent(piece.index, piece.rows, len(piece.body))
+                self._stream.sent(piece.index, piece.rows, len(piece.body), piece.batches)
                 head, sent = b"", sent + 1
                 piece = None if following is None else await following
             if not gone.done():
