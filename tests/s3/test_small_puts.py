@@ -1,9 +1,11 @@
 """Small uploads that are carried out together: one transaction, and yet each succeeds or fails by itself."""
 
 import asyncio
+import errno
 import hashlib
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from tieredfs.config import parse_code
 from tieredfs.errors import UnavailableError
+from tieredfs.host.files import LocalFiles
 from tieredfs.meta import names
 from tieredfs.model import Durability, FileKind
 from tieredfs.volume import FileSystem, format_volume
@@ -166,3 +169,35 @@ def test_a_group_that_fails_fails_for_all_and_leaves_nothing(
     assert volume.entries(PLAIN) == []
     assert [type(outcome) for outcome in carried_out(volume, puts)] == [Response] * 3
     assert [entry.name for entry, _ in volume.entries(PLAIN)] == [b"k0", b"k1", b"k2"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_every_file_is_synced_before_its_answer_and_fails_for_itself(
+    volume: FileSystem, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    if volume.volume.config.durability is not Durability.SSD:
+        pytest.skip("of staged files")
+    store = Store(volume, volume.volume.host.clock)
+    puts = [put_of(store, PLAIN, b"k%d" % number, b"%d" % number) for number in range(6)]
+    synced: list[bytes] = []
+
+    def sync(descriptor: int) -> OSError | None:
+        content = os.pread(descriptor, 10, 0)
+        synced.append(content)
+        return OSError(errno.EIO, "the disk is dying") if content == b"3" else None
+
+    def sync_together(_: LocalFiles, descriptors: Sequence[int]) -> list[OSError | None] | None:
+        return [sync(descriptor) for descriptor in descriptors] if together and descriptors else None
+
+    def sync_alone(files: LocalFiles, descriptor: int) -> None:
+        if os.fstat(descriptor).st_size <= 10 and (failure := sync(descriptor)) is not None:
+            raise failure
+        os.fdatasync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFiles, "sync_together", sync_together)
+        patched.setattr(LocalFiles, "sync", sync_alone)
+        outcomes = carried_out(volume, puts)
+    assert [type(outcome) for outcome in outcomes] == [Response] * 3 + [OSError] + [Response] * 2
+    assert sorted(synced) == [b"%d" % number for number in range(6)]
+    assert [entry.name for entry, _ in volume.entries(PLAIN)] == [b"k0", b"k1", b"k2", b"k4", b"k5"]

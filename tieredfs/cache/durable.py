@@ -39,6 +39,14 @@ def make_data_durable(part: TierPart, file: LocalFile) -> None:
     crash.here("sync.data-durable")
 
 
+def make_data_durable_together(part: TierPart, files: Sequence[LocalFile]) -> "list[OSError | None] | None":
+    """`make_data_durable` of several: what each raised. None: that cannot be done here."""
+    failures = part.host.files.sync_together([file.descriptor for file in files])
+    if failures is not None:
+        crash.here("sync.data-durable")
+    return failures
+
+
 def make_names_durable(part: TierPart, files: Sequence[LocalFile]) -> None:
     """The second, before their records are made: one sync for all that lie in one directory, where 256 files lie that were made
     one after another."""

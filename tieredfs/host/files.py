@@ -12,6 +12,8 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
+from tieredfs.host.aio import SyncsTogether
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -43,6 +45,10 @@ class Files(Protocol):
         ...
 
     def sync(self, descriptor: int) -> None: ...
+    def sync_together(self, descriptors: Sequence[int]) -> "list[OSError | None] | None":
+        """`sync` of several at once, without threads: what each raised. None: that cannot be done here, use `sync`."""
+        ...
+
     def sync_directory(self, path: str) -> None: ...
     def truncate(self, descriptor: int, size_bytes: int) -> None: ...
     def allocate(self, descriptor: int, mode: int, offset: int, length: int) -> None:
@@ -88,6 +94,9 @@ def is_open_for_writing(descriptor: int) -> bool:
     return False
 
 
+_syncs_together: Final = SyncsTogether()
+
+
 class LocalFiles:
     """The local file system itself."""
 
@@ -126,6 +135,9 @@ class LocalFiles:
 
     def sync(self, descriptor: int) -> None:
         os.fdatasync(descriptor)
+
+    def sync_together(self, descriptors: Sequence[int]) -> list[OSError | None] | None:
+        return _syncs_together.sync(descriptors)
 
     def sync_directory(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

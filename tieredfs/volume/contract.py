@@ -58,6 +58,11 @@ class Writing(Protocol):
         """The local file: fallocate, pwrite, sendfile into it, from any thread. Closed by `commit` and `discard`."""
         ...
 
+    @property
+    def durable(self) -> bool:
+        """`make_durable` has returned."""
+        ...
+
     def make_durable(self, durability: Durability | None = None) -> None:
         """Returns when the bytes written so far have reached that state (None: the volume's): may run before `commit`."""
         ...
@@ -158,6 +163,11 @@ class FileSystemContract(Protocol):
     def create_grouped(self) -> Writing:
         """A small file that is written and committed in a moment, beside others: nothing is recorded of it before its commit,
         it is not written to after `make_durable`, and its name is durable when `sync_names` returns."""
+        ...
+
+    def sync_group(self, writings: Sequence[Writing]) -> dict[int, Exception]:
+        """`Writing.make_durable` of files of `create_grouped` in this thread, all of them at once; by position, those that failed,
+        and why. Those that are not `durable` afterwards and did not fail need a `make_durable` each."""
         ...
 
     def commit_group(self, group: Sequence[tuple[Writing, Naming]]) -> list[Attributes | Exception]:

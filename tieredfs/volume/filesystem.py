@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final, Self
 
 from tieredfs.cache.burials import Burials
-from tieredfs.cache.durable import make_data_durable, make_durable, make_names_durable
+from tieredfs.cache.durable import make_data_durable, make_data_durable_together, make_durable, make_names_durable
 from tieredfs.cache.foresight import Expectation
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.pace import Pacer
@@ -435,6 +435,20 @@ class FileSystem(UnnamedOwner):
         else:  # its local file's name is, with others', before it gets a record
             make_data_durable(self._tier.part, unnamed.file)
         unnamed.durable = True
+
+    def sync_group(self, writings: Sequence[Writing]) -> dict[int, Exception]:
+        """See `FileSystemContract`."""
+        asked: list[tuple[int, Unnamed, LocalFile]] = []
+        for number, writing in enumerate(writings):
+            assert isinstance(writing, Unnamed), "of this file system's own"
+            if not writing.recorded and not writing.durable and writing.file is not None:
+                asked.append((number, writing, writing.file))
+        failures = make_data_durable_together(self._tier.part, [file for _, _, file in asked])
+        if failures is None:
+            return {}
+        for (_, unnamed, _), failure in zip(asked, failures, strict=True):
+            unnamed.durable = failure is None
+        return {number: failure for (number, _, _), failure in zip(asked, failures, strict=True) if failure is not None}
 
     def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
         """See `Writing.commit`: bytes first, then the name, then the log that has it."""
