@@ -5,6 +5,8 @@ installs beside the versions in `requirements/`, so they are not here.
 """
 
 import itertools
+import mmap
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ import xxhash
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 SLOW_BATCHES: Final = 100
+IN_PLACE: Final = "no loader, hashed in place"
+"""The most that any loader could reach: no copy, no batch, no order but a random one."""
 BUFFER_SAMPLES: Final = 1000
 """WebDataset's and HF's usual shuffle buffer for streams: not a full shuffle, but what they offer for shards."""
 
@@ -154,7 +158,26 @@ def images(shards: Path, pictures: Path, converted: Path, batch: int) -> dict[st
         )
     if find_spec("datasets"):
         found["HF datasets"] = _hugging_face_images(pictures, converted, batch)
+    found[IN_PLACE] = _in_place(shards, len(Pictures(pictures)))
     return found
+
+
+def _in_place(shards: Path, count: int) -> Rival:
+    """Of mapped shards, as many pieces of them as there are pictures."""
+    pieces: list[memoryview] = []
+    paths = sorted(shards.iterdir())
+    each = count // len(paths)
+    for path in paths:
+        with open(path, "rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        length = len(view) // each
+        pieces += [view[number * length : (number + 1) * length] for number in range(each)]
+
+    def epoch() -> int:
+        random.Random(1).shuffle(pieces)
+        return touched_list(pieces)
+
+    return Rival(epoch, "the bytes of the mapped shards", rows=len(pieces))
 
 
 def _count(batches: Iterable[list[Any]]) -> int:

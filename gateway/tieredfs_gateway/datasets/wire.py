@@ -145,9 +145,8 @@ class BatchResponse(Response):
                 following = None if is_last else self._start_next()
                 began_s = time.monotonic()
                 async with asyncio.timeout(SEND_WAIT_S * piece.batches):
-                    body = (
-                        head + piece.body if head else piece.body
-                    )  # Granian copies `bytes`; of others it asks each byte
+                    # Of anything but `bytes`, Granian takes byte after byte.
+                    body = head + piece.body if head else piece.body
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                 self._link.sent(len(piece.body), time.monotonic() - began_s)
                 self._stream.sent(piece.index, piece.rows, len(piece.body), piece.batches)
