@@ -171,12 +171,11 @@ def test_a_group_that_fails_fails_for_all_and_leaves_nothing(
     assert [entry.name for entry, _ in volume.entries(PLAIN)] == [b"k0", b"k1", b"k2"]
 
 
+@pytest.mark.parametrize("volume", [Durability.SSD], indirect=True)
 @pytest.mark.parametrize("together", [True, False])
 def test_every_file_is_synced_before_its_answer_and_fails_for_itself(
     volume: FileSystem, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    if volume.volume.config.durability is not Durability.SSD:
-        pytest.skip("of staged files")
     store = Store(volume, volume.volume.host.clock)
     puts = [put_of(store, PLAIN, b"k%d" % number, b"%d" % number) for number in range(6)]
     synced: list[bytes] = []
