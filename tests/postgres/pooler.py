@@ -39,7 +39,7 @@ class TransactionPooler:
                 self._threads[-1].start()
 
     def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the second: of select, when `close` has come first
             while (startup := client.recv(1 << 16)) and struct.unpack_from(">i", startup, 4)[0] in _NO_ENCRYPTION:
                 client.sendall(b"N")
             with self._turn:
@@ -60,7 +60,10 @@ class TransactionPooler:
         self._server.sendall(request)
         answer = b""
         while not answer.endswith(_READY):
-            answer += self._server.recv(1 << 20)
+            piece = self._server.recv(1 << 20)
+            if not piece:
+                raise ConnectionError("the server has ended the connection")
+            answer += piece
         return answer
 
     def close(self) -> None:

@@ -22,9 +22,11 @@ from tieredfs.errors import (
     UnavailableError,
     VolumeNotFoundError,
 )
+from tieredfs.host import SystemClock
 from tieredfs.kv import postgres, postgres_schema, postgres_wire
 from tieredfs.kv.engine import Writer
 from tieredfs.kv.postgres import PostgresEngine, drop
+from tieredfs.kv.postgres_wire import Tally
 from tieredfs.limits import CONNECTIONS_MAX, TRANSACTION_RETRIES_MAX
 from tieredfs.testing.engine_suite import items, put
 from tieredfs.testing.engine_workers import increment, read_counter
@@ -317,7 +319,11 @@ def test_few_connections_allowed_are_waited_for(engine: PostgresEngine, server: 
     server.sql("CREATE ROLE few LOGIN CONNECTION LIMIT 2")
     server.sql("GRANT USAGE ON SCHEMA tieredfs TO few", database=database)
     server.sql("GRANT ALL ON ALL TABLES IN SCHEMA tieredfs TO few", database=database)
-    few = PostgresEngine(parse_postgres_url(server.url(database, user="few")))
+    held = postgres_wire.connect(parse_postgres_url(server.url(database, user="few")), 1, SystemClock(), Tally())
+    try:  # the last connection that it may have is enough to begin with
+        few = PostgresEngine(parse_postgres_url(server.url(database, user="few")))
+    finally:
+        held.close()
     try:
         assert hammer(few, lambda: None) == THREADS * (TIMES + 1) == engine.read(read_counter)
     finally:

@@ -335,11 +335,11 @@ def _opened(url: PostgresUrl, host: Host, tally: Tally) -> Iterator[Wire]:
 
 def _check_sessions(wire: Wire, url: PostgresUrl, host: Host) -> None:
     """Raises ConfigurationError: a pooler gives one server process to one connection after the other, so the locks that tell
-    what became of a commit hold nothing. It gives out first what came back last: the two would share one."""
-    with closing(connect(url, host.random.getrandbits(63), host.clock, Tally())) as another:
-        alone = another.is_alone() and wire.is_alone()
-    if not alone:
-        raise pooled(url)
+    what became of a commit hold nothing. It gives out first what came back last: the two would share one. Where there is no
+    room for a second connection now, nothing is found out."""
+    with suppress(RefusedError), closing(connect(url, host.random.getrandbits(63), host.clock, Tally())) as another:
+        if not (another.is_alone() and wire.is_alone()):
+            raise pooled(url)
 
 
 def drop(url: PostgresUrl, host: Host | None = None) -> None:
