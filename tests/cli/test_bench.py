@@ -1,5 +1,10 @@
 """`tieredfs bench`: what it prints, what it refuses, and that nothing of it is left."""
 
+import errno
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,4 +99,39 @@ def test_a_file_that_is_not_read_whole_is_damage(
 ) -> None:
     monkeypatch.setattr(measuring, "_pieces", lambda size_bytes: [size_bytes // 4])
     assert run("bench", str(here), *SMALL).code == INTEGRITY
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_it_is_ended(here: Path, number: signal.Signals) -> None:
+    program = (
+        "import signal, sys; from tieredfs.cli import main; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.exit(main(sys.argv[1:]))"  # who runs tests in the background has SIGINT ignored
+    )
+    arguments = ["bench", str(here), "--size", "1M", "--files", "1000", "--rounds", "100"]
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments])
+    try:
+        deadline_s = time.monotonic() + 20
+        while not list(here.glob(".tieredfs-bench-*/small/*")):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+    finally:
+        process.kill()
+        process.wait()
+    assert list(here.iterdir()) == []
+
+
+def test_a_disk_that_is_full_meanwhile_is_said(
+    run: Callable[..., Ran], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(folder: Path, load: Load) -> None:
+        (folder / "large").write_bytes(bytes(load.size_bytes))
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "large"))
+
+    monkeypatch.setattr(measuring, "STEPS", (measuring.Step("write", "bytes", lambda load: load.size_bytes, fill),))
+    ran = run("bench", str(here), *SMALL)
+    assert (ran.code, ran.out) == (CONDITION, "")
+    assert "No space left on device" in ran.err
     assert list(here.iterdir()) == []

@@ -34,7 +34,8 @@ def bench(
 ) -> None:
     """Measure a directory: one large file written and read back, many small ones made, looked at, read and removed.
 
-    What was just written is read from memory, where it fits. It cleans up after itself.
+    What was just written is read from memory, where it fits. It cleans up after itself; only a SIGKILL leaves its
+    .tieredfs-bench-* in DIR, which may be removed.
 
     Example: tieredfs bench /mnt/train --against /mnt/ssd
     """

@@ -1,12 +1,13 @@
 """How fast a directory is: one large file, and many small ones, written and read as any program does it.
 
 It measures what a program sees, through the kernel, on any file system; nothing here knows of volumes. Everything happens in
-a directory of its own below the one that is measured, which is removed at the end, on errors and on Ctrl-C too. What was
+a directory of its own below the one that is measured, which is removed at the end, on errors, Ctrl-C and SIGTERM too. What was
 just written is read back from memory, if it fits there: these are figures of a warm page cache.
 """
 
 import os
 import shutil
+import signal
 import statistics
 import tempfile
 import time
@@ -149,7 +150,7 @@ def measure(folders: Sequence[Path], load: Load, rounds: int, advance: Callable[
     seconds: dict[tuple[int, int], list[float]] = {}
     done, total = 0, rounds * len(STEPS) * len(folders)
     for number in range(rounds):
-        with _scratch(folders) as places:
+        with _sigterm_as_exit(), _scratch(folders) as places:
             turns = list(range(len(places)))[:: -1 if number % 2 else 1]  # whoever is first pays for what was before
             for step_index, step in enumerate(STEPS):
                 for index in turns:
@@ -175,6 +176,20 @@ def _check_space(folder: Path, load: Load) -> None:
         raise NoSpaceError(
             f"{folder} has {format_size(free_bytes)} free; this needs {format_size(load.needed_bytes)}: choose a smaller --size"
         )
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Else it would end the process at once, and leave everything."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
