@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tieredfs.errors import CorruptError
+from tieredfs.errors import CorruptError, DeadlineError
+from tieredfs_gateway.datasets import threads
 from tieredfs_gateway.datasets.threads import Threads, share_out
 
 
@@ -62,3 +63,21 @@ def test_the_first_error_ends_it() -> None:
     with pytest.raises(CorruptError, match="item 2"):
         share_out(work, range(10), lambda _: None, 4)
     assert done == [0, 1]
+
+
+def test_another_thread_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "WAIT_S", 0.05)
+    pool = Threads(1)
+    here, begun, leave = threading.get_ident(), threading.Event(), threading.Event()
+
+    def work(_: int) -> None:
+        if threading.get_ident() == here:
+            assert begun.wait(10)
+        else:
+            begun.set()
+            leave.wait(10)
+
+    with pytest.raises(DeadlineError, match="another thread did not read"):
+        share_out(work, range(2), pool.submit, 1)
+    leave.set()
+    pool.close()

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from tieredfs.errors import InvalidRequestError
+from tieredfs.errors import DeadlineError, InvalidRequestError
+from tieredfs_gateway.datasets.shelf import WAIT_S
 
 THREADS_MAX: Final = 64
 NAME: Final = "tieredfs-dataset"
@@ -64,7 +65,8 @@ def _each(work: Callable[[T], U], items: list[T]) -> list[U]:
 
 def share_out(work: Callable[[T], None], items: Sequence[T], submit: Submit, helpers: int) -> None:
     """Work on every item: in this thread, and in up to `helpers` others. From any thread, of the pool too: it waits for nobody who
-    has not begun. Raises the error of the first item that has one; items that were not begun by then are left."""
+    has not begun. Raises the error of the first item that has one, and items that were not begun by then are left; DeadlineError
+    when another thread has not ended an item after `WAIT_S`."""
     shared = _Shared(work, items)
     with contextlib.suppress(InvalidRequestError):  # the pool is being closed: then this thread does it alone
         for _ in range(min(helpers, len(items) - 1)):
@@ -105,6 +107,8 @@ class _Shared(Generic[T]):
 
     def wait(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._active)
+            ended = self._changed.wait_for(lambda: not self._active, WAIT_S)
             if self._errors:
                 raise self._errors[min(self._errors)]
+            if not ended:
+                raise DeadlineError(f"another thread did not read what is needed within {WAIT_S:.0f} s")
