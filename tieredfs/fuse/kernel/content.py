@@ -147,6 +147,11 @@ class ContentHandlers:
         (handle, *_) = wire.RELEASE_IN.unpack_from(request.buffer, _BODY)
         return int(handle) if self._handles.only_reads(handle) else 0
 
+    def close_late(self, handle: int, _: Request) -> Reply:
+        """A RELEASE that was put off; the request is a later one's."""
+        self.close(handle)
+        return DONE
+
     def close(self, handle: int) -> None:
         """Nothing where it is not known (any more)."""
         # The backing file is given back before the operations close theirs; a daemon killed between the two finds

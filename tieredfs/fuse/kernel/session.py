@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from tieredfs.errors import TieredError
@@ -228,16 +229,19 @@ class Session:
         request.unique = unique & ~wire.UNIQUE_RESEND if request.resent else unique
         request.counts[opcode if opcode < wire.OPCODE_LIMIT else 0] += 1
         handler, least = self._handlers.get(opcode, _ABSENT)
+        if length != request.length or length < wire.IN_HEADER_BYTES + least:
+            handler = _WRONG_LENGTH
+        elif opcode in _PATIENT:
+            request.step_aside()
+        elif opcode == _RELEASE and (handle := self._content.only_read(request)):
+            self._releases.put_off(Late(unique, inode, handle))
+            if not request.leading:  # relieved: who leads now may have looked already
+                self._catch_up(request)
+            return
+        self._carry_out(request, handler)
+
+    def _carry_out(self, request: Request, handler: Handler) -> None:
         try:
-            if length != request.length or length < wire.IN_HEADER_BYTES + least:
-                raise OSError(errno.EINVAL, "a request of the wrong length")  # noqa: TRY301 - one place answers errors
-            if opcode in _PATIENT:
-                request.step_aside()
-            elif opcode == _RELEASE and (handle := self._content.only_read(request)):
-                self._releases.put_off(Late(unique, inode, handle))
-                if not request.leading:  # relieved: who leads now may have looked already
-                    self._catch_up(request)
-                return
             reply = handler(request)
         except Exception as error:  # noqa: BLE001 - the edge: every error becomes an errno, and none ends the daemon
             self._answer_error(request, error)
@@ -255,12 +259,7 @@ class Session:
     def _release(self, request: Request, late: Late) -> None:
         """Carry out a RELEASE that was put off."""
         request.opcode, request.answer_unique = _RELEASE, late.unique
-        try:
-            self._content.close(late.handle)
-        except Exception as error:  # noqa: BLE001 - as in `_dispatch`
-            self._answer_error(request, error)
-        else:
-            self._answer(request, DONE)
+        self._carry_out(request, partial(self._content.close_late, late.handle))
 
     def _answer(self, request: Request, body: bytes) -> None:
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER_BYTES + len(body), 0, request.answer_unique)
@@ -336,6 +335,7 @@ def _ignore(_: Request) -> Reply:
 
 
 _ABSENT: Final[tuple[Handler, int]] = (_refusal(errno.ENOSYS), 0)
+_WRONG_LENGTH: Final = _refusal(errno.EINVAL)
 
 
 def _name(opcode: int) -> str:
