@@ -114,8 +114,7 @@ class AttributeChange:
     mtime_ns: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One name in a directory."""
 
     name: bytes

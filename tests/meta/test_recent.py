@@ -4,6 +4,7 @@ import contextlib
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tieredfs.errors import AlreadyExistsError, NameTooLongError, NotDirectoryError, NotFoundError
+from tieredfs.format import keys
 from tieredfs.host import SystemClock
-from tieredfs.kv.engine import Reader
+from tieredfs.kv.engine import Reader, Writer
 from tieredfs.kv.sqlite import SqliteEngine
-from tieredfs.meta import names
+from tieredfs.limits import INODE_BATCH
+from tieredfs.meta import files, names
 from tieredfs.meta.metadata import Creation, Metadata
 from tieredfs.meta.names import lookup
-from tieredfs.meta.recent import AHEAD_FIRST, AHEAD_MAX, DIRECTORIES_MAX, RECENT_MAX, SHOWN_BYTES_MAX, Ahead, Recent
+from tieredfs.meta.recent import (
+    AHEAD_FIRST,
+    AHEAD_MAX,
+    DIRECTORIES_MAX,
+    RECENT_MAX,
+    SHOWN_BYTES_MAX,
+    WRITTEN_MAX,
+    Ahead,
+    Recent,
+)
 from tieredfs.model import NOBODY, ROOT, AttributeChange, Attributes, FileKind, InodeId
 
 FILE = Creation(FileKind.REGULAR, 0o644, 0, 0)
@@ -32,6 +44,14 @@ def attributes_of(inode: int) -> Attributes:
 @pytest.fixture
 def made(tmp_path: Path) -> Volume:
     return make_volume(str(tmp_path / "volume.db"))
+
+
+@pytest.fixture
+def other(made: Volume) -> Iterator[Volume]:
+    """Another process of the volume `made`: what it knows it has read."""
+    engine = SqliteEngine(made.path)
+    yield Volume(made.path, engine, made.clock, Metadata(engine, made.clock), made.cache)
+    engine.close()
 
 
 class Counted:
@@ -49,14 +69,46 @@ class Counted:
         volume.engine.read = counting  # type: ignore[method-assign]
 
 
-def test_a_second_look_costs_no_transaction(made: Volume) -> None:
+def test_a_second_look_costs_no_transaction(made: Volume, other: Volume) -> None:
     inode = made.metadata.create(ROOT, b"a", FILE).inode
+    counted = Counted(other)
+    first = other.metadata.lookup(ROOT, b"a")
+    assert counted.reads == 1
+    assert other.metadata.lookup(ROOT, b"a") == first
+    assert other.metadata.attributes(inode) == first
+    assert counted.reads == 1
+
+
+def test_what_we_wrote_ourselves_costs_no_transaction(made: Volume, other: Volume) -> None:
+    count = INODE_BATCH + 10  # a range of ids is taken in between, by a commit of its own
+    names = [b"%d" % number for number in range(count)]
+    inodes = [made.metadata.create(ROOT, name, FILE).inode for name in names]
+    made.metadata.set_attributes(inodes[7], AttributeChange(mode=0o600))
+    made.metadata.rename(ROOT, names[8], ROOT, b"renamed")
+    made.metadata.unlink(ROOT, names[9], NOBODY)
+    names[8:10], inodes[8:10] = [b"renamed"], [inodes[8]]
     counted = Counted(made)
-    first = made.metadata.lookup(ROOT, b"a")
-    assert counted.reads == 1
-    assert made.metadata.lookup(ROOT, b"a") == first
-    assert made.metadata.attributes(inode) == first
-    assert counted.reads == 1
+    for _ in range(2):
+        found = [made.metadata.lookup(ROOT, name) for name in names]
+        assert [attributes.inode for attributes in found] == inodes
+        assert [made.metadata.attributes(inode) for inode in inodes] == found
+    assert counted.reads == 0
+    assert found == [other.metadata.lookup(ROOT, name) for name in names]
+    for gone in (b"8", b"9"):
+        with pytest.raises(NotFoundError):
+            made.metadata.lookup(ROOT, gone)
+
+
+def test_what_was_rolled_back_is_not_remembered(made: Volume) -> None:
+    before = made.metadata.create(ROOT, b"a", FILE)
+
+    def change(writer: Writer) -> None:
+        files.set_attributes(writer, before.inode, AttributeChange(mode=0), 1)
+        raise NotFoundError("in the middle")
+
+    with pytest.raises(NotFoundError):
+        made.metadata.amend(change)
+    assert made.metadata.lookup(ROOT, b"a") == made.metadata.attributes(before.inode) == before
 
 
 def test_our_own_commit_is_seen_at_once(made: Volume) -> None:
@@ -84,7 +136,8 @@ def test_our_own_commits_end_nothing_but_what_they_change(made: Volume) -> None:
     assert made.metadata.attributes(kept.inode) == seen[0]
     assert counted.reads == 0
     assert made.metadata.attributes(changed.inode).mode == 0o600
-    assert counted.reads == 1
+    assert made.metadata.lookup(ROOT, b"new").mode == 0o644
+    assert counted.reads == 0
     made.metadata.rename(ROOT, b"kept", ROOT, b"changed")
     assert made.metadata.lookup(ROOT, b"changed").inode == kept.inode
     with pytest.raises(NotFoundError):
@@ -199,25 +252,25 @@ def test_a_deep_path_is_looked_at_without_recursion(made: Volume) -> None:
         made.metadata.look([b"/".join([b"d"] * 2100)])
 
 
-def test_who_walks_a_directory_in_order_is_read_ahead_for(made: Volume) -> None:
+def test_who_walks_a_directory_in_order_is_read_ahead_for(made: Volume, other: Volume) -> None:
     directory = made.metadata.create(ROOT, b"d", DIRECTORY).inode
     names = [b"n-%04d" % number for number in range(400)]
     inodes = [made.metadata.create(directory, name, FILE).inode for name in names]
-    counted = Counted(made)
-    assert [made.metadata.lookup(directory, name).inode for name in names] == inodes
+    counted = Counted(other)
+    assert [other.metadata.lookup(directory, name).inode for name in names] == inodes
     # 1, 8, 16, 32, 64, 128, 128, and the rest.
     assert counted.reads == 8
 
 
-def test_who_jumps_about_is_not_read_ahead_for(made: Volume) -> None:
+def test_who_jumps_about_is_not_read_ahead_for(made: Volume, other: Volume) -> None:
     directory = made.metadata.create(ROOT, b"d", DIRECTORY).inode
     names = [b"n-%04d" % number for number in range(100)]
     for name in names:
         made.metadata.create(directory, name, FILE)
     asked = names[::2]
     for name in asked:
-        made.metadata.lookup(directory, name)
-    assert len(made.metadata._looks._recent._snapshot.by_name) == len(asked), "nothing but what was asked for was read"
+        other.metadata.lookup(directory, name)
+    assert len(other.metadata._looks._recent._snapshot.by_name) == len(asked), "nothing but what was asked for was read"
 
 
 def test_the_end_of_a_directory_is_not_the_next_one(made: Volume) -> None:
@@ -245,6 +298,9 @@ def test_memory_is_bounded() -> None:
     assert len(recent._snapshot.shown) <= RECENT_MAX
     assert len(recent._snapshot.by_inode) <= RECENT_MAX
     assert len(ahead._expected) <= DIRECTORIES_MAX
+    for number in range(3 * WRITTEN_MAX):
+        recent.carry(b"s", b"s", {keys.inode(InodeId(number)): bytes(100)})
+    assert len(recent._snapshot.written) <= WRITTEN_MAX
     recent, large = Recent(), (attributes_of(2), (bytes(SHOWN_BYTES_MAX // 8),))
     for number in range(100):
         recent.remember_shown(b"s", ((b"%d" % number,), (b"user.x",)), [large])

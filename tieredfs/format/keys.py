@@ -18,6 +18,7 @@ counters), has shard 0: these are the tables with a `_PREFIX` below.
 
 import enum
 import struct
+from functools import lru_cache
 from typing import Final
 
 from tieredfs.errors import CorruptError
@@ -29,6 +30,8 @@ assert 1 << (8 * SHARD_BYTES) == SHARD_COUNT
 
 INODES_PER_SHARD_GROUP: Final = 64
 """64 records of about 100 bytes: two pages."""
+SHARDS_REMEMBERED: Final = 8192
+"""Of groups of inodes, and of directories: 1 MiB each."""
 
 
 class Tag(enum.IntEnum):
@@ -82,6 +85,8 @@ _DISK_SALT: Final = 0x6469736B73000000
 _RECEIPT_SALT: Final = 0x7265636569707400
 _MASK: Final = (1 << 64) - 1
 
+_INODE: Final = int(Tag.INODE)
+_NAME: Final = int(Tag.NAME)
 _head = struct.Struct(">HBQ").pack
 _head_and_u64 = struct.Struct(">HBQQ").pack
 _U64: Final = struct.Struct(">Q")
@@ -107,8 +112,13 @@ def shard_of(value: int) -> int:
     return mixed(value) >> 48
 
 
+_shard_of_group = lru_cache(SHARDS_REMEMBERED)(shard_of)
+_shard_of_names = lru_cache(SHARDS_REMEMBERED)(lambda directory: shard_of(directory ^ _NAME_SALT))
+"""Remembered, as who asks for one file of a directory asks for its neighbours: a key costs 0.5 us less."""
+
+
 def _inode_shard(inode: int) -> int:
-    return shard_of(inode // INODES_PER_SHARD_GROUP)
+    return _shard_of_group(inode // INODES_PER_SHARD_GROUP)
 
 
 def end_of(prefix: bytes) -> bytes:
@@ -136,14 +146,14 @@ def counter(which: Counter) -> bytes:
 
 def inode(number: InodeId) -> bytes:
     """-> attributes. Exists from creation to deletion, which for an orphan is later than its last name."""
-    return _head(_inode_shard(number), Tag.INODE, number)
+    return _head(_shard_of_group(number // INODES_PER_SHARD_GROUP), _INODE, number)
 
 
 def name(directory: InodeId, entry: bytes) -> bytes:
     """-> inode and kind. Exactly as many of these point to an inode as its link count says (directories: to each,
     one).
     """
-    return _head(shard_of(directory ^ _NAME_SALT), Tag.NAME, directory) + entry
+    return _head(_shard_of_names(directory), _NAME, directory) + entry
 
 
 def names(directory: InodeId) -> bytes:

@@ -50,6 +50,7 @@ _INODE: Final = struct.Struct("<BBBHIIIQqqqQQQQQQQ")
 _SEALED_INODE: Final = struct.Struct(_INODE.format + "I")
 """With its checksum: in one call, as every look at a file decodes one (1.1 us; in two steps 2 us)."""
 _ENTRY: Final = struct.Struct("<BQB")
+_SEALED_ENTRY: Final = struct.Struct(_ENTRY.format + "I")
 _EXTENT: Final = struct.Struct("<BQQQ")
 _STAGED: Final = struct.Struct("<BQq")
 _NUMBER: Final = struct.Struct("<BQ")
@@ -135,7 +136,7 @@ class InodeRecord(NamedTuple):
     hints: int
 
     def attributes(self) -> Attributes:
-        return Attributes._make(self[:16])
+        return _tuple(Attributes, self[:16])
 
 
 def encode_inode(record: InodeRecord) -> bytes:
@@ -147,17 +148,30 @@ def encode_inode(record: InodeRecord) -> bytes:
 
 
 def decode_inode(number: InodeId, value: bytes) -> InodeRecord:
+    fields = _inode_fields(number, value)
+    return _tuple(InodeRecord, (number, _KINDS[fields[1]], *fields[3:18], fields[2]))
+
+
+def decode_attributes(number: InodeId, value: bytes) -> Attributes:
+    """`decode_inode(…).attributes()`, in half the time: every look at a file is one."""
+    fields = _inode_fields(number, value)
+    return _tuple(Attributes, (number, _KINDS[fields[1]], *fields[3:17]))
+
+
+_tuple = tuple.__new__
+"""What the constructor of a NamedTuple calls, without naming each field on the way."""
+
+
+def _inode_fields(number: InodeId, value: bytes) -> tuple[int, ...]:
+    """Version, kind, hints, then `InodeRecord` from its mode on, checksum."""
     if len(value) != _SEALED_INODE.size or value[0] != VERSION:
         _opened(value, "inode", _INODE.size)  # says what is wrong
-    (_, kind, hints, mode, uid, gid, links, size, atime, mtime, ctime, device, parent, version, stored, staged,
-     allocated, stored_size, crc) = _SEALED_INODE.unpack(value)  # fmt: skip
-    if crc32(value[:-4]) != crc:
+    fields = _SEALED_INODE.unpack(value)
+    if crc32(value[:-4]) != fields[18]:
         raise CorruptError(f"inode record fails its checksum ({len(value)} bytes)")
-    known = _KINDS.get(kind)
-    if known is None:
-        raise CorruptError(f"inode {number} has kind {kind}")
-    return InodeRecord(number, known, mode, uid, gid, links, size, atime, mtime, ctime, device, parent, version, stored,
-                       staged, allocated, stored_size, hints)  # fmt: skip
+    if fields[1] not in _KINDS:
+        raise CorruptError(f"inode {number} has kind {fields[1]}")
+    return fields
 
 
 def encode_entry(inode: InodeId, kind: FileKind) -> bytes:
@@ -165,11 +179,15 @@ def encode_entry(inode: InodeId, kind: FileKind) -> bytes:
 
 
 def decode_entry(name: bytes, value: bytes) -> Entry:
-    _, inode, kind = _ENTRY.unpack(_opened(value, "entry", _ENTRY.size))
+    if len(value) != _SEALED_ENTRY.size or value[0] != VERSION:
+        _opened(value, "entry", _ENTRY.size)  # says what is wrong
+    _, inode, kind, crc = _SEALED_ENTRY.unpack(value)
+    if crc32(value[:-4]) != crc:
+        raise CorruptError(f"entry record fails its checksum ({len(value)} bytes)")
     known = _KINDS.get(kind)
     if known is None:
         raise CorruptError(f"entry {name!r} has kind {kind}")
-    return Entry(name, InodeId(inode), known)
+    return _tuple(Entry, (name, inode, known))
 
 
 def encode_bytes(content: bytes) -> bytes:

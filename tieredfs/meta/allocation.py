@@ -8,10 +8,11 @@ that uses them.
 
 import os
 import threading
+from collections.abc import Callable
 
 from tieredfs.format import keys, records
 from tieredfs.format.keys import Counter
-from tieredfs.kv.engine import Engine, Reader, Writer
+from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import INODE_BATCH
 
 
@@ -33,8 +34,9 @@ def take(writer: Writer, counter: Counter, count: int = 1) -> int:
 class IdRange:
     """Ids of one counter, in memory. Safe from any thread; a child made by fork takes a range of its own."""
 
-    def __init__(self, engine: Engine, counter: Counter) -> None:
-        self._engine = engine
+    def __init__(self, take: Callable[[Counter, int], int], counter: Counter) -> None:
+        """`take`: a transaction that takes so many of a counter, and returns the first."""
+        self._take = take
         self._counter = counter
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -43,7 +45,7 @@ class IdRange:
     def take(self) -> int:
         with self._lock:
             if self._next == self._end or self._process != os.getpid():
-                self._next = self._engine.write(lambda writer: take(writer, self._counter, INODE_BATCH))
+                self._next = self._take(self._counter, INODE_BATCH)
                 self._end = self._next + INODE_BATCH
                 self._process = os.getpid()
             self._next += 1

@@ -7,8 +7,8 @@ from tieredfs.format import keys
 from tieredfs.format.keys import Counter
 from tieredfs.host import Clock
 from tieredfs.kv.engine import Engine, Writer
+from tieredfs.meta import allocation, files, shortage, volumes
 from tieredfs.meta import blocks as block_layer
-from tieredfs.meta import files, shortage, volumes
 from tieredfs.meta.allocation import IdRange
 from tieredfs.model import Block, BlockId, ChunkLocation, Disk, DiskId, DiskState, InodeId, SessionId, Shortage
 
@@ -21,11 +21,14 @@ class BlockMaps:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
-        self._block_ids = IdRange(engine, Counter.BLOCK)
+        self._block_ids = IdRange(self._take_ids, Counter.BLOCK)
 
     def _write(self, function: Callable[[Writer], T]) -> T:
         """`Engine.write`, and what whoever derives does with every change."""
         return self._engine.write(function)
+
+    def _take_ids(self, counter: Counter, count: int) -> int:
+        return self._write(lambda writer: allocation.take(writer, counter, count))
 
     # ---- blocks ------------------------------------------------------------------------------------------------------
 

@@ -32,23 +32,23 @@ class Change(NamedTuple):
 
 
 class Recorder:
-    """A `Writer` that remembers which inodes and names it changed."""
+    """A `Writer` that remembers what it made of the records of inodes and names: by key, None where it deleted them."""
 
-    __slots__ = ("_delete", "_put", "changed", "get", "get_many", "scan")
+    __slots__ = ("_delete", "_put", "get", "get_many", "scan", "written")
 
     def __init__(self, writer: Writer) -> None:
         self.get, self.get_many, self.scan = writer.get, writer.get_many, writer.scan
         self._put, self._delete = writer.put, writer.delete
-        self.changed: list[bytes] = []
+        self.written: dict[bytes, bytes | None] = {}
 
     def put(self, key: bytes, value: bytes) -> None:
         if key[keys.SHARD_BYTES] in _FOLLOWED:
-            self.changed.append(key)
+            self.written[key] = value
         self._put(key, value)
 
     def delete(self, key: bytes) -> None:
         if key[keys.SHARD_BYTES] in _FOLLOWED:
-            self.changed.append(key)
+            self.written[key] = None
         self._delete(key)
 
 
@@ -74,7 +74,7 @@ def append(writer: Writer, origin: SessionId, changed: Sequence[bytes]) -> None:
 
 
 def decoded(changed: Iterable[bytes]) -> Change:
-    """The inodes and names under keys that a `Recorder` remembered. Raises CorruptError."""
+    """The inodes and names under these keys. Raises CorruptError."""
     inodes: set[InodeId] = set()
     names: set[tuple[InodeId, bytes]] = set()
     for key in changed:

@@ -4,11 +4,11 @@ What is remembered is exact (`recent`): an engine that tells by a stamp whether 
 each transaction. An engine without a stamp is asked each time. Safe from any thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tieredfs.errors import CorruptError
 from tieredfs.kv.engine import Engine, Stamped
-from tieredfs.meta import feed, inodes, names
+from tieredfs.meta import inodes, names
 from tieredfs.meta.names import Shown
 from tieredfs.meta.recent import Ahead, Recent
 from tieredfs.model import Attributes, InodeId
@@ -25,20 +25,21 @@ class Looks:
         self._ahead = Ahead()
 
     def lookup(self, parent: InodeId, name: bytes) -> Attributes:
-        """Raises NotFoundError, NotDirectoryError."""
+        """Raises NotFoundError, NotDirectoryError; NameTooLongError, InvalidRequestError for what cannot be a name."""
         if self.stamp is None:
+            names.check_name(name)
             return self._engine.read(lambda reader: names.lookup(reader, parent, name)).attributes()
         stamp = self.stamp()
         known = self._recent.named(stamp, parent, name)
         if known is not None:
             return known
+        names.check_name(name)
         count = self._ahead.count(parent, name)
         try:
-            records, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
+            found, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
         except CorruptError:  # of a neighbour, perhaps, who is not what was asked for
             count = 1
-            records, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
-        found = [(name, record.attributes()) for name, record in records]
+            found, successor = self._engine.read(lambda reader: names.ahead(reader, parent, name, count))
         self._ahead.note(parent, count, successor)
         if stamp == self.stamp():
             self._recent.remember_named(stamp, parent, found)
@@ -72,10 +73,10 @@ class Looks:
         """The stamp, for `committed`; called by who has the right to write."""
         return b"" if self.stamp is None else self.stamp()
 
-    def committed(self, before: bytes, keys_changed: Sequence[bytes]) -> None:
-        """A transaction of ours that began at `before` has changed the inodes and names under these keys, and no others."""
+    def committed(self, before: bytes, written: Mapping[bytes, bytes | None]) -> None:
+        """A transaction of ours that began at `before` made this of the records of inodes and names, and changed no others."""
         if self._stamped is None:
             return
         after = self._stamped.stamp()
         if self._stamped.is_next(before, after):
-            self._recent.carry(before, after, *feed.decoded(keys_changed))
+            self._recent.carry(before, after, written)

@@ -62,7 +62,7 @@ class Metadata(BlockMaps):
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         super().__init__(engine, clock)
-        self._inode_ids = IdRange(engine, Counter.INODE)
+        self._inode_ids = IdRange(self._take_ids, Counter.INODE)
         self._known_caches: set[CacheId] = set()
         self._code: tuple[float, Code] | None = None
         self._deleted_lock = threading.Lock()
@@ -89,7 +89,6 @@ class Metadata(BlockMaps):
 
     def lookup(self, parent: InodeId, name: bytes) -> Attributes:
         """Raises NotFoundError, NotDirectoryError."""
-        names.check_name(name)
         return self._looks.lookup(parent, name)
 
     def resolve(self, path: bytes) -> Attributes:
@@ -487,19 +486,19 @@ class Metadata(BlockMaps):
         return found
 
     def _write(self, function: Callable[[Writer], T]) -> T:
-        """`Engine.write`, with what it changed appended to the feed, and no longer remembered here."""
-        before, changed = b"", list[bytes]()
+        """`Engine.write`, with what it changed appended to the feed, and remembered here as it is now."""
+        before, written = b"", dict[bytes, bytes | None]()
 
         def recorded(writer: Writer) -> T:
-            nonlocal before, changed
+            nonlocal before, written
             before, recorder = self._looks.at(), feed.Recorder(writer)
             result = function(recorder)
-            changed = recorder.changed
-            feed.append(writer, self._origin, changed)
+            written = recorder.written
+            feed.append(writer, self._origin, list(written))
             return result
 
         result = self._engine.write(recorded)
-        self._looks.committed(before, changed)
+        self._looks.committed(before, written)
         return result
 
     # ---- what is kept in memory ---------------------------------------------------------------------------------

@@ -77,8 +77,8 @@ def lookup(reader: Reader, parent: InodeId, name: bytes) -> InodeRecord:
     return target_of(reader, parent, read_entry(reader, parent, name))
 
 
-def ahead(reader: Reader, parent: InodeId, name: bytes, count: int) -> tuple[list[tuple[bytes, InodeRecord]], bytes]:
-    """`lookup` of `name` and of the names after it, `count` at most in all, and the name after those (empty: none).
+def ahead(reader: Reader, parent: InodeId, name: bytes, count: int) -> tuple[list[tuple[bytes, Attributes]], bytes]:
+    """Attributes of `name` and of the names after it, `count` at most in all, and the name after those (empty: none).
 
     Raises NotFoundError, NotDirectoryError.
     """
@@ -93,7 +93,7 @@ def ahead(reader: Reader, parent: InodeId, name: bytes, count: int) -> tuple[lis
     for entry, value in zip(entries, values, strict=True):
         if value is None:
             raise CorruptError(f"entry {entry.name!r} of directory {parent} points to no inode ({entry.inode})")
-        found.append((entry.name, records.decode_inode(entry.inode, value)))
+        found.append((entry.name, records.decode_attributes(entry.inode, value)))
     return found, successor
 
 
@@ -195,7 +195,7 @@ def listed_with_attributes(
     for entry, value in zip(entries, values, strict=True):
         if value is None:
             raise CorruptError(f"entry {entry.name!r} of directory {directory} points to no inode ({entry.inode})")
-        found.append((entry, records.decode_inode(entry.inode, value).attributes()))
+        found.append((entry, records.decode_attributes(entry.inode, value)))
     return found
 
 

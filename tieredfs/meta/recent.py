@@ -5,6 +5,10 @@ not merely young: an answer is given only under the stamp under which it was rea
 changed some inodes and names and nothing else, so the rest is carried over to its stamp: the heartbeat of this process,
 every five seconds, ends nothing. Somebody else's commit ends it all.
 
+**What we wrote ourselves** is known without being read: a commit leaves its records here as they are at rest, and who asks
+for them decodes them. The first look at each of 20,000 names that this process made costs a third of what it takes to read them
+with their neighbours.
+
 **Looking ahead.** A program that asks for one name after another (`stat`, `open` over a sorted list) gets them from one
 snapshot: `Ahead` sees that a name is the very successor of the last one that was read in its directory, and says how many
 to read at once, twice as many each time. One name costs 16 us in a transaction of its own, 6 us among many.
@@ -13,11 +17,13 @@ Safe from any thread: what is remembered is changed under a lock, and looked at 
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, TypeVar
 
+from tieredfs.format import keys, records
+from tieredfs.format.keys import Tag
 from tieredfs.meta.names import Shown
 from tieredfs.model import Attributes, InodeId
 
@@ -25,6 +31,8 @@ RECENT_MAX: Final = 32_768
 """Names, and inodes, that are remembered: 18 MiB. The 20,000 files of a directory that is walked again and again fit."""
 DROPPED_AT_ONCE: Final = RECENT_MAX // 8
 """When there is one too many, the oldest go together: each alone would have to be searched for behind those that went before."""
+WRITTEN_MAX: Final = 2 * RECENT_MAX
+"""Records that are remembered as we wrote them, two of each file: 12 MiB."""
 SHOWN_BYTES_MAX: Final = 4 << 20
 """Of paths and extended attributes that are remembered together: an object of an ordinary size has about 300."""
 AHEAD_FIRST: Final = 8
@@ -46,6 +54,8 @@ class _Snapshot:
     stamp: bytes
     by_inode: dict[InodeId, Attributes] = field(default_factory=dict)
     by_name: dict[tuple[InodeId, bytes], InodeId] = field(default_factory=dict)
+    written: dict[bytes, bytes] = field(default_factory=dict)
+    """Records of inodes and names, by key."""
     shown: dict[Asked, tuple[Shown | None, ...]] = field(default_factory=dict)
     shown_bytes: int = 0
 
@@ -62,11 +72,18 @@ class Recent:
         if snapshot.stamp != stamp:
             return None
         inode = snapshot.by_name.get((directory, name))
-        return None if inode is None else snapshot.by_inode.get(inode)
+        if inode is None:
+            value = snapshot.written.get(keys.name(directory, name)) if snapshot.written else None
+            if value is None:
+                return None
+            inode = records.decode_entry(name, value).inode
+        return snapshot.by_inode.get(inode) or _as_written(snapshot, inode)
 
     def of(self, stamp: bytes, inode: InodeId) -> Attributes | None:
         snapshot = self._snapshot
-        return snapshot.by_inode.get(inode) if snapshot.stamp == stamp else None
+        if snapshot.stamp != stamp:
+            return None
+        return snapshot.by_inode.get(inode) or _as_written(snapshot, inode)
 
     def shown(self, stamp: bytes, asked: Asked) -> tuple[Shown | None, ...] | None:
         snapshot = self._snapshot
@@ -86,20 +103,20 @@ class Recent:
                 _put(snapshot.by_name, (directory, name), attributes.inode)
                 _put(snapshot.by_inode, attributes.inode, attributes)
 
-    def carry(
-        self, before: bytes, after: bytes, inodes: Iterable[InodeId], names: Iterable[tuple[InodeId, bytes]]
-    ) -> None:
-        """The one commit between the two stamps changed these inodes and names, and no others."""
+    def carry(self, before: bytes, after: bytes, written: Mapping[bytes, bytes | None]) -> None:
+        """The one commit between the two stamps made this of the records of inodes and names, by key, and changed no others."""
         with self._lock:
             snapshot = self._snapshot
-            if snapshot.stamp != before:
-                return
-            # Who has looked at the stamp before, and looks at this snapshot later, may miss: never find what is gone.
-            for inode in inodes:
-                snapshot.by_inode.pop(inode, None)
-            for name in names:
-                snapshot.by_name.pop(name, None)
-            self._snapshot = _Snapshot(after, snapshot.by_inode, snapshot.by_name)
+            if snapshot.stamp == before:
+                # Who has looked at the stamp before, and looks at this snapshot later, may miss: never find what is gone.
+                snapshot = _Snapshot(after, snapshot.by_inode, snapshot.by_name, snapshot.written)
+            elif snapshot.stamp != after:
+                snapshot = _Snapshot(after)
+            for key, value in written.items():
+                _forget(snapshot, key)
+                if value is not None:
+                    _put(snapshot.written, key, value, WRITTEN_MAX)
+            self._snapshot = snapshot
 
     def remember_shown(self, stamp: bytes, asked: Asked, found: Sequence[Shown | None]) -> None:
         """As `remember`, of several paths that were looked at together. Any commit ends these, for they rest on much."""
@@ -117,8 +134,22 @@ class Recent:
         return self._snapshot
 
 
-def _put(remembered: dict[K, V], key: K, value: V) -> None:
-    if len(remembered) >= RECENT_MAX and key not in remembered:
+def _as_written(snapshot: _Snapshot, inode: InodeId) -> Attributes | None:
+    value = snapshot.written.get(keys.inode(inode)) if snapshot.written else None
+    return None if value is None else records.decode_attributes(inode, value)
+
+
+def _forget(snapshot: _Snapshot, key: bytes) -> None:
+    """What is known of the inode or the name under `key`."""
+    if key[keys.SHARD_BYTES] == Tag.INODE:
+        snapshot.by_inode.pop(InodeId(keys.first_u64(key)), None)
+    elif snapshot.by_name:
+        snapshot.by_name.pop((InodeId(keys.first_u64(key)), keys.text_after_u64(key)), None)
+    snapshot.written.pop(key, None)
+
+
+def _put(remembered: dict[K, V], key: K, value: V, at_most: int = RECENT_MAX) -> None:
+    if len(remembered) >= at_most and key not in remembered:
         for old in list(islice(remembered, DROPPED_AT_ONCE)):
             del remembered[old]
     remembered[key] = value

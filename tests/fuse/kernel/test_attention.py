@@ -18,7 +18,7 @@ class Stream:
         self.look_s = LOOK_S
         self.given_way = 0
         self.sleeps = 0
-        self.attention = Attention(self._sleep, self._give_way, lambda: self.now_s)
+        self.attention = Attention(self._sleep, self._give_way, lambda: self.now_s >= self.next_s, lambda: self.now_s)
 
     def _give_way(self) -> None:
         self.given_way += 1
@@ -31,10 +31,9 @@ class Stream:
 
     def request_after(self, gap_s: float) -> tuple[int, int]:
         """The next request comes that long after the last answer; returns how often was given way to others, and slept."""
-        self.next_s, before, again = self.now_s + gap_s, (self.given_way, self.sleeps), False
-        while self.now_s < self.next_s:
-            self.attention.wait(again=again)
-            again = True
+        self.next_s, before = self.now_s + gap_s, (self.given_way, self.sleeps)
+        self.attention.wait()
+        assert self.now_s >= self.next_s
         return self.given_way - before[0], self.sleeps - before[1]
 
 

@@ -29,33 +29,40 @@ REST_S: Final = 0.1
 class Attention:
     """Of one mount; used by the thread that leads."""
 
-    __slots__ = ("_awake", "_began_s", "_clock", "_give_way", "_looked_s", "_resting_until_s", "_sleep", "sleeps")
+    __slots__ = ("_began_s", "_clock", "_give_way", "_is_there", "_looked_s", "_resting_until_s", "_sleep", "sleeps")
 
-    def __init__(self, sleep: Callable[[], object], give_way: Callable[[], None], clock: Callable[[], float]) -> None:
-        """`sleep`: until there is a request. `give_way`: sched_yield(2). `clock`: monotonic seconds."""
+    def __init__(
+        self,
+        sleep: Callable[[], object],
+        give_way: Callable[[], None],
+        is_there: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        """`sleep`: until there is a request. `give_way`: sched_yield(2). `is_there`: whether there is one, without waiting.
+        `clock`: monotonic seconds."""
         self._sleep = sleep
         self._give_way = give_way
+        self._is_there = is_there
         self._clock = clock
-        self._awake = False
         self._began_s = 0.0
         self._looked_s = 0.0
         """The last wait: when it began, and when it ended, or was last seen to go on."""
         self._resting_until_s = 0.0
         self.sleeps = 0
 
-    def wait(self, *, again: bool) -> None:
-        """There is no request. Returns when it is time to look for one. `again`: there was none at the last look either."""
+    def wait(self) -> None:
+        """There is no request. Returns when there seems to be one."""
         now_s = self._clock()
-        if not again:
-            self._awake = self._looked_s - self._began_s < AWAKE_S and now_s >= self._resting_until_s
-            self._began_s = now_s
-        elif now_s - self._looked_s > CROWDED_S:
-            self._awake = False
-            self._resting_until_s = now_s + REST_S
-        self._looked_s = now_s
-        if self._awake and now_s - self._began_s < AWAKE_S:
+        awake = self._looked_s - self._began_s < AWAKE_S and now_s >= self._resting_until_s
+        self._began_s = self._looked_s = now_s
+        while awake and now_s - self._began_s < AWAKE_S:
             self._give_way()
-            return
+            there, now_s = self._is_there(), self._clock()
+            if now_s - self._looked_s > CROWDED_S:
+                awake, self._resting_until_s = False, now_s + REST_S
+            self._looked_s = now_s
+            if there:
+                return
         self.sleeps += 1
         self._sleep()
         self._looked_s = self._clock()

@@ -44,6 +44,11 @@ _AGAIN: Final = frozenset({errno.EINTR, errno.ENOENT})
 """ENOENT from a read: the request was withdrawn between queue and read."""
 
 
+def _is_ready(poll: select.poll) -> bool:
+    """Asked instead of reading in vain: 0.4 us, where an exception costs 1.4."""
+    return bool(poll.poll(0))
+
+
 class Readers:
     """All reader threads of a mount. `serve` carries out and answers one request. `catch_up` is called when there is none, and
     does a piece of what was put off until then; False: there is nothing. Neither ever raises."""
@@ -55,7 +60,7 @@ class Readers:
         os.set_blocking(device, False)
         poll = select.poll()
         poll.register(device, select.POLLIN)
-        self._attention = Attention(poll.poll, os.sched_yield, time.perf_counter)
+        self._attention = Attention(poll.poll, os.sched_yield, partial(_is_ready, poll), time.perf_counter)
         self._spare = threads
         self._serve = serve
         self._catch_up = catch_up
@@ -135,19 +140,15 @@ class Readers:
             os.readv,
             (request.buffer,),
         )
-        waited = False
         while request.leading:
             try:
                 request.length = readv(device, buffers)
             except BlockingIOError:
-                if not waited:
-                    request.turns += 1
-                    late = catch_up(request)
-                    request.turns += 1
-                    if late:
-                        continue
-                wait(again=waited)
-                waited = True
+                request.turns += 1
+                late = catch_up(request)
+                request.turns += 1
+                if not late:
+                    wait()
                 continue
             except OSError as error:
                 if error.errno in _AGAIN:
@@ -157,7 +158,6 @@ class Readers:
                 return False
             if not request.length:
                 return False
-            waited = False
             request.turns += 1
             serve(request)
             request.turns += 1

@@ -23,7 +23,7 @@ BLOCK_BYTES: Final = 4 * KIB
 _NANOSECONDS: Final = 1_000_000_000
 _DATA: Final = wire.IN_HEADER_BYTES
 
-TYPE_BITS: Final[dict[FileKind, int]] = {
+_TYPE_BITS: Final[dict[FileKind, int]] = {
     FileKind.FIFO: 0o010000,
     FileKind.CHARACTER_DEVICE: 0o020000,
     FileKind.DIRECTORY: 0o040000,
@@ -32,7 +32,9 @@ TYPE_BITS: Final[dict[FileKind, int]] = {
     FileKind.SYMLINK: 0o120000,
     FileKind.SOCKET: 0o140000,
 }
-DIRENT_TYPE: Final = {kind: bits >> 12 for kind, bits in TYPE_BITS.items()}
+TYPE_BITS: Final = tuple(_TYPE_BITS.get(FileKind(number), 0) if number else 0 for number in range(len(FileKind) + 1))
+"""By `FileKind`, as a tuple: an enum as the key of a dict is hashed by Python code, 0.3 us."""
+DIRENT_TYPE: Final = tuple(bits >> 12 for bits in TYPE_BITS)
 
 
 Reply = bytes | None
@@ -166,24 +168,22 @@ class Timeouts:
 
 def attribute_fields(attributes: Attributes) -> tuple[int, ...]:
     """`struct fuse_attr`, field by field."""
-    atime_s, atime_ns = divmod(attributes.atime_ns, _NANOSECONDS)
-    mtime_s, mtime_ns = divmod(attributes.mtime_ns, _NANOSECONDS)
-    ctime_s, ctime_ns = divmod(attributes.ctime_ns, _NANOSECONDS)
+    inode, kind, mode, uid, gid, links, size, atime, mtime, ctime, device, _, _, _, _, allocated = attributes
     return (
-        attributes.inode,
-        attributes.size_bytes,
-        (attributes.allocated_bytes + 511) >> 9,
-        atime_s,
-        mtime_s,
-        ctime_s,
-        atime_ns,
-        mtime_ns,
-        ctime_ns,
-        attributes.mode | TYPE_BITS[attributes.kind],
-        attributes.link_count,
-        attributes.uid,
-        attributes.gid,
-        attributes.device & 0xFFFFFFFF,
+        inode,
+        size,
+        (allocated + 511) >> 9,
+        atime // _NANOSECONDS,
+        mtime // _NANOSECONDS,
+        ctime // _NANOSECONDS,
+        atime % _NANOSECONDS,
+        mtime % _NANOSECONDS,
+        ctime % _NANOSECONDS,
+        mode | TYPE_BITS[kind],
+        links,
+        uid,
+        gid,
+        device & 0xFFFFFFFF,
         BLOCK_BYTES,
         0,
     )
