@@ -7,6 +7,7 @@ from conftest import Volume, make_volume
 
 from tieredfs.format import keys
 from tieredfs.host import SystemClock
+from tieredfs.kv.engine import Writer
 from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.limits import CHANGES_KEPT
 from tieredfs.meta import feed
@@ -47,6 +48,57 @@ def test_alone_one_hears_nothing_and_nothing_is_appended(made: Volume) -> None:
     made.metadata.create(ROOT, b"a", FILE)
     assert records_of(made) == 0
     assert made.metadata.changes() == NOTHING
+
+
+def test_who_comes_and_goes_between_our_commits_is_noticed(made: Volume) -> None:
+    own = made.metadata.open_session("host", 1, "mount").session
+    names = iter(b"%d" % number for number in range(100))
+    for _ in range(3):
+        for _ in range(3):
+            made.metadata.create(ROOT, next(names), FILE)
+        before = records_of(made)
+        follower, session = another(made)
+        for _ in range(3):
+            made.metadata.create(ROOT, next(names), FILE)
+        assert records_of(made) == before + 3
+        follower.end_session(session)
+        for _ in range(3):
+            made.metadata.create(ROOT, next(names), FILE)
+        assert records_of(made) == before + 3
+        made.metadata.follow(SessionId(own + 1000))  # by this process itself, under another name
+        made.metadata.create(ROOT, next(names), FILE)
+        made.metadata.end_session(SessionId(own + 1000))
+
+
+def test_who_writes_alone_does_not_look_for_followers_again(made: Volume) -> None:
+    looks = 0
+    write = made.engine.write
+
+    class Counted(feed.Recorder):
+        """A writer whose looks for followers are counted."""
+
+        def __init__(self, writer: Writer) -> None:
+            super().__init__(writer)
+            self.scan = self.counted  # type: ignore[method-assign]
+            self.below = writer.scan
+
+        __slots__ = ("below",)
+
+        def counted(self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False):  # type: ignore[no-untyped-def]
+            nonlocal looks
+            looks += start == keys.FOLLOWERS_PREFIX
+            return self.below(start, end, limit=limit, reverse=reverse)
+
+    made.engine.write = lambda function: write(lambda writer: function(Counted(writer)))  # type: ignore[method-assign]
+    for number in range(100):
+        made.metadata.create(ROOT, b"%d" % number, FILE)
+    assert looks <= 1
+    another(made)
+    before = looks
+    for number in range(100):
+        made.metadata.unlink(ROOT, b"%d" % number, NOBODY)
+    assert looks == before + 1
+    assert records_of(made) == 100
 
 
 def test_a_follower_hears_of_every_name_and_inode_that_another_changed(made: Volume) -> None:

@@ -21,6 +21,7 @@ from tieredfs.limits import CHANGE_KEYS_MAX, CHANGES_KEPT
 from tieredfs.meta import allocation
 from tieredfs.model import InodeId, SessionId
 
+_FOLLOWER: Final = int(Tag.FOLLOWER)
 _FOLLOWED: Final = frozenset({int(Tag.INODE), int(Tag.NAME)})
 
 
@@ -32,24 +33,52 @@ class Change(NamedTuple):
 
 
 class Recorder:
-    """A `Writer` that remembers what it made of the records of inodes and names: by key, None where it deleted them."""
+    """A `Writer` that remembers what it made of the records of inodes and names: by key, None where it deleted them; and
+    whether it changed who follows."""
 
-    __slots__ = ("_delete", "_put", "get", "get_many", "scan", "written")
+    __slots__ = ("_delete", "_put", "audience_changed", "get", "get_many", "scan", "written")
 
     def __init__(self, writer: Writer) -> None:
         self.get, self.get_many, self.scan = writer.get, writer.get_many, writer.scan
         self._put, self._delete = writer.put, writer.delete
         self.written: dict[bytes, bytes | None] = {}
+        self.audience_changed = False
 
     def put(self, key: bytes, value: bytes) -> None:
-        if key[keys.SHARD_BYTES] in _FOLLOWED:
-            self.written[key] = value
+        self._note(key, value)
         self._put(key, value)
 
     def delete(self, key: bytes) -> None:
-        if key[keys.SHARD_BYTES] in _FOLLOWED:
-            self.written[key] = None
+        self._note(key, None)
         self._delete(key)
+
+    def _note(self, key: bytes, value: bytes | None) -> None:
+        tag = key[keys.SHARD_BYTES]
+        if tag in _FOLLOWED:
+            self.written[key] = value
+        elif tag == _FOLLOWER:
+            self.audience_changed = True
+
+
+class Audience:
+    """Who follows, remembered by a process of an engine with a stamp for as long as nobody else commits: a look for them
+    takes 5 % of the transaction that creates a file. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._known: tuple[bytes, list[int]] = b"", []
+        """The stamp, and who followed under it: two of them at most."""
+
+    def at(self, reader: Reader, stamp: bytes) -> list[int]:
+        """Who follows, at most two. `stamp`: what the transaction began at; empty: the engine has none."""
+        known, followers = self._known
+        if stamp and known == stamp:
+            return followers
+        prefix = keys.FOLLOWERS_PREFIX
+        return [keys.last_u64(key) for key, _ in reader.scan(prefix, keys.end_of(prefix), limit=2)]
+
+    def carry(self, after: bytes, followers: list[int]) -> None:
+        """A commit of ours led to the stamp `after`, and nobody else committed; it did not change who follows."""
+        self._known = after, followers
 
 
 def follow(writer: Writer, session: SessionId) -> None:
@@ -57,12 +86,8 @@ def follow(writer: Writer, session: SessionId) -> None:
     writer.put(keys.follower(session), records.EMPTY)
 
 
-def append(writer: Writer, origin: SessionId, changed: Sequence[bytes]) -> None:
+def append(writer: Writer, origin: SessionId, followers: Sequence[int], changed: Sequence[bytes]) -> None:
     """Nothing unless somebody but `origin` follows."""
-    if not changed:
-        return
-    prefix = keys.FOLLOWERS_PREFIX
-    followers = [keys.last_u64(key) for key, _ in writer.scan(prefix, keys.end_of(prefix), limit=2)]
     if not followers or followers == [origin]:
         return
     for start in range(0, len(changed), CHANGE_KEYS_MAX):

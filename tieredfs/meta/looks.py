@@ -73,10 +73,14 @@ class Looks:
         """The stamp, for `committed`; called by who has the right to write."""
         return b"" if self.stamp is None else self.stamp()
 
-    def committed(self, before: bytes, written: Mapping[bytes, bytes | None]) -> None:
-        """A transaction of ours that began at `before` made this of the records of inodes and names, and changed no others."""
+    def committed(self, before: bytes, written: Mapping[bytes, bytes | None]) -> bytes:
+        """A transaction of ours that began at `before` made this of the records of inodes and names, and changed no others.
+
+        Returns the stamp that it led to, unless somebody else has committed as well: then nothing."""
         if self._stamped is None:
-            return
+            return b""
         after = self._stamped.stamp()
-        if self._stamped.is_next(before, after):
-            self._recent.carry(before, after, written)
+        if not self._stamped.is_next(before, after):
+            return b""
+        self._recent.carry(before, after, written)
+        return after

@@ -68,6 +68,7 @@ class Metadata(BlockMaps):
         self._deleted_lock = threading.Lock()
         self._deleted = 0
         self._looks = Looks(engine)
+        self._audience = feed.Audience()
         self._origin = NOBODY
         self._feed_position = 0
 
@@ -487,18 +488,23 @@ class Metadata(BlockMaps):
 
     def _write(self, function: Callable[[Writer], T]) -> T:
         """`Engine.write`, with what it changed appended to the feed, and remembered here as it is now."""
-        before, written = b"", dict[bytes, bytes | None]()
+        before, followers = b"", list[int]()
+        recorder: feed.Recorder | None = None
 
         def recorded(writer: Writer) -> T:
-            nonlocal before, written
+            nonlocal before, followers, recorder
             before, recorder = self._looks.at(), feed.Recorder(writer)
             result = function(recorder)
-            written = recorder.written
-            feed.append(writer, self._origin, list(written))
+            followers = self._audience.at(writer, b"" if recorder.audience_changed else before)
+            if recorder.written:
+                feed.append(writer, self._origin, followers, list(recorder.written))
             return result
 
         result = self._engine.write(recorded)
-        self._looks.committed(before, written)
+        assert recorder is not None
+        after = self._looks.committed(before, recorder.written)
+        if after and not recorder.audience_changed:
+            self._audience.carry(after, followers)
         return result
 
     # ---- what is kept in memory ---------------------------------------------------------------------------------
