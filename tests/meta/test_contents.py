@@ -1,8 +1,8 @@
 """What the model test does not say of contents: times, ages, refusals, sizes of files and of commits."""
 
 import pytest
-from conftest import CODE, Volume
 
+from tests.meta.conftest import CODE, Volume
 from tieredfs import errors
 from tieredfs.limits import PACK_FILES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX
 from tieredfs.meta.metadata import Creation, Metadata

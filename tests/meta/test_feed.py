@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import Volume, make_volume
 
+from tests.meta.conftest import Volume, make_volume
 from tieredfs.format import keys
 from tieredfs.host import SystemClock
 from tieredfs.kv.engine import Writer

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import CODE, SecondThoughts, Volume, make_volume
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.meta.conftest import CODE, SecondThoughts, Volume, make_volume
 from tieredfs import errors
 from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.meta.metadata import Creation

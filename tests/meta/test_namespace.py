@@ -1,8 +1,8 @@
 """What the model test does not say of names: limits, inheritance, times, receipts, conflicts, depth."""
 
 import pytest
-from conftest import ManualClock, Volume
 
+from tests.meta.conftest import ManualClock, Volume
 from tieredfs import errors
 from tieredfs.limits import LINK_COUNT_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_BYTES_MAX
 from tieredfs.meta.inodes import read as read_inode

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Volume
 
+from tests.meta.conftest import Volume
 from tieredfs import errors
 from tieredfs.meta.metadata import Creation
 from tieredfs.model import ROOT, BlockId, FileKind, InodeId, SessionId

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Volume, make_volume
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.meta.conftest import Volume, make_volume
 from tieredfs.errors import AlreadyExistsError, NameTooLongError, NotDirectoryError, NotFoundError
 from tieredfs.format import keys
 from tieredfs.host import SystemClock

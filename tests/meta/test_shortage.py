@@ -3,8 +3,8 @@
 from functools import partial
 
 import pytest
-from conftest import CODE, Volume
 
+from tests.meta.conftest import CODE, Volume
 from tieredfs.meta import shortage
 from tieredfs.meta.metadata import Creation, Metadata
 from tieredfs.model import (

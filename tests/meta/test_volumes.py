@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import CONFIG, DISKS, Volume
 
+from tests.meta.conftest import CONFIG, DISKS, Volume
 from tieredfs import errors
 from tieredfs.format import keys, records
 from tieredfs.kv.sqlite import SqliteEngine
