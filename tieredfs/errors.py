@@ -90,6 +90,10 @@ class NotSupportedError(RequestError):
     """An operation or option that this volume, driver or kernel does not have."""
 
 
+class QuotaBoundaryError(RequestError):
+    """A directory, or one of several names, cannot go to where other quotas hold; a copy can."""
+
+
 class ReadOnlyError(RequestError):
     """The mount or volume is read-only."""
 
@@ -141,6 +145,10 @@ class StateMismatchError(RequestError):
 
 class NoSpaceError(ConditionError):
     """The store (or the SSD, past the bounded wait) has no room."""
+
+
+class QuotaExceededError(ConditionError):
+    """A directory has a quota, and it would be exceeded; the message names the directory and the figures."""
 
 
 class BusyError(ConditionError):

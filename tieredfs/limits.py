@@ -22,6 +22,15 @@ XATTR_VALUE_BYTES_MAX: Final = 64 * KIB
 DIRECTORY_DEPTH_MAX: Final = 4096
 """How far `rename` walks towards the root when it looks for a cycle."""
 
+# Quotas.
+QUOTA_UNIT_BYTES: Final = 4 * KIB
+"""What a quota rounds sizes up to: what statfs calls a block."""
+QUOTA_MOVED_MAX: Final = 1024
+"""Entries of a directory that moves between quotas in one step, counted as it does: 10 ms. What has more has to be copied, except
+a directory with a quota of its own, whose usage is known."""
+QUOTA_BATCH: Final = 1024
+"""Entries that are made ready to be counted in one transaction, before a quota is set."""
+
 # Blocks and chunks.
 BLOCK_BYTES_DEFAULT: Final = 64 * MIB
 BLOCK_BYTES_MAX: Final = 256 * MIB

@@ -197,6 +197,20 @@ class Shortage:
     least_spare: int | None = None
 
 
+class Quota(NamedTuple):
+    """What may lie below a directory, and what does. Limits: 0 for none. `path`: of the directory, as the quota was set.
+
+    Bytes are sizes of regular files, each rounded up to `QUOTA_UNIT_BYTES`; inodes are of everything below, itself excepted.
+    """
+
+    directory: InodeId
+    path: bytes
+    limit_bytes: int
+    limit_inodes: int
+    used_bytes: int
+    used_inodes: int
+
+
 class DiskState(enum.IntEnum):
     """At rest in disk records: never renumber."""
 

@@ -34,7 +34,7 @@ def test_database_without_a_volume(tmp_path: Path, volume: Volume) -> None:
 
 
 def test_volume_of_a_newer_format(volume: Volume) -> None:
-    newer = dataclasses.replace(CONFIG, format_version=2)
+    newer = dataclasses.replace(CONFIG, format_version=3)
     volume.engine.write(lambda writer: writer.put(keys.VOLUME, records.encode_volume(newer)))
     with pytest.raises(errors.NewerFormatError):
         volume.metadata.config()

@@ -41,6 +41,7 @@ OUTCOME_OF: Final[dict[type[errors.TieredError], Outcome]] = {
     errors.AccessDeniedError: Outcome(REQUEST, "ask as the user who owns it, or as root"),
     errors.NoAttributeError: Outcome(REQUEST),
     errors.NotSupportedError: Outcome(REQUEST, "`--driver auto` picks what this kernel can do"),
+    errors.QuotaBoundaryError: Outcome(REQUEST, "copy it, and delete the original"),
     errors.ReadOnlyError: Outcome(REQUEST, "mount without --read-only to change it"),
     errors.ConfigurationError: Outcome(REQUEST),
     errors.VolumeNotFoundError: Outcome(REQUEST, "`tieredfs format` makes a volume"),
@@ -54,6 +55,7 @@ OUTCOME_OF: Final[dict[type[errors.TieredError], Outcome]] = {
     errors.NoSpaceError: Outcome(
         CONDITION, f"delete files and {DEAD_BLOCK_GRACE_S / 60:.0f} minutes later `tieredfs gc`, or `tieredfs disk add`"
     ),
+    errors.QuotaExceededError: Outcome(CONDITION, "delete files there, or raise the limit with `tieredfs quota set`"),
     errors.BusyError: Outcome(CONDITION, "close what uses it and try again"),
     errors.ConflictError: Outcome(CONDITION, "nothing was changed; try again"),
     errors.UnavailableError: Outcome(CONDITION, "`tieredfs status` shows what is away"),

@@ -60,6 +60,7 @@ class Tag(enum.IntEnum):
     SHORT_BLOCK = ord("M")
     """M: missing chunks."""
     PEER = ord("P")
+    QUOTA = ord("Q")
 
 
 class Counter(enum.IntEnum):
@@ -159,6 +160,14 @@ def name(directory: InodeId, entry: bytes) -> bytes:
 def names(directory: InodeId) -> bytes:
     """Prefix of a directory's names."""
     return name(directory, b"")
+
+
+QUOTAS_PREFIX: Final = struct.pack(">HB", 0, Tag.QUOTA)
+
+
+def quota(directory: InodeId) -> bytes:
+    """-> limits, what is used, and the directory's path. Exists exactly while its record has the HAS_QUOTA bit."""
+    return _head(0, Tag.QUOTA, directory)
 
 
 def symlink(number: InodeId) -> bytes:

@@ -32,6 +32,7 @@ from tieredfs.model import (
     Extent,
     FileKind,
     InodeId,
+    Quota,
     Session,
     SessionId,
     ShortBlock,
@@ -58,6 +59,7 @@ _SESSION: Final = struct.Struct("<BQqq")
 _BLOCK: Final = struct.Struct("<BBBBQQB")
 _CHUNK: Final = struct.Struct("<BHI")
 _SHORT: Final = struct.Struct("<BqQQ")
+_QUOTA: Final = struct.Struct("<BQQQQ")
 _CODE_AND_SIZES: Final = struct.Struct("<BHqBBBQB")
 _TEXT: Final = struct.Struct("<H")
 
@@ -67,6 +69,10 @@ MAY_HAVE_EXTENTS: Final = 1
 """Of `InodeRecord.hints`: without the bit there is nothing to scan for when the inode is deleted. Set, never cleared.
 """
 MAY_HAVE_XATTRS: Final = 2
+MAY_BE_COUNTED: Final = 4
+"""There may be a quota above. With the bit, a file's parent is a directory below the same quotas as all of its names."""
+HAS_QUOTA: Final = 8
+"""A directory with a quota of its own."""
 
 
 # ---- the envelope ----------------------------------------------------------------------------------------------------
@@ -226,6 +232,20 @@ def encode_number(number: int) -> bytes:
 def decode_number(value: bytes) -> int:
     number: int = _NUMBER.unpack(_opened(value, "number", _NUMBER.size))[1]
     return number
+
+
+def encode_quota(quota: Quota) -> bytes:
+    return _sealed(
+        _QUOTA.pack(VERSION, quota.limit_bytes, quota.limit_inodes, quota.used_bytes, quota.used_inodes) + quota.path
+    )
+
+
+def decode_quota(directory: InodeId, value: bytes) -> Quota:
+    body = _opened(value, "quota")
+    if len(body) < _QUOTA.size:
+        raise CorruptError("quota record is cut off")
+    _, limit_bytes, limit_inodes, used_bytes, used_inodes = _QUOTA.unpack_from(body)
+    return Quota(directory, body[_QUOTA.size :], limit_bytes, limit_inodes, used_bytes, used_inodes)
 
 
 def encode_change(origin: SessionId, changed: Sequence[bytes]) -> bytes:

@@ -13,7 +13,7 @@ from tieredfs.errors import NotFoundError
 from tieredfs.format import keys
 from tieredfs.format.records import InodeRecord
 from tieredfs.kv.engine import Writer
-from tieredfs.meta import files, inodes, names
+from tieredfs.meta import files, inodes, names, quotas
 from tieredfs.model import NO_CACHE, FileKind, InodeId
 
 
@@ -44,13 +44,15 @@ def clone_entries(
     """Copy the entries of `source` with names greater than `after`, but the one named `left_out`, into the directory `target`, as
     many as there are `new` ids. `linked`: as earlier calls said. Raises NotFoundError, NotDirectoryError."""
     cloned = Cloned(linked=dict(linked))
+    place = _Place(inodes.read_directory(writer, target))
     entries = names.listed(writer, source, after, len(new))
     ids = iter(new)
     for entry in entries:
         if entry.name == left_out:
             continue
         record = names.target_of(writer, source, entry)
-        _clone(writer, record, target, entry.name, ids, cloned, now_ns)
+        _clone(writer, record, place, entry.name, ids, cloned, now_ns)
+    place.end(writer)
     cloned.last = entries[-1].name if len(entries) == len(new) else None
     return cloned
 
@@ -69,14 +71,35 @@ def clone_one(
     record = inodes.find(writer, source)
     if record is None:
         raise NotFoundError(f"no inode {source}")
-    _clone(writer, record, target, name, iter([new]), cloned, now_ns)
+    place = _Place(inodes.read_directory(writer, target))
+    _clone(writer, record, place, name, iter([new]), cloned, now_ns)
+    place.end(writer)
     return cloned
+
+
+class _Place:
+    """The directory that copies are made in, and what they count there."""
+
+    def __init__(self, directory: InodeRecord) -> None:
+        self.inode = InodeId(directory.inode)
+        self.hints = quotas.inherited(directory)
+        self._directory = directory
+        self._usage = quotas.NOTHING
+
+    def add(self, copy: InodeRecord) -> None:
+        if self.hints:
+            self._usage = self._usage.plus(quotas.usage_of(copy))
+
+    def end(self, writer: Writer) -> None:
+        """Raises QuotaExceededError."""
+        if self._usage != quotas.NOTHING:
+            quotas.charge(writer, quotas.above(writer, self._directory), self._usage, enforce=True)
 
 
 def _clone(
     writer: Writer,
     record: InodeRecord,
-    target: InodeId,
+    place: _Place,
     name: bytes,
     ids: Iterator[InodeId],
     cloned: Cloned,
@@ -88,13 +111,18 @@ def _clone(
         return
     known = cloned.linked.get(source)
     inode = next(ids) if known is None else known
+    target = place.inode
     names.put_entry(writer, target, name, inode, record.kind)
     if known is not None:
         copy = inodes.read(writer, known)
         inodes.save(writer, copy._replace(link_count=copy.link_count + 1))
         return
     is_directory = record.kind is FileKind.DIRECTORY
-    copy = record._replace(inode=inode, parent=target, link_count=2 if is_directory else 1, ctime_ns=now_ns)
+    hints = record.hints & ~quotas.QUOTA_BITS | place.hints
+    copy = record._replace(
+        inode=inode, parent=target, link_count=2 if is_directory else 1, ctime_ns=now_ns, hints=hints
+    )
+    place.add(copy)
     inodes.save(writer, copy)
     _clone_content(writer, record, copy)
     if is_directory:

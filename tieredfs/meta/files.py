@@ -21,7 +21,7 @@ from tieredfs.format import keys, records
 from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX
-from tieredfs.meta import blocks, inodes, shortage
+from tieredfs.meta import blocks, inodes, quotas, shortage
 from tieredfs.model import (
     NO_CACHE,
     AttributeChange,
@@ -123,7 +123,9 @@ def remove_xattr(writer: Writer, inode: InodeId, name: bytes, now_ns: int) -> No
 # ---- staged contents -------------------------------------------------------------------------------------------------
 
 
-def begin_write(writer: Writer, inode: InodeId, cache: CacheId, *, truncate: bool, now_ns: int) -> InodeRecord:
+def begin_write(
+    writer: Writer, inode: InodeId, cache: CacheId, *, truncate: bool, now_ns: int, admitted: bool = False
+) -> InodeRecord:
     """The time since when the content is on an SSD only stays that of the first write that is not yet stored."""
     record = inodes.read(writer, inode)
     if record.kind is FileKind.DIRECTORY:
@@ -138,7 +140,10 @@ def begin_write(writer: Writer, inode: InodeId, cache: CacheId, *, truncate: boo
         since_ns = now_ns if value is None else records.decode_staged(cache, inode, value).since_ns
     record = record._replace(version=record.version + 1, staged_in=cache)
     if truncate:
+        quotas.resized(writer, record, 0)
         record = record._replace(size_bytes=0, allocated_bytes=0, mtime_ns=now_ns, ctime_ns=now_ns)
+    if not admitted:
+        quotas.check_writable(writer, record)
     inodes.save(writer, record)
     writer.put(keys.staged(cache, inode), records.encode_staged(record.version, since_ns))
     return record
@@ -148,6 +153,7 @@ def publish(writer: Writer, inode: InodeId, version: int, size_bytes: int, mtime
     record = inodes.find(writer, inode)
     if record is None or record.version != version:
         return
+    quotas.resized(writer, record, size_bytes)
     ctime_ns = max(record.ctime_ns, mtime_ns)
     inodes.save(
         writer,
@@ -160,6 +166,7 @@ def abandon_write(writer: Writer, inode: InodeId, version: int) -> None:
     if record is None or record.version != version or not record.staged_in:
         return
     inodes.clear_staged(writer, record)
+    quotas.resized(writer, record, record.stored_size_bytes)
     inodes.save(
         writer,
         record._replace(
@@ -264,6 +271,7 @@ def _stored(writer: Writer, record: InodeRecord, content: StoredContent, now_ns:
             writer.put(keys.staged(CacheId(record.staged_in), inode), since)
         return record
     inodes.clear_staged(writer, record)
+    quotas.resized(writer, record, content.size_bytes)
     record = record._replace(
         size_bytes=content.size_bytes,
         stored_version=content.version,

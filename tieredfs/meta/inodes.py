@@ -6,7 +6,7 @@ from tieredfs.errors import NotDirectoryError, NotFoundError
 from tieredfs.format import keys, records
 from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Reader, Writer
-from tieredfs.meta import blocks
+from tieredfs.meta import blocks, quotas
 from tieredfs.model import CacheId, Extent, FileKind, InodeId, SessionId
 
 
@@ -65,9 +65,10 @@ def clear_staged(writer: Writer, record: InodeRecord) -> None:
         writer.delete(keys.staged(CacheId(record.staged_in), InodeId(record.inode)))
 
 
-def drop_link(writer: Writer, record: InodeRecord, holder: SessionId, now_ns: int) -> bool:
-    """One name less; True when it was the last. Then the inode is deleted, or, with a `holder`, its orphan."""
+def drop_link(writer: Writer, record: InodeRecord, directory: InodeId, holder: SessionId, now_ns: int) -> bool:
+    """One name less, in `directory`; True when it was the last. Then the inode is deleted, or, with a `holder`, its orphan."""
     left = record.link_count - 1
+    record = quotas.left(writer, record, directory, last=left == 0)
     if left > 0 or holder:
         save(writer, record._replace(link_count=left, ctime_ns=now_ns))
         if left == 0:
@@ -83,6 +84,7 @@ def delete(writer: Writer, record: InodeRecord, now_ns: int) -> None:
     One transaction however many extents there are, at about 10 us each: a file of 1 TiB has 16,384.
     """
     inode = InodeId(record.inode)
+    quotas.deleted(writer, record)
     writer.delete(keys.inode(inode))
     clear_staged(writer, record)
     if record.kind is FileKind.SYMLINK:

@@ -16,9 +16,9 @@ from tieredfs.host import Clock
 from tieredfs.kv.engine import Engine, Reader, Writer
 from tieredfs.meta import allocation, feed, files, inodes, names, placing, renames, sessions, volumes
 from tieredfs.meta.allocation import IdRange
-from tieredfs.meta.block_maps import BlockMaps
 from tieredfs.meta.changes import Content, Creation, Placement, Receipt, Removed
 from tieredfs.meta.looks import Looks
+from tieredfs.meta.quota_methods import QuotaMethods
 from tieredfs.model import (
     NOBODY,
     AttributeChange,
@@ -52,7 +52,7 @@ def format_volume(engine: Engine, config: VolumeConfig, disks: Sequence[Disk], u
     engine.write(lambda writer: volumes.format_volume(writer, config, disks, uid, gid))
 
 
-class Metadata(BlockMaps):
+class Metadata(QuotaMethods):
     """The three layers over one engine. Safe from any thread; every method is one transaction unless it says otherwise.
 
     Names are checked here (NameTooLongError; InvalidRequestError for an empty name, `.`, `..`, or one with `/` or NUL).
@@ -175,13 +175,16 @@ class Metadata(BlockMaps):
         made = self._write(lambda writer: placing.create_placed(writer, several, creation, holder, now_ns))
         return [found if isinstance(found, TieredError) else (found[0].attributes(), found[1]) for found in made]
 
-    def link(self, inode: InodeId, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Attributes:
-        """Raises NotPermittedError for a directory, TooManyLinksError, AlreadyExistsError."""
+    def link(
+        self, inode: InodeId, parent: InodeId, name: bytes, receipt: Receipt | None = None, *, across: bool = False
+    ) -> Attributes:
+        """Raises NotPermittedError for a directory, TooManyLinksError, AlreadyExistsError; QuotaBoundaryError, unless `across`:
+        then it counts in the quotas that hold all of its names."""
         names.check_name(name)
         now_ns = self._clock.wall_ns()
 
         def change(writer: Writer) -> Attributes:
-            record = names.link(writer, inode, parent, name, now_ns)
+            record = names.link(writer, inode, parent, name, now_ns, across=across)
             sessions.leave_receipt(writer, receipt)
             return record.attributes()
 
@@ -316,15 +319,18 @@ class Metadata(BlockMaps):
         now_ns = self._clock.wall_ns()
         self._write(lambda writer: files.remove_xattr(writer, inode, name, now_ns))
 
-    def begin_write(self, inode: InodeId, cache: CacheId, *, truncate: bool) -> Attributes:
+    def begin_write(self, inode: InodeId, cache: CacheId, *, truncate: bool, admitted: bool = False) -> Attributes:
         """Mark the content as staged in `cache`, at the next version.
 
         Raises BusyError when another cache has it staged, NotFoundError when `cache` is not registered. Already
-        staged in this cache: the version rises all the same. `truncate` sets the size to 0.
+        staged in this cache: the version rises all the same. `truncate` sets the size to 0. Raises QuotaExceededError where a
+        quota is full, unless `admitted`: nothing is going to be added.
         """
         self._check_cache(cache)
         now_ns = self._clock.wall_ns()
-        record = self._write(lambda writer: files.begin_write(writer, inode, cache, truncate=truncate, now_ns=now_ns))
+        record = self._write(
+            lambda writer: files.begin_write(writer, inode, cache, truncate=truncate, now_ns=now_ns, admitted=admitted)
+        )
         return record.attributes()
 
     def publish(

@@ -8,7 +8,7 @@ Invariants, each kept inside one transaction:
 - Directories form a tree: `renames` refuses a move below itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from tieredfs.errors import (
@@ -27,8 +27,8 @@ from tieredfs.errors import (
 from tieredfs.format import keys, records
 from tieredfs.format.records import InodeRecord
 from tieredfs.kv.engine import Reader, Writer
-from tieredfs.limits import LINK_COUNT_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_BYTES_MAX
-from tieredfs.meta import inodes
+from tieredfs.limits import DIRECTORY_DEPTH_MAX, LINK_COUNT_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINK_BYTES_MAX
+from tieredfs.meta import inodes, quotas
 from tieredfs.meta.changes import Creation, Removed
 from tieredfs.model import ROOT, Attributes, Entry, FileKind, InodeId, SessionId
 
@@ -208,6 +208,16 @@ def is_empty(reader: Reader, directory: InodeId) -> bool:
     return next(reader.scan(prefix, keys.end_of(prefix), limit=1), None) is None
 
 
+def ancestry(reader: Reader, directory: InodeId) -> Iterator[InodeId]:
+    """The directory and those above it, up to the root; it ends early where one is missing."""
+    for _ in range(DIRECTORY_DEPTH_MAX):
+        yield directory
+        record = inodes.find(reader, directory)
+        if directory == ROOT or record is None:
+            return
+        directory = InodeId(record.parent)
+
+
 # ---- changing --------------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +247,7 @@ def new_inode(inode: InodeId, parent: InodeRecord, creation: Creation, now_ns: i
         staged_in=creation.staged_in,
         allocated_bytes=0,
         stored_size_bytes=0,
-        hints=0,
+        hints=quotas.inherited(parent),
     )
 
 
@@ -259,6 +269,7 @@ def create(
         raise AlreadyExistsError(f"directory {parent} has an entry {name!r}")
     record = new_inode(inode, directory, creation, now_ns)
     is_directory = creation.kind is FileKind.DIRECTORY
+    quotas.entered(writer, directory, record)
     put_entry(writer, parent, name, inode, creation.kind)
     inodes.save(writer, record)
     inodes.save_changed_directory(writer, directory, now_ns, subdirectories=int(is_directory))
@@ -269,7 +280,10 @@ def create(
     return record
 
 
-def link(writer: Writer, inode: InodeId, parent: InodeId, name: bytes, now_ns: int) -> InodeRecord:
+def link(
+    writer: Writer, inode: InodeId, parent: InodeId, name: bytes, now_ns: int, *, across: bool = False
+) -> InodeRecord:
+    """`across`: quotas, too (`quotas.linked`)."""
     directory = inodes.read_directory(writer, parent)
     record = inodes.read(writer, inode)
     if record.kind is FileKind.DIRECTORY:
@@ -280,6 +294,7 @@ def link(writer: Writer, inode: InodeId, parent: InodeId, name: bytes, now_ns: i
         raise AlreadyExistsError(f"directory {parent} has an entry {name!r}")
     if record.link_count >= LINK_COUNT_MAX:
         raise TooManyLinksError(f"inode {inode} has {record.link_count} names")
+    record = quotas.linked(writer, record, directory, across=across)
     record = record._replace(link_count=record.link_count + 1, ctime_ns=now_ns)
     put_entry(writer, parent, name, inode, record.kind)
     inodes.save(writer, record)
@@ -302,7 +317,7 @@ def unlink(
     if entry.kind is FileKind.DIRECTORY:
         raise IsDirectoryError(f"{name!r} is a directory")
     writer.delete(keys.name(parent, name))
-    gone = inodes.drop_link(writer, target_of(writer, parent, entry), holder, now_ns)
+    gone = inodes.drop_link(writer, target_of(writer, parent, entry), parent, holder, now_ns)
     inodes.save_changed_directory(writer, directory, now_ns)
     return Removed(entry.inode, entry.kind, gone)
 

@@ -18,9 +18,9 @@ from tieredfs.errors import (
     TieredError,
 )
 from tieredfs.format import keys, records
-from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
+from tieredfs.format.records import MAY_BE_COUNTED, MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Writer
-from tieredfs.meta import files, inodes, names
+from tieredfs.meta import files, inodes, names, quotas
 from tieredfs.meta.changes import Content, Creation, Placement, Removed
 from tieredfs.model import ROOT, Attributes, Extent, InodeId, SessionId
 
@@ -40,7 +40,7 @@ def create_unnamed(
     assert holder
     assert not (creation.staged_in and extents)
     record = names.new_inode(inode, inodes.read(writer, ROOT), creation, now_ns)
-    hints = MAY_HAVE_EXTENTS if extents else 0
+    hints = MAY_HAVE_EXTENTS if extents else 0  # and no bit of a quota's: it counts once it has a name
     record = record._replace(
         link_count=0,
         size_bytes=size_bytes,
@@ -62,12 +62,15 @@ def place(
     """Give an unnamed inode of `holder` its name. `Metadata.place` explains the rest."""
     _check_placement(placement)
     directory = inodes.read_directory(writer, placement.parent)
-    removed = _take_name(writer, _check(writer, placement, condition, names.begin_walk()), holder, now_ns)
+    before = _check(writer, placement, condition, names.begin_walk())
     orphan = keys.orphan(holder, placement.inode)
     if writer.get(orphan) is None:
         raise NotFoundError(f"inode {placement.inode} is not an unnamed file of session {holder}")
+    record = inodes.read(writer, placement.inode)
+    _check_quotas(writer, directory, before, record.size_bytes)
+    removed = _take_name(writer, placement, before, holder, now_ns)
     writer.delete(orphan)
-    record = _name(writer, placement, inodes.read(writer, placement.inode), now_ns)
+    record = _name(writer, placement, directory, record, now_ns)
     inodes.save_changed_directory(writer, directory, now_ns)
     return record, removed
 
@@ -123,18 +126,20 @@ class _Group:
         _check_placement(wanted.placement)
         if parent not in self._directories:
             self._directories[parent] = inodes.read_directory(self._writer, parent)
-        return _check(self._writer, wanted.placement, wanted.condition, self._walked)
+        before = _check(self._writer, wanted.placement, wanted.condition, self._walked)
+        _check_quotas(self._writer, self._directories[parent], before, wanted.content.size_bytes)
+        return before
 
     def create(self, wanted: Wanted, before: InodeRecord | None) -> Placed:
         writer, placement, content = self._writer, wanted.placement, wanted.content
-        removed = _take_name(writer, before, self._holder, self._now_ns)
+        removed = _take_name(writer, placement, before, self._holder, self._now_ns)
         record = names.new_inode(placement.inode, self._root, self._creation, self._now_ns)._replace(
             size_bytes=content.size_bytes, mtime_ns=content.mtime_ns, allocated_bytes=content.allocated_bytes
         )
         staged = keys.staged(self._creation.staged_in, placement.inode)
         writer.put(staged, records.encode_staged(record.version, self._now_ns))
         self._changed.add(placement.parent)
-        return _name(writer, placement, record, self._now_ns), removed
+        return _name(writer, placement, self._directories[placement.parent], record, self._now_ns), removed
 
     def end(self) -> None:
         for parent in sorted(self._changed):
@@ -166,15 +171,32 @@ def _check(
     return before
 
 
-def _take_name(writer: Writer, before: InodeRecord | None, holder: SessionId, now_ns: int) -> Removed | None:
+def _check_quotas(writer: Writer, directory: InodeRecord, before: InodeRecord | None, size_bytes: int) -> None:
+    """Raises QuotaExceededError when a file of that size has no room in place of `before`."""
+    if not directory.hints & quotas.QUOTA_BITS:
+        return
+    freed = quotas.NOTHING
+    if before is not None and before.link_count == 1 and before.hints & MAY_BE_COUNTED:
+        freed = quotas.usage_of(before)
+    more = quotas.Usage(quotas.rounded(size_bytes), 1).minus(freed)
+    quotas.check(writer, quotas.above(writer, directory), more)
+
+
+def _take_name(
+    writer: Writer, placement: Placement, before: InodeRecord | None, holder: SessionId, now_ns: int
+) -> Removed | None:
     """From what has it."""
     if before is None:
         return None
-    return Removed(InodeId(before.inode), before.kind, inodes.drop_link(writer, before, holder, now_ns))
+    gone = inodes.drop_link(writer, before, placement.parent, holder, now_ns)
+    return Removed(InodeId(before.inode), before.kind, gone)
 
 
-def _name(writer: Writer, placement: Placement, record: InodeRecord, now_ns: int) -> InodeRecord:
+def _name(
+    writer: Writer, placement: Placement, directory: InodeRecord, record: InodeRecord, now_ns: int
+) -> InodeRecord:
     """The entry, and what comes with it; the directory's own record is the caller's to write."""
+    hints = record.hints & ~MAY_BE_COUNTED | quotas.inherited(directory)
     for name, value in placement.xattrs:
         writer.put(keys.xattr(placement.inode, name), records.encode_bytes(value))
     record = record._replace(
@@ -182,8 +204,10 @@ def _name(writer: Writer, placement: Placement, record: InodeRecord, now_ns: int
         parent=placement.parent,
         mode=placement.mode & 0o7777,
         ctime_ns=now_ns,
-        hints=record.hints | (MAY_HAVE_XATTRS if placement.xattrs else 0),
+        hints=hints | (MAY_HAVE_XATTRS if placement.xattrs else 0),
     )
+    if hints & MAY_BE_COUNTED:
+        quotas.charge(writer, quotas.above(writer, directory), quotas.usage_of(record))
     names.put_entry(writer, placement.parent, placement.name, placement.inode, record.kind)
     inodes.save(writer, record)
     return record

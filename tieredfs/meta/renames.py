@@ -16,9 +16,10 @@ from tieredfs.errors import (
     NotFoundError,
 )
 from tieredfs.format import keys
+from tieredfs.format.records import InodeRecord
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import DIRECTORY_DEPTH_MAX
-from tieredfs.meta import inodes, names
+from tieredfs.meta import inodes, names, quota_walks, quotas
 from tieredfs.meta.changes import Removed
 from tieredfs.model import ROOT, Entry, InodeId, SessionId
 
@@ -39,13 +40,13 @@ class Rename:
 
 
 def rename(writer: Writer, asked: Rename, now_ns: int) -> Removed | None:
-    inodes.read_directory(writer, asked.new_parent)
+    into = inodes.read_directory(writer, asked.new_parent)
     source = names.read_entry(writer, asked.parent, asked.name)
     if asked.beside and names.find_entry(writer, asked.parent, asked.beside) is None:
         raise ConflictError(f"there is no {asked.beside!r} beside {asked.name!r} any more")
     target = names.find_entry(writer, asked.new_parent, asked.new_name)
     if asked.exchange:
-        return _exchange(writer, asked, source, target, now_ns)
+        return _exchange(writer, asked, source, target, into, now_ns)
     names.check_expected(asked.expected_target, target)
     if target is not None and not asked.replace:
         raise AlreadyExistsError(f"directory {asked.new_parent} has an entry {asked.new_name!r}")
@@ -54,7 +55,7 @@ def rename(writer: Writer, asked: Rename, now_ns: int) -> Removed | None:
     _refuse_cycle(writer, source, asked.parent, asked.new_parent)
     removed = None if target is None else _remove_target(writer, asked, source, target, now_ns)
     writer.delete(keys.name(asked.parent, asked.name))
-    _place(writer, source, asked.new_parent, asked.new_name, now_ns)
+    _place(writer, source, asked.parent, into, asked.new_name, now_ns)
     moved = int(names.is_directory(source))
     replaced = int(removed is not None and names.is_directory(target))
     _change_parents(writer, asked, -moved, moved - replaced, now_ns)
@@ -73,18 +74,23 @@ def _remove_target(writer: Writer, asked: Rename, source: Entry, target: Entry, 
             raise DirectoryNotEmptyError(f"directory {asked.new_name!r} has entries")
         inodes.delete(writer, record, now_ns)
         return Removed(target.inode, target.kind, gone=True)
-    return Removed(target.inode, target.kind, inodes.drop_link(writer, record, asked.holder, now_ns))
+    return Removed(target.inode, target.kind, inodes.drop_link(writer, record, asked.new_parent, asked.holder, now_ns))
 
 
-def _exchange(writer: Writer, asked: Rename, source: Entry, target: Entry | None, now_ns: int) -> Removed | None:
+def _exchange(
+    writer: Writer, asked: Rename, source: Entry, target: Entry | None, into: InodeRecord, now_ns: int
+) -> Removed | None:
     if target is None:
         raise NotFoundError(f"no entry {asked.new_name!r} in directory {asked.new_parent}")
     if target.inode == source.inode:
         return None
     _refuse_cycle(writer, source, asked.parent, asked.new_parent)
     _refuse_cycle(writer, target, asked.new_parent, asked.parent)
-    _place(writer, source, asked.new_parent, asked.new_name, now_ns)
-    _place(writer, target, asked.parent, asked.name, now_ns)
+    back = inodes.read_directory(writer, asked.parent)
+    before = [quota for there in (into, back) for quota in quotas.read(writer, quotas.above(writer, there))]
+    _place(writer, source, asked.parent, into, asked.new_name, now_ns, enforce=False)
+    _place(writer, target, asked.new_parent, back, asked.name, now_ns, enforce=False)
+    quotas.check_grown(writer, before)
     moved = int(names.is_directory(source)) - int(names.is_directory(target))
     _change_parents(writer, asked, -moved, moved, now_ns)
     return Removed(target.inode, target.kind, gone=False)
@@ -104,12 +110,22 @@ def _refuse_cycle(reader: Reader, moved: Entry, parent: InodeId, new_parent: Ino
     raise InvalidRequestError(f"directory {new_parent} is deeper than {DIRECTORY_DEPTH_MAX}; nothing is moved there")
 
 
-def _place(writer: Writer, entry: Entry, directory: InodeId, name: bytes, now_ns: int) -> None:
-    """Point `name` to what `entry` shows. Only a directory's parent is exact; a file's stays where it was created."""
-    record = names.target_of(writer, directory, entry)
-    parent = directory if names.is_directory(entry) else record.parent
+def _place(
+    writer: Writer,
+    entry: Entry,
+    old: InodeId,
+    new: InodeRecord,
+    name: bytes,
+    now_ns: int,
+    *,
+    enforce: bool = True,
+) -> None:
+    """Point `name` in `new` to what `entry` shows. Only a directory's parent is exact; a file's stays where it was created, where
+    no quota has to know."""
+    directory = InodeId(new.inode)
+    record = quota_walks.moved(writer, names.target_of(writer, directory, entry), old, new, enforce=enforce)
     names.put_entry(writer, directory, name, entry.inode, entry.kind)
-    inodes.save(writer, record._replace(parent=parent, ctime_ns=now_ns))
+    inodes.save(writer, record._replace(ctime_ns=now_ns))
 
 
 def _change_parents(writer: Writer, asked: Rename, in_old: int, in_new: int, now_ns: int) -> None:

@@ -23,6 +23,8 @@ from tieredfs.model import ROOT, BlockId, Disk, DiskId, DiskState, FileKind, Vol
 
 FORMAT_VERSION: Final = 1
 """Of the metadata and chunk formats together; `VolumeConfig.format_version` of a new volume."""
+QUOTAS_VERSION: Final = 2
+"""Of a volume in which a quota was set: who does not know quotas would not count."""
 
 DISK_TRANSITIONS: Final[dict[DiskState, frozenset[DiskState]]] = {
     DiskState.ACTIVE: frozenset({DiskState.DRAINING, DiskState.LOST}),
@@ -75,8 +77,8 @@ def config(reader: Reader) -> VolumeConfig:
     if value is None:
         raise VolumeNotFoundError("the metadata database holds no volume")
     found = records.decode_volume(value)
-    if found.format_version > FORMAT_VERSION:
-        raise NewerFormatError(f"the volume has format {found.format_version}; this program knows {FORMAT_VERSION}")
+    if found.format_version > QUOTAS_VERSION:
+        raise NewerFormatError(f"the volume has format {found.format_version}; this program knows {QUOTAS_VERSION}")
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tieredfs.format import keys, records
 from tieredfs.format.keys import Tag
-from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
+from tieredfs.format.records import HAS_QUOTA, MAY_BE_COUNTED, MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Engine
 from tieredfs.model import (
     ROOT,
@@ -20,6 +20,7 @@ from tieredfs.model import (
     Extent,
     FileKind,
     InodeId,
+    Quota,
     SessionId,
     ShortBlock,
     StagedRecord,
@@ -44,6 +45,7 @@ class Tables:
         self.short: dict[int, ShortBlock] = {}
         self.listed_twice: set[int] = set()
         self.intents: set[int] = set()
+        self.quotas: dict[int, Quota] = {}
         for key, value in engine.read(lambda reader: list(reader.scan(b"\0", b"\xff" * 16))):
             self._add(key, value)
 
@@ -72,6 +74,8 @@ class Tables:
                 self.extents[first].append(records.decode_extent(last, value))
             case Tag.STAGED:
                 self.staged.append(records.decode_staged(CacheId(first), InodeId(last), value))
+            case Tag.QUOTA:
+                self.quotas[first] = records.decode_quota(InodeId(first), value)
             case Tag.ORPHAN:
                 self.orphans.append((SessionId(first), last))
             case _:
@@ -107,6 +111,7 @@ def broken_invariants(engine: Engine) -> list[str]:
         *_belongings(tables),
         *_contents(tables),
         *_blocks(tables),
+        *_quotas(tables),
     ]
 
 
@@ -219,3 +224,44 @@ def _blocks(tables: Tables) -> Iterator[str]:
         yield f"short are {short}, listed {listed}, twice {tables.listed_twice}"
     if tables.intents & tables.blocks.keys():
         yield f"committed and still reserved: {tables.intents & tables.blocks.keys()}"
+
+
+def _quotas(tables: Tables) -> Iterator[str]:
+    """Each counts what has all of its names below it."""
+    limited = {inode for inode, record in tables.inodes.items() if record.hints & HAS_QUOTA}
+    if limited != tables.quotas.keys():
+        yield f"directories {limited} say that they have quotas, and {set(tables.quotas)} have"
+    over = {inode: _quotas_over(tables, inode) for inode, record in tables.inodes.items() if _is_directory(record)}
+    held: dict[int, list[set[int]]] = defaultdict(list)
+    for directory, entries in tables.entries.items():
+        for entry in entries:
+            held[entry.inode].append(over.get(directory, set()))
+    used: dict[int, list[int]] = {directory: [0, 0] for directory in tables.quotas}
+    for inode, places in held.items():
+        record = tables.inodes[inode]
+        for directory in set.intersection(*places) & used.keys():
+            used[directory][0] += -(-record.size_bytes // 4096) * 4096 if record.kind is FileKind.REGULAR else 0
+            used[directory][1] += 1
+        if set.intersection(*places) and not record.hints & MAY_BE_COUNTED:
+            yield f"inode {inode} lies below a quota and its record denies it"
+    said = {directory: [quota.used_bytes, quota.used_inodes] for directory, quota in tables.quotas.items()}
+    if said != used:
+        yield f"quotas say that {said} are used, and {used} are"
+    for inode, record in tables.inodes.items():
+        if record.link_count == 0 and record.hints & MAY_BE_COUNTED:
+            yield f"inode {inode} has no name and may be counted"
+
+
+def _is_directory(record: InodeRecord) -> bool:
+    return record.kind is FileKind.DIRECTORY
+
+
+def _quotas_over(tables: Tables, inode: int) -> set[int]:
+    found: set[int] = set()
+    for _ in range(len(tables.inodes)):
+        if inode in tables.quotas:
+            found.add(inode)
+        if inode == ROOT or inode not in tables.inodes:
+            break
+        inode = tables.inodes[inode].parent
+    return found
