@@ -30,6 +30,7 @@ from tieredfs.model import (
     Extent,
     FileKind,
     InodeId,
+    Quota,
     Session,
     SessionId,
     ShortBlock,
@@ -49,6 +50,7 @@ BLOCK_RECORD = Block(BLOCK, RS42, 1000, 4096, (ChunkLocation(0, DiskId(3), 0xDEA
 DISK = Disk(DiskId(7), "d-uuid", "disk:///data/d7", "rack-1", DiskState.DRAINING)
 VOLUME = VolumeConfig("v-uuid", "Gewölbe", 1, 1_700_000_000_000_000_000, RS42, 64 << 20, Durability.STORE)
 SESSION = Session(SessionId(4), "host-1", 4321, "mount /mnt", 5, 6)
+QUOTA = Quota(INODE, b"/team/\xff", 100 << 30, 1_000_000, 5 << 30, 77)
 CACHE = CacheRecord(CacheId(2), "c-uuid", "host-1", "/var/cache/tieredfs")
 
 KEYS: dict[str, bytes] = {
@@ -72,6 +74,7 @@ KEYS: dict[str, bytes] = {
     "dead_block": keys.dead_block(BLOCK),
     "short_block": keys.short_block(1, BLOCK),
     "intent": keys.intent(BLOCK),
+    "quota": keys.quota(INODE),
     "follower": keys.follower(SessionId(4)),
     "change": keys.change(5),
 }
@@ -105,6 +108,7 @@ RECORDS: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
         ShortBlock(BLOCK, 1, -7, 1000, 8192),
     ),
     "disk": (records.encode_disk(DISK), lambda v: records.decode_disk(DiskId(7), v), DISK),
+    "quota": (records.encode_quota(QUOTA), lambda v: records.decode_quota(INODE, v), QUOTA),
     "change": (
         records.encode_change(SessionId(4), [keys.inode(INODE), keys.name(INODE, b"n")]),
         records.decode_change,

@@ -10,7 +10,13 @@ import pytest
 
 from tests.whole_files import get
 from tieredfs.config import parse_code
-from tieredfs.errors import AlreadyExistsError, DeadlineError, NotDirectoryError, NotFoundError
+from tieredfs.errors import (
+    AlreadyExistsError,
+    DeadlineError,
+    NotDirectoryError,
+    NotFoundError,
+    QuotaExceededError,
+)
 from tieredfs.host import crash
 from tieredfs.limits import MIB
 from tieredfs.meta.metadata import Creation
@@ -220,3 +226,29 @@ def test_a_clone_that_was_killed_has_no_name_and_goes(url: str) -> None:
         clone(volume, b"run", b"copy", quiet)
         assert list(volume.walk(b".tieredfs/clones")) == []
     assert_clean(url)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_clone_counts_in_the_quota_of_where_it_goes(volume: FileSystem, several: bool) -> None:
+    """One tree of more entries than a directory may have that moves between quotas otherwise; and one file."""
+    quotas = volume.volume.quotas
+    volume.make_directories(b"team")
+    if several:
+        plant(volume)
+        for number in range(600):
+            put(volume, TREE + b"/more/%03d" % number, b"x")
+    else:
+        put(volume, TREE, bytes(3 * MIB))
+    entries = len({attributes.inode for _, attributes in volume.walk(TREE)}) + 1
+    quotas.set("team", 2 * MIB, None)
+    with pytest.raises(QuotaExceededError, match="/team has"):
+        clone(volume, TREE, b"team/copy", quiet)
+    assert (quotas.get("team").used_inodes, volume.entries(b"team")) == (0, [])
+    quotas.set("team", 0, entries)
+    clone(volume, TREE, b"team/copy", quiet)
+    assert quotas.get("team").used_inodes == entries
+    assert [quota.path for quota in quotas.list()] == ["/team"]
+    assert quotas.check("team", repair=False).right
+    assert quotas.get("team").used_bytes >= 3 * MIB
+    volume.remove_tree(b"team/copy")
+    assert (quotas.get("team").used_bytes, quotas.get("team").used_inodes) == (0, 0)

@@ -56,6 +56,8 @@ class LocalFile:
     """As of the last look; of a STAGING content the descriptor knows better."""
     held_bytes: int = 0
     """What it takes of the SSD, as of the last look: holes take nothing."""
+    asked_bytes: int = 0
+    """Up to this size the daemon may write: quotas were asked."""
     fresh_stamp: Stamp | None = None
     """Of the local file just after it was opened for writing while clean: if it is the same when the last writer leaves,
     nothing was written. None: it was dirty before, or that cannot be known."""

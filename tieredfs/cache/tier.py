@@ -113,10 +113,12 @@ class Tier(FileTable):
             self.leave(file)
             raise
 
-    def open_write(self, inode: InodeId, *, truncate: bool, resumed: bool = False) -> LocalFile:
-        """A whole local file under a new version. `resumed`: a new daemon takes over an open handle.
+    def open_write(self, inode: InodeId, *, truncate: bool, resumed: bool = False, admitted: bool = False) -> LocalFile:
+        """A whole local file under a new version. `resumed`: a new daemon takes over an open handle. `admitted`: the caller has
+        asked for what it is going to add, or adds nothing, so a full quota does not matter.
 
-        Raises NotFoundError, NoSpaceError, BusyError (staged in another cache that does not drain), and what a fill raises.
+        Raises NotFoundError, NoSpaceError, QuotaExceededError, BusyError (staged in another cache that does not drain), and what a
+        fill raises.
         """
         if not resumed:
             self.room.wait_for_room()
@@ -124,7 +126,7 @@ class Tier(FileTable):
         while True:
             file = self.enter(inode)
             try:
-                if self._try_open_write(file, truncate=truncate, resumed=resumed):
+                if self._try_open_write(file, truncate=truncate, resumed=resumed, admitted=admitted or resumed):
                     return file
             except BusyError:
                 self.leave(file)
@@ -138,7 +140,7 @@ class Tier(FileTable):
                 raise
             self.leave(file)
 
-    def _try_open_write(self, file: LocalFile, *, truncate: bool, resumed: bool) -> bool:
+    def _try_open_write(self, file: LocalFile, *, truncate: bool, resumed: bool, admitted: bool) -> bool:
         """False: look again, the entry was replaced or its fill has just ended."""
         if file.state is FileState.FILLING and file.fill is not None:
             file.fill.wait_whole()
@@ -149,7 +151,7 @@ class Tier(FileTable):
             else:
                 if not self._prepare_write(file, truncate=truncate):
                     return False
-                self._begin_write(file, truncate=truncate, resumed=resumed)
+                self._begin_write(file, truncate=truncate, resumed=resumed, admitted=admitted)
             self._ensure_descriptor(file, writable=True)
             file.handles += 1
             file.writers += 1
@@ -215,7 +217,7 @@ class Tier(FileTable):
             return False
         return True
 
-    def _begin_write(self, file: LocalFile, *, truncate: bool, resumed: bool) -> None:
+    def _begin_write(self, file: LocalFile, *, truncate: bool, resumed: bool, admitted: bool) -> None:
         """CLEAN or ABSENT or dirty without writers → STAGING, under a new version.
 
         A clean copy was perhaps never synced, and what is safe in the store must not give way to one that a power cut tore:
@@ -226,7 +228,7 @@ class Tier(FileTable):
         if clean_before and not afresh and file.state is not FileState.ABSENT:
             self._ensure_descriptor(file)
             self.part.host.files.sync(file.descriptor)
-        attributes = self.part.metadata.begin_write(file.inode, self.cache, truncate=truncate)
+        attributes = self.part.metadata.begin_write(file.inode, self.cache, truncate=truncate, admitted=admitted)
         crash.here("write.marked")
         files = self.part.host.files
         if afresh or file.state is FileState.ABSENT:

@@ -10,7 +10,16 @@ from typing import Annotated, Final
 import typer
 
 import tieredfs
-from tieredfs.cli import bench_verbs, disk_verbs, dump_verbs, mount_verbs, peer_verbs, volume_verbs, watch_verbs
+from tieredfs.cli import (
+    bench_verbs,
+    disk_verbs,
+    dump_verbs,
+    mount_verbs,
+    peer_verbs,
+    quota_verbs,
+    volume_verbs,
+    watch_verbs,
+)
 from tieredfs.cli.backend import Backend, LocalBackend
 from tieredfs.cli.outcomes import OK, error_line, exit_code_of
 from tieredfs.cli.render import ReaderLeftError
@@ -49,6 +58,7 @@ watch_verbs.add_to(app)
 bench_verbs.add_to(app)
 peer_verbs.add_to(app)
 app.add_typer(disk_verbs.verbs, name="disk")
+app.add_typer(quota_verbs.verbs, name="quota")
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from tieredfs.format import keys, records
 from tieredfs.format.keys import END_OF_KEYS, Counter, Tag
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import blocks as block_layer
-from tieredfs.meta import inodes, names, sessions, shortage
+from tieredfs.meta import inodes, names, quota_walks, quotas, sessions, shortage
 from tieredfs.model import BlockId, CacheId, DiskId, FileKind, InodeId, SessionId
 
 LOST_AND_FOUND = b"lost+found"
@@ -75,9 +75,29 @@ def find_place(writer: Writer, inode: InodeId, home: InodeId, now_ns: int) -> No
     names.put_entry(writer, home, name, inode, record.kind)
     is_directory = record.kind is FileKind.DIRECTORY
     links = record.link_count if is_directory else 1
-    inodes.save(writer, record._replace(link_count=links, parent=home))
     directory = inodes.read_directory(writer, home)
+    hints = record.hints & ~records.MAY_BE_COUNTED  # `every_quota` comes after
+    inodes.save(writer, record._replace(link_count=links, parent=home, hints=hints))
     inodes.save_changed_directory(writer, directory, now_ns, subdirectories=int(is_directory))
+
+
+def quota(writer: Writer, directory: InodeId) -> None:
+    """Recount what lies below, if there is a quota; a directory without one has not the bit. One that is of nothing goes."""
+    record = inodes.find(writer, directory)
+    is_directory = record is not None and record.kind is FileKind.DIRECTORY
+    known = next(quotas.read(writer, (directory,)), None) if is_directory else None
+    if not is_directory:
+        writer.delete(keys.quota(directory))
+    if record is not None and known is None:
+        inodes.save(writer, record._replace(hints=record.hints & ~records.HAS_QUOTA))
+    if known is not None:
+        quota_walks.put(writer, directory, known.path, None, None, recount=True)
+
+
+def every_quota(writer: Writer) -> None:
+    """Names were found or changed, so what lies below quotas is another sum than was checked."""
+    for known in quotas.listed(writer):
+        quota(writer, known.directory)
 
 
 def staged(writer: Writer, cache: CacheId, inode: InodeId, now_ns: int) -> None:

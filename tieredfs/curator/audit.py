@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final
 
 from tieredfs.curator import amends
+from tieredfs.curator.quota_audit import QuotaSums
 from tieredfs.curator.report import FindingKind
 from tieredfs.errors import CorruptError, NewerFormatError
 from tieredfs.format import keys, records
@@ -81,6 +82,10 @@ def audit(reader: Reader, now_ns: int, progress: Callable[[int], None]) -> Audit
         _check_links(reader, first.audited, names, first.orphans)
     if first.user_pairs != first.user_records:
         _check_block_users(reader, first.audited)
+    for wrong in first.quotas.wrong():
+        amendment = partial(amends.quota, directory=wrong.directory)
+        subject = f"directory {wrong.directory}"
+        first.audited.suspect(Suspicion(FindingKind.QUOTA, subject, wrong.detail, amendment, wrong.directory))
     return first.audited
 
 
@@ -131,6 +136,7 @@ class _FirstPass:
         self.last_inode = 0
         self.windows: set[int] = set()
         self.last_block = 0
+        self.quotas = QuotaSums(reader)
         self.orphans = {inode for _, inode in sessions.orphans(reader)}
         self._caches = {int(cache.cache) for cache in sessions.caches(reader)}
         self._climbed: set[int] = {ROOT}
@@ -143,6 +149,7 @@ class _FirstPass:
             Tag.XATTR: self._xattr,
             Tag.EXTENT: self._extent,
             Tag.STAGED: self._staged,
+            Tag.QUOTA: lambda key, value: _ignore(records.decode_quota(InodeId(keys.last_u64(key)), value)),
             Tag.ORPHAN: self._orphan,
             Tag.BLOCK: self._block,
             Tag.BLOCK_USER: self._block_user,
@@ -190,6 +197,7 @@ class _FirstPass:
         self.last_inode = max(self.last_inode, inode)
         self.windows.add(inode // LINKS_WINDOW)
         record = records.decode_inode(inode, value)
+        self.quotas.add(record)
         if record.staged_in:
             self._staged_inode(inode, record)
         elif record.version != record.stored_version:

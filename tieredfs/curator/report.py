@@ -40,6 +40,8 @@ class FindingKind(enum.StrEnum):
     DISK_INDEX = "disk-index"
     SHORT_INDEX = "short-index"
     """A block that lacks chunks and is not listed for healing (an earlier version wrote it), or the other way round."""
+    QUOTA = "quota"
+    """A directory's quota does not have what lies below it; or there is one that the directory's record denies, or none."""
     STAGED = "staged"
     ORPHAN = "orphan"
     INTENT = "intent"

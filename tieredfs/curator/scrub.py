@@ -23,7 +23,14 @@ from tieredfs.curator.holdings import Holdings
 from tieredfs.curator.paths import paths_of
 from tieredfs.curator.report import CheckReport, Finding, FindingKind
 from tieredfs.curator.sweep import sweep
-from tieredfs.errors import AlreadyExistsError, ConditionError, IntegrityError, NotFoundError, RequestError
+from tieredfs.errors import (
+    AlreadyExistsError,
+    ConditionError,
+    IntegrityError,
+    NotFoundError,
+    QuotaExceededError,
+    RequestError,
+)
 from tieredfs.format import keys
 from tieredfs.kv.engine import Reader
 from tieredfs.limits import CARE_BATCH, CARE_THREADS, FINDINGS_MAX, PATHS_PER_LOSS_MAX
@@ -133,7 +140,7 @@ def _amend(holdings: Holdings, audited: Audited) -> bool:
         amendments += [
             partial(amends.find_place, inode=inode, home=home, now_ns=now_ns) for inode in sorted(audited.placeless)
         ]
-    for amendment in amendments:
+    for amendment in [*amendments, *([amends.every_quota] if amendments else [])]:
         try:
             metadata.amend(amendment)
         except (IntegrityError, RequestError) as error:
@@ -144,6 +151,8 @@ def _amend(holdings: Holdings, audited: Audited) -> bool:
 def _lost_and_found(metadata: Metadata) -> InodeId:
     try:
         return metadata.create(ROOT, amends.LOST_AND_FOUND, Creation(FileKind.DIRECTORY, 0o700, 0, 0)).inode
+    except QuotaExceededError:
+        return ROOT
     except AlreadyExistsError:
         return metadata.lookup(ROOT, amends.LOST_AND_FOUND).inode
 

@@ -432,7 +432,7 @@ class _Callbacks:
         self._operations.release(file.handle)
 
     def statfs(self) -> object:
-        space = self._operations.space()
+        space = self._operations.space(ROOT)  # libfuse does not say of what
         return fuse.StatVfs(
             f_bsize=space.block_bytes,
             f_frsize=space.block_bytes,

@@ -29,13 +29,15 @@ from tieredfs.fuse.operations import Caller, DirectoryItem, Opened, Space, Span
 from tieredfs.fuse.undertaker import Undertaker
 from tieredfs.host import crash
 from tieredfs.host.waiting import about_to_wait
-from tieredfs.limits import KIB, NAME_BYTES_MAX
+from tieredfs.limits import KIB, NAME_BYTES_MAX, QUOTA_STEP_BYTES
 from tieredfs.meta.metadata import Creation, Receipt, Removed
 from tieredfs.model import AttributeChange, Attributes, Durability, FileKind, InodeId
 from tieredfs.volume import SsdTier, Volume
 
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
+_KEEP_SIZE: Final = 1
+"""FALLOC_FL_KEEP_SIZE"""
 _ACL_XATTR_PREFIX: Final = b"system.posix_acl_"
 _XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 """xattr(7). The kernel asks for rights by these; in `system.` are those that mean something to a file system, none to us."""
@@ -232,9 +234,12 @@ class VolumeOperations:
     def _truncate(self, inode: InodeId, size_bytes: int, handle: int | None) -> None:
         open_handle = self._handles.get(handle) if handle is not None else None
         if open_handle is not None and open_handle.writer:
+            self._ask_quotas(open_handle.file, size_bytes)
             self._files.truncate(open_handle.file.descriptor, size_bytes)
             return
-        file = self._tier.open_write(inode, truncate=size_bytes == 0)
+        if size_bytes:
+            self._metadata.check_size(inode, size_bytes)
+        file = self._tier.open_write(inode, truncate=size_bytes == 0, admitted=True)
         try:
             self._files.truncate(file.descriptor, size_bytes)
         finally:
@@ -329,7 +334,18 @@ class VolumeOperations:
         return Span(file.descriptor, offset, length)
 
     def write(self, handle: int, offset: int, buffers: Sequence[memoryview]) -> int:
-        return self._files.write(self._file(handle).descriptor, buffers, offset)
+        file = self._file(handle)
+        self._ask_quotas(file, offset + sum(map(len, buffers)))
+        return self._files.write(file.descriptor, buffers, offset)
+
+    def _ask_quotas(self, file: LocalFile, size_bytes: int) -> None:
+        """Before the daemon makes a file so large; again after `QUOTA_STEP_BYTES`, for others write, too. An open file without a
+        name counts nowhere. Raises QuotaExceededError."""
+        if size_bytes <= file.asked_bytes:
+            return
+        most = self._metadata.check_size(file.inode, size_bytes)
+        further = size_bytes + QUOTA_STEP_BYTES
+        file.asked_bytes = further if most is None else max(size_bytes, min(most, further))
 
     def flush(self, handle: int) -> None:
         found = self._handles.get(handle)
@@ -359,7 +375,10 @@ class VolumeOperations:
             self._undertaker.bury((file.inode,))
 
     def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
-        self._files.allocate(self._file(handle).descriptor, mode, offset, length)
+        file = self._file(handle)
+        if not mode & _KEEP_SIZE:
+            self._ask_quotas(file, offset + length)
+        self._files.allocate(file.descriptor, mode, offset, length)
 
     def seek(self, handle: int, offset: int, whence: int) -> int:
         file = self._file(handle)
@@ -399,10 +418,16 @@ class VolumeOperations:
     def sync_directory(self, inode: InodeId) -> None:  # noqa: ARG002 - one log holds all directories
         self._metadata.sync()
 
-    def space(self) -> Space:
+    def space(self, inode: InodeId) -> Space:
         total, free = self._volume.capacity()
-        count = self._metadata.count_inodes()
-        return Space(total, free, count + (1 << 40), 1 << 40, 4096, NAME_BYTES_MAX)
+        count, free_inodes = self._metadata.count_inodes() + (1 << 40), 1 << 40
+        for quota in self._metadata.quotas_over(inode):
+            if quota.limit_bytes:
+                total, free = min(total, quota.limit_bytes), min(free, max(0, quota.limit_bytes - quota.used_bytes))
+            if quota.limit_inodes:
+                left = max(0, quota.limit_inodes - quota.used_inodes)
+                count, free_inodes = min(count, quota.limit_inodes), min(free_inodes, left)
+        return Space(total, free, count, free_inodes, 4096, NAME_BYTES_MAX)
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 

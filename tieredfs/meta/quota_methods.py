@@ -51,8 +51,9 @@ class QuotaMethods(BlockMaps):
             if last is not None:
                 pending.append((current, last))
 
-    def limit_new(self, directory: InodeId) -> None:
-        """A quota without limits on an empty directory: what is built there is counted, so it can move in one step."""
+    def count_what_moves(self, directory: InodeId) -> None:
+        """A quota without limits and without a path, on an empty directory, until that is moved: what is built there is counted, so
+        it can move in one step to where a quota holds."""
         self._write(lambda writer: quota_walks.put(writer, directory, b"", None, None, recount=False))
 
     def quota(self, path: bytes) -> Quota:
@@ -60,25 +61,16 @@ class QuotaMethods(BlockMaps):
         return self._engine.read(lambda reader: _quota(reader, path))
 
     def quotas(self) -> list[Quota]:
-        """All, by path as it is now."""
+        """All, by path as it is now, but those of `count_what_moves`."""
 
         def look(reader: Reader) -> list[Quota]:
-            return [quota._replace(path=_path_now(reader, quota)) for quota in quotas.listed(reader)]
+            return [quota._replace(path=_path_now(reader, quota)) for quota in quotas.listed(reader) if quota.path]
 
         return sorted(self._engine.read(look), key=lambda quota: quota.path)
 
     def delete_quota(self, path: bytes) -> Quota:
-        """As it was. Raises NotFoundError."""
-        return self._write(lambda writer: quota_walks.delete(writer, _quota(writer, path).directory))
-
-    def unlimit(self, directory: InodeId) -> None:
-        """Take the quota away that `limit_new` set. Nothing if there is none."""
-
-        def change(writer: Writer) -> None:
-            if next(quotas.read(writer, (directory,)), None) is not None:
-                quota_walks.delete(writer, directory)
-
-        self._write(change)
+        """As it was; of a damaged one, what is known. Raises NotFoundError."""
+        return self._write(lambda writer: quota_walks.delete(writer, _directory(writer, path), _normal(path)))
 
     def check_quota(self, path: bytes, *, repair: bool) -> QuotaCheck:
         """What its record says, and what a walk counts, in one snapshot; with `repair`, the record is what was counted."""
@@ -99,7 +91,7 @@ class QuotaMethods(BlockMaps):
 
     def check_size(self, inode: InodeId, size_bytes: int) -> int | None:
         """Raises QuotaExceededError when a file cannot grow to `size_bytes`; else up to which size it can now (None: no limit)."""
-        return self._engine.read(lambda reader: quotas.check_size(reader, inodes.read(reader, inode), size_bytes))
+        return self._engine.read(lambda reader: _check_size(reader, inode, size_bytes))
 
     def check_room(self, directory: InodeId, size_bytes: int) -> None:
         """Raises QuotaExceededError when a new file of that size has no room in a directory."""
@@ -120,6 +112,11 @@ class QuotaMethods(BlockMaps):
             return list(quotas.read(reader, chain))
 
         return self._engine.read(look)
+
+
+def _check_size(reader: Reader, inode: InodeId, size_bytes: int) -> int | None:
+    record = inodes.find(reader, inode)
+    return None if record is None else quotas.check_size(reader, record, size_bytes)
 
 
 def _normal(path: bytes) -> bytes:

@@ -6,7 +6,7 @@ The walk goes by names, so what it counts is right whatever the records of files
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from tieredfs.errors import NotFoundError, QuotaBoundaryError
+from tieredfs.errors import CorruptError, NotFoundError, QuotaBoundaryError
 from tieredfs.format import keys, records
 from tieredfs.format.records import HAS_QUOTA, MAY_BE_COUNTED, InodeRecord
 from tieredfs.kv.engine import Reader, Writer
@@ -155,11 +155,14 @@ def _lies_below(reader: Reader, inode: InodeId, top: InodeId) -> bool:
     return top in names.ancestry(reader, inode)
 
 
-def delete(writer: Writer, directory: InodeId) -> Quota:
-    """Raises NotFoundError when it has none."""
-    quota = next(quotas.read(writer, (directory,)), None)
+def delete(writer: Writer, directory: InodeId, path: bytes) -> Quota:
+    """A damaged record, too. Raises NotFoundError when it has none."""
+    try:
+        quota = next(quotas.read(writer, (directory,)), None)
+    except CorruptError:
+        quota = Quota(directory, path, 0, 0, 0, 0)
     if quota is None:
-        raise NotFoundError("that directory has no quota")
+        raise NotFoundError(f"{quotas.shown(path)} has no quota: `tieredfs quota set META_URL --path` sets one")
     writer.delete(keys.quota(directory))
     record = inodes.find(writer, directory)
     if record is not None:
@@ -190,7 +193,7 @@ def moved(writer: Writer, record: InodeRecord, old: InodeId, new: InodeRecord, *
     names, and a directory that has neither a quota of its own nor few entries.
     """
     is_directory = record.kind is FileKind.DIRECTORY
-    if not record.hints & MAY_BE_COUNTED and not new.hints & quotas.QUOTA_BITS:
+    if not (record.hints | new.hints) & quotas.QUOTA_BITS:
         return record._replace(parent=new.inode) if is_directory else record
     if old == new.inode:
         return record
@@ -204,7 +207,18 @@ def moved(writer: Writer, record: InodeRecord, old: InodeId, new: InodeRecord, *
         return record._replace(hints=record.hints & ~MAY_BE_COUNTED)
     if not alone:
         return record._replace(parent=new.inode) if record.parent == old else record
-    return record._replace(parent=new.inode, hints=record.hints | quotas.inherited(new))
+    hints = record.hints | quotas.inherited(new)
+    if is_directory and _is_temporary(writer, record):
+        writer.delete(keys.quota(InodeId(record.inode)))
+        hints &= ~HAS_QUOTA
+    return record._replace(parent=new.inode, hints=hints)
+
+
+def _is_temporary(reader: Reader, record: InodeRecord) -> bool:
+    """A quota that was only there to know what moves (`QuotaMethods.count_what_moves`) ends when it has."""
+    return record.hints & HAS_QUOTA != 0 and any(
+        not quota.path for quota in quotas.read(reader, (InodeId(record.inode),))
+    )
 
 
 def _moving(writer: Writer, record: InodeRecord) -> Usage:

@@ -570,8 +570,8 @@ class LoopbackOperations:
 
     @_in_domain_words
     def forget(self, inodes: Sequence[InodeId]) -> None: ...
-    def space(self) -> Space:
-        status = os.statvfs(self._pin(ROOT).path)
+    def space(self, inode: InodeId) -> Space:
+        status = os.statvfs(self._pin(inode).path)
         return Space(
             total_bytes=status.f_blocks * status.f_frsize,
             free_bytes=status.f_bavail * status.f_frsize,

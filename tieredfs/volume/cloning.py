@@ -38,12 +38,14 @@ class CloneReport:
 def clone(volume: FileSystem, source: bytes, target: bytes, progress: Progress) -> CloneReport:
     """Make `target` a copy of `source`, durably. What is staged of it is waited for.
 
-    Raises NotFoundError (no source, or nothing to put the target into), AlreadyExistsError, NotDirectoryError, DeadlineError (a
-    file that is being written to was not stored in time)."""
+    Raises NotFoundError (no source, or nothing to put the target into), AlreadyExistsError, NotDirectoryError, QuotaExceededError,
+    DeadlineError (a file that is being written to was not stored in time)."""
     original = volume.stat(source)
     _check_target(volume, target)
     with _workplace(volume) as (path, place):
-        report = _Builder(volume, progress).build(original, place)
+        above = volume.stat(target.rstrip(b"/").rpartition(b"/")[0]).inode
+        counted = volume.volume.metadata.quotas_over(above) != volume.volume.metadata.quotas_over(place)
+        report = _Builder(volume, progress, counted=counted).build(original, place)
         crash.here("clone.built")
         volume.rename(path + b"/copy", target, replace=False)
     return report
@@ -81,16 +83,20 @@ def _remove_abandoned(volume: FileSystem) -> None:
 class _Builder:
     """Copies breadth by breadth: what is remembered are directories that are still to be filled, and files with several names."""
 
-    def __init__(self, volume: FileSystem, progress: Progress) -> None:
+    def __init__(self, volume: FileSystem, progress: Progress, *, counted: bool) -> None:
+        """`counted`: the copy is going to move to where other quotas hold, and they must know what it is."""
         self._volume = volume
         self._metadata = volume.volume.metadata
         self._clock = volume.volume.host.clock
         self._progress = progress
+        self._counted_to_move = counted
         self._linked: dict[InodeId, InodeId] = {}
         self._files = self._directories = self._size_bytes = 0
 
     def build(self, original: Attributes, place: InodeId) -> CloneReport:
         waiting = self._clone_one(original.inode, place, b"copy").directories
+        if waiting and self._counted_to_move:
+            self._metadata.count_what_moves(waiting[0][1])
         while waiting:
             source, target = waiting.pop()
             after: bytes | None = b""

@@ -234,9 +234,10 @@ class FileSystem(UnnamedOwner):
         self._metadata.sync()
 
     def link(self, inode: InodeId, target: bytes) -> None:
-        """Raises NotFoundError too (its last name is gone), NotPermittedError (a directory). Durable with what comes after."""
+        """Raises NotFoundError too (its last name is gone), NotPermittedError (a directory). Durable with what comes after. A file
+        with names below different quotas counts in those that hold all of them."""
         parent, name = self._parent_of(target, make=True)
-        self._metadata.link(inode, parent, name)
+        self._metadata.link(inode, parent, name, across=True)
         crash.here("link.committed")
 
     def remove_xattr(self, path: bytes, name: bytes) -> None:

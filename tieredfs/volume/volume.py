@@ -56,6 +56,7 @@ from tieredfs.volume import dumps
 from tieredfs.volume.dumps import DumpReport
 from tieredfs.volume.memory import plan_memory
 from tieredfs.volume.places import local_directory
+from tieredfs.volume.quotas import Quotas
 from tieredfs.volume.status import (
     CacheStatus,
     DiskStatus,
@@ -79,6 +80,7 @@ class Volume:
         self.meta_url = meta_url
         self.host = host
         self.metadata = Metadata(engine, host.clock)
+        self.quotas = Quotas(self.metadata)
         self._engine = engine
         self._config = self.metadata.config()
         self._repairer = Repairer(host)

@@ -164,6 +164,8 @@ def told(error: Exception) -> S3Error:
     """The error as the client is told it. Anything that is neither ours nor the volume's is an internal error."""
     if isinstance(error, S3Error):
         return error
+    if isinstance(error, errors.QuotaExceededError):  # which directory, and how full
+        return S3Error(CODE_OF[type(error)], str(error))
     if isinstance(error, errors.TieredError):
         return S3Error(CODE_OF[type(error)])
     return S3Error("InternalError")

@@ -184,8 +184,8 @@ class NameHandlers:
         name = request.name(wire.LINK_IN.size)
         return self._entry(self._operations.link(InodeId(inode), request.inode, name, request.caller()))
 
-    def space(self, _: Request) -> Reply:
-        space = self._operations.space()
+    def space(self, request: Request) -> Reply:
+        space = self._operations.space(request.inode)
         block = space.block_bytes
         free = space.free_bytes // block
         return wire.STATFS_OUT.pack(
