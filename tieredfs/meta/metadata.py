@@ -216,13 +216,15 @@ class Metadata(QuotaMethods):
         self._count_deleted(int(removed.gone and not holder))
         return removed
 
-    def remove_directory(self, parent: InodeId, name: bytes, receipt: Receipt | None = None) -> Removed:
-        """Raises NotDirectoryError, DirectoryNotEmptyError."""
+    def remove_directory(
+        self, parent: InodeId, name: bytes, receipt: Receipt | None = None, *, spare_limited: bool = False
+    ) -> Removed:
+        """Raises NotDirectoryError, DirectoryNotEmptyError; with `spare_limited` BusyError for one that has a quota."""
         names.check_name(name)
         now_ns = self._clock.wall_ns()
 
         def change(writer: Writer) -> Removed:
-            removed = names.remove_directory(writer, parent, name, now_ns)
+            removed = names.remove_directory(writer, parent, name, now_ns, spare_limited=spare_limited)
             sessions.leave_receipt(writer, receipt)
             return removed
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from tieredfs.errors import (
     AlreadyExistsError,
+    BusyError,
     ConflictError,
     CorruptError,
     DirectoryNotEmptyError,
@@ -322,14 +323,19 @@ def unlink(
     return Removed(entry.inode, entry.kind, gone)
 
 
-def remove_directory(writer: Writer, parent: InodeId, name: bytes, now_ns: int) -> Removed:
+def remove_directory(
+    writer: Writer, parent: InodeId, name: bytes, now_ns: int, *, spare_limited: bool = False
+) -> Removed:
     directory = inodes.read_directory(writer, parent)
     entry = read_entry(writer, parent, name)
     if entry.kind is not FileKind.DIRECTORY:
         raise NotDirectoryError(f"{name!r} is not a directory")
     if not is_empty(writer, entry.inode):
         raise DirectoryNotEmptyError(f"directory {name!r} has entries")
+    record = target_of(writer, parent, entry)
+    if spare_limited and record.hints & records.HAS_QUOTA:
+        raise BusyError(f"directory {name!r} has a quota")
     writer.delete(keys.name(parent, name))
-    inodes.delete(writer, target_of(writer, parent, entry), now_ns)
+    inodes.delete(writer, record, now_ns)
     inodes.save_changed_directory(writer, directory, now_ns, subdirectories=-1)
     return Removed(entry.inode, entry.kind, gone=True)

@@ -113,8 +113,8 @@ class FileSystemContract(Protocol):
         ...
 
     def make_directories(self, path: bytes, mode: int = 0o755) -> Attributes: ...
-    def remove(self, path: bytes, condition: Condition | None = None) -> None:
-        """A file or an empty directory. Open readings go on."""
+    def remove(self, path: bytes, condition: Condition | None = None, *, spare_limited: bool = False) -> None:
+        """A file or an empty directory. Open readings go on. `spare_limited`: BusyError for a directory with a quota."""
         ...
 
     def remove_tree(self, path: bytes) -> int:

@@ -178,15 +178,15 @@ class FileSystem(UnnamedOwner):
         except AlreadyExistsError:
             return self._metadata.lookup(parent, name)
 
-    def remove(self, path: bytes, condition: Condition | None = None) -> None:
-        """A file or an empty directory. Open readings go on. `condition` raises to leave it."""
+    def remove(self, path: bytes, condition: Condition | None = None, *, spare_limited: bool = False) -> None:
+        """A file or an empty directory. Open readings go on. `condition` raises to leave it; `spare_limited`: see the contract."""
         parent, name = self._parent_of(path)
         for _ in range(_RACES_MAX):
             found = self._metadata.lookup(parent, name)
             if condition is not None:
                 condition(found)
             if found.kind is FileKind.DIRECTORY:
-                self._metadata.remove_directory(parent, name)
+                self._metadata.remove_directory(parent, name, spare_limited=spare_limited)
                 return
             try:
                 removed = self._metadata.unlink(parent, name, self.volume.session, expected_target=found.inode)

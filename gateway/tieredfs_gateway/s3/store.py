@@ -479,18 +479,18 @@ class Store:
         names = path.split(b"/")[:-1]
         while len(names) > 1:
             try:
-                self._remove_directory(b"/".join(names))
+                self._remove_directory(b"/".join(names), spare_limited=True)
             except (S3Error, NotFoundError, NotDirectoryError, BusyError, ConflictError):
                 return
             names.pop()
 
-    def _remove_directory(self, path: bytes) -> None:
+    def _remove_directory(self, path: bytes, *, spare_limited: bool = False) -> None:
         def is_directory(found: Attributes | None) -> None:
             if found is None or found.kind is not FileKind.DIRECTORY:
                 raise NotDirectoryError(f"{path!r} is no directory any more")
 
         try:
-            self.volume.remove(path, is_directory)
+            self.volume.remove(path, is_directory, spare_limited=spare_limited)
         except DirectoryNotEmptyError as error:
             raise S3Error("BucketNotEmpty") from error
 
