@@ -145,15 +145,16 @@ def test_what_the_project_declares_is_pinned() -> None:
 
 
 def test_the_readme_names_every_verb() -> None:
+    from tieredfs.cli import disk_verbs, quota_verbs
     from tieredfs.cli.app import app
-    from tieredfs.cli.disk_verbs import verbs
 
     text = (ROOT / "README.md").read_text()
     names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
     assert len(names) > 10
     assert [name for name in names if f"tieredfs {name}" not in text] == []
-    disk_names = [command.name or getattr(command.callback, "__name__", "") for command in verbs.registered_commands]
-    assert [name for name in disk_names if f"disk {name}" not in text] == []
+    for group, below in (("disk", disk_verbs.verbs), ("quota", quota_verbs.verbs)):
+        names = [command.name or getattr(command.callback, "__name__", "") for command in below.registered_commands]
+        assert [name for name in names if f"{group} {name}" not in text] == []
 
 
 def test_the_documents_name_no_limit_that_is_not_so() -> None:
@@ -162,6 +163,7 @@ def test_the_documents_name_no_limit_that_is_not_so() -> None:
     text = (ROOT / "README.md").read_text()
     assert f"Names of {limits.NAME_BYTES_MAX} bytes, paths of {limits.PATH_BYTES_MAX:,}" in text
     assert f"{limits.LINK_COUNT_MAX:,} links" in text
+    assert f"at most {limits.QUOTA_MOVED_MAX:,} entries" in text
     assert f"{limits.CODE_WIDTH_MAX} chunks to a block" in text
     assert f"{limits.DISKS_MAX:,} disks" in text
     assert f"at most {limits.BLOCK_BYTES_MAX // limits.MIB} MiB" in text

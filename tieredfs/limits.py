@@ -26,7 +26,7 @@ DIRECTORY_DEPTH_MAX: Final = 4096
 QUOTA_UNIT_BYTES: Final = 4 * KIB
 """What a quota rounds sizes up to: what statfs calls a block."""
 QUOTA_MOVED_MAX: Final = 1024
-"""Entries of a directory that moves between quotas in one step, counted as it does: 10 ms. What has more has to be copied, except
+"""Entries of a directory that moves between quotas in one step, counted as it does: 12 ms. What has more has to be copied, except
 a directory with a quota of its own, whose usage is known."""
 QUOTA_STEP_BYTES: Final = 16 * MIB
 """How far a file grows through a daemon before quotas are asked again, once they were not near."""

@@ -27,7 +27,7 @@ class QuotaMethods(BlockMaps):
     def set_quota(self, path: bytes, limit_bytes: int | None, limit_inodes: int | None) -> Quota:
         """Of a directory; None leaves a limit as it is, or sets none, and 0 takes it away. Raises NotFoundError, NotDirectoryError.
 
-        Where there was none, everything below is counted in one transaction, at about 6 us an entry, in which others wait to
+        Where there was none, everything below is counted in one transaction, at about 20 us an entry, in which others wait to
         write; before that, in several, it is made ready to be counted."""
         assert (limit_bytes or 0) >= 0
         assert (limit_inodes or 0) >= 0

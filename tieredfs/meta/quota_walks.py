@@ -38,7 +38,7 @@ class Walked:
 
 
 def walk(reader: Reader, top: InodeId, limit: int | None = None) -> Walked:
-    """About 6 us an entry. Raises QuotaBoundaryError beyond `limit` entries."""
+    """About 20 us an entry. Raises QuotaBoundaryError beyond `limit` entries."""
     walked, entries = Walked(), 0
     directories, pending = {top}, [top]
     linked: dict[InodeId, int] = {}
