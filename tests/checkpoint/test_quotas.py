@@ -26,8 +26,23 @@ def test_a_save_over_the_quota_leaves_the_last_good_one_latest(volume: FileSyste
         with pytest.raises(QuotaExceededError, match=f"the quota of /{RUN} has"):
             manager.save(2, state(2, 8))
         assert [one.step for one in manager.checkpoints()] == [1]
-        assert torch.equal(manager.load().state["weights"], state(1, 4)["weights"])
+        assert torch.equal(manager.load()["weights"], state(1, 4)["weights"])
         manager.save(3, state(3, 5))
         assert [one.step for one in manager.checkpoints()] == [1, 3]
     assert before.used_bytes < quotas.get(RUN).used_bytes <= 10 * MIB
+    assert quotas.check(RUN, repair=False).right
+
+
+def test_a_run_without_an_inode_left_is_loaded_and_pruned(volume: FileSystem) -> None:
+    quotas = volume.volume.quotas
+    with CheckpointManager(volume, RUN) as manager:
+        manager.save(1, state(1, 1))
+        manager.save(2, state(2, 1))
+        used_inodes = quotas.set(RUN, None, 1).used_inodes
+        assert torch.equal(manager.load()["weights"], state(2, 1)["weights"])
+        with pytest.raises(QuotaExceededError, match="inodes used"):
+            manager.save(3, state(3, 1))
+        manager.delete(1)
+        assert [one.step for one in manager.checkpoints()] == [2]
+    assert quotas.get(RUN).used_inodes < used_inodes
     assert quotas.check(RUN, repair=False).right

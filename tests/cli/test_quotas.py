@@ -113,3 +113,17 @@ def test_what_is_wrong_is_said_and_nothing_is_changed(
     assert words in captured.err
     assert len(captured.err.splitlines()) == 1
     assert data_of(capsys, "list", url) == []
+
+
+def test_a_dump_has_them(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data_of(capsys, "set", url, "--path", "/team", "--inodes", "5", "--capacity", "1G")
+    before = data_of(capsys, "list", url)
+    assert main(["dump", url, f"{tmp_path}/dump"]) == OK
+    for path in tmp_path.glob("volume.db*"):
+        if path.is_file():
+            path.unlink()
+    assert main(["load", url, f"{tmp_path}/dump"]) == OK
+    capsys.readouterr()
+    assert data_of(capsys, "list", url) == before
+    assert data_of(capsys, "check", url)[0]["right"] is True
+    assert main(["fsck", url]) == OK

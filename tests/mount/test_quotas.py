@@ -167,3 +167,33 @@ def test_the_records_are_right_after_all_of_that(volume: Volume) -> None:
         check for quota in volume.quotas.list() if not (check := volume.quotas.check(quota.path, repair=False)).right
     ] == []
     assert broken_invariants(volume._engine) == []
+
+
+@pytest.mark.timeout(120)
+def test_a_daemon_that_dies_between_two_steps_leaves_the_records_right() -> None:
+    """What is used is in the transaction of what uses it. The successor goes on, and nobody's count is lost or doubled."""
+    with volumes.lab() as made:
+        made.format()
+        tokens = volumes.CrashTokens(made.root / "tokens")
+        with tokens.armed():
+            made.mount()
+        team = made.mnt / "team"
+        team.mkdir()
+        with made.open() as volume:
+            volume.quotas.set("team", MIB, 100)
+        steps: dict[str, Any] = {
+            "create.committed": lambda: (team / "a").write_bytes(bytes(3 * UNIT)),
+            "flush.published": lambda: (team / "b").write_bytes(bytes(2 * UNIT)),
+            "write.marked": lambda: (team / "b").open("ab").close(),
+            "rename.committed": lambda: (team / "a").rename(made.mnt / "moved"),
+            "unlink.committed": (team / "b").unlink,
+        }
+        counted = []
+        for point, step in steps.items():
+            tokens.lay(point)
+            step()
+            assert tokens.left() == [], f"the daemon died at {point}"
+            with made.open() as volume:
+                counted.append(used(volume, team))
+                assert volume.quotas.check("team", repair=False).right
+        assert counted == [(3 * UNIT, 1), (5 * UNIT, 2), (5 * UNIT, 2), (2 * UNIT, 1), (0, 0)]

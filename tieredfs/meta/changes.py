@@ -8,7 +8,7 @@ from tieredfs.model import NO_CACHE, CacheId, FileKind, InodeId
 @dataclass(frozen=True, slots=True)
 class Creation:
     """What a new inode is made with. `staged_in`: the cache that will hold the content of a file that is being
-    opened.
+    opened. `beyond_quotas`: it counts, and is made even where a quota has no inode left.
     """
 
     kind: FileKind
@@ -18,6 +18,7 @@ class Creation:
     device: int = 0
     target: bytes = b""
     staged_in: CacheId = NO_CACHE
+    beyond_quotas: bool = False
 
 
 @dataclass(frozen=True, slots=True)

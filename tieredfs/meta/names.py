@@ -270,7 +270,7 @@ def create(
         raise AlreadyExistsError(f"directory {parent} has an entry {name!r}")
     record = new_inode(inode, directory, creation, now_ns)
     is_directory = creation.kind is FileKind.DIRECTORY
-    quotas.entered(writer, directory, record)
+    quotas.entered(writer, directory, record, enforce=not creation.beyond_quotas)
     put_entry(writer, parent, name, inode, creation.kind)
     inodes.save(writer, record)
     inodes.save_changed_directory(writer, directory, now_ns, subdirectories=int(is_directory))

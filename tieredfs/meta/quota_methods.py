@@ -93,15 +93,6 @@ class QuotaMethods(BlockMaps):
         """Raises QuotaExceededError when a file cannot grow to `size_bytes`; else up to which size it can now (None: no limit)."""
         return self._engine.read(lambda reader: _check_size(reader, inode, size_bytes))
 
-    def check_room(self, directory: InodeId, size_bytes: int) -> None:
-        """Raises QuotaExceededError when a new file of that size has no room in a directory."""
-
-        def look(reader: Reader) -> None:
-            chain = quotas.above(reader, inodes.find(reader, directory))
-            quotas.check(reader, chain, quotas.Usage(quotas.rounded(size_bytes), 1))
-
-        self._engine.read(look)
-
     def quotas_over(self, inode: InodeId) -> list[Quota]:
         """Those that hold an inode, and that of a directory itself, from the nearest to the farthest."""
 

@@ -155,12 +155,12 @@ def charge(writer: Writer, chain: Chain, more: Usage, *, enforce: bool = False) 
 # ---- what happens to inodes ------------------------------------------------------------------------------------------
 
 
-def entered(writer: Writer, directory: InodeRecord, record: InodeRecord) -> None:
+def entered(writer: Writer, directory: InodeRecord, record: InodeRecord, *, enforce: bool) -> None:
     """A new inode got its name in `directory`; one that is going to be written to needs a byte. Raises QuotaExceededError."""
     if directory.hints & QUOTA_BITS:
         chain = above(writer, directory)
-        charge(writer, chain, usage_of(record), enforce=True)
-        if record.staged_in:
+        charge(writer, chain, usage_of(record), enforce=enforce)
+        if record.staged_in and enforce:
             check_not_full(writer, chain)
 
 

@@ -157,7 +157,7 @@ class FileSystem(UnnamedOwner):
                 return
             after = found[-1][0].name
 
-    def make_directories(self, path: bytes, mode: int = 0o755) -> Attributes:
+    def make_directories(self, path: bytes, mode: int = 0o755, *, beyond_quotas: bool = False) -> Attributes:
         """Like `mkdir -p`. Raises NotDirectoryError where a file is in the way."""
         current = self._metadata.attributes(ROOT)
         uid, gid = caller_ids()
@@ -165,7 +165,7 @@ class FileSystem(UnnamedOwner):
             try:
                 following = self._metadata.lookup(current.inode, name)
             except NotFoundError:
-                creation = Creation(FileKind.DIRECTORY, mode, uid, gid)
+                creation = Creation(FileKind.DIRECTORY, mode, uid, gid, beyond_quotas=beyond_quotas)
                 following = self._made_or_found(current.inode, name, creation)
             if following.kind is not FileKind.DIRECTORY:
                 raise NotDirectoryError(f"{name!r} in {path!r} is not a directory")
@@ -224,7 +224,7 @@ class FileSystem(UnnamedOwner):
         beside: bytes = b"",
     ) -> None:
         """Atomic; parents of the target are made. Durable on return. Raises ConflictError (`expected_target`, `beside`)."""
-        names = *self._parent_of(source), *self._parent_of(target, make=True)
+        names = *self._parent_of(source), *self._parent_of(target, make=True, beyond_quotas=True)
         removed = self._metadata.rename(
             *names, replace=replace, holder=self.volume.session, expected_target=expected_target, beside=beside
         )
@@ -256,7 +256,7 @@ class FileSystem(UnnamedOwner):
         """One attribute of many inodes, in one snapshot; those that have it."""
         return self._metadata.xattrs_of(inodes, name)
 
-    def _parent_of(self, path: bytes, *, make: bool = False) -> tuple[InodeId, bytes]:
+    def _parent_of(self, path: bytes, *, make: bool = False, beyond_quotas: bool = False) -> tuple[InodeId, bytes]:
         parts = _parts(path)
         if not parts:
             raise InvalidRequestError("the root of the volume has no name")
@@ -265,7 +265,7 @@ class FileSystem(UnnamedOwner):
         if shown is not None:
             directory = shown[0]
         elif make:
-            directory = self.make_directories(parent)
+            directory = self.make_directories(parent, beyond_quotas=beyond_quotas)
         else:
             directory = self.stat(parent)  # says what is wrong
         if make and directory.kind is not FileKind.DIRECTORY:

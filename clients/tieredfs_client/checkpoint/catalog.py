@@ -289,7 +289,7 @@ class _Lease:
         suffix = f"-{catalog.host.random.getrandbits(64):016x}"
         self._path = catalog.paths.leases + b"/" + name.encode() + suffix.encode()
         self._ended = threading.Event()
-        catalog.volume.make_directories(self._path)
+        catalog.volume.make_directories(self._path, beyond_quotas=True)
         self._thread = threading.Thread(target=self._renew, name="tieredfs-ckpt-lease", daemon=True)
         self._thread.start()
 
