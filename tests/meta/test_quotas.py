@@ -588,3 +588,12 @@ def test_a_transaction_that_does_not_commit_counts_nothing(volume: Volume, team:
     with pytest.raises(DiedError):
         volume.engine.write(die)
     assert volume.metadata.quota(b"team") == before
+
+
+def test_growth_is_asked_for_soon_after_another_process_sets_the_first_quota(volume: Volume) -> None:
+    inode = create_written(volume, make(volume.metadata, ROOT, b"team"), b"file", 1)
+    assert volume.metadata.check_size(inode, 1 << 40) is None
+    Metadata(volume.engine, volume.clock).set_quota(b"team", UNIT, None)
+    volume.clock.sleep(1.0)
+    with pytest.raises(errors.QuotaExceededError):
+        volume.metadata.check_size(inode, 1 << 40)

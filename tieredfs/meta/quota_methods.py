@@ -1,12 +1,15 @@
 """`QuotaMethods`: the part of `Metadata` that sets, tells, recounts and asks for quotas."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tieredfs.errors import NotDirectoryError, NotFoundError
-from tieredfs.kv.engine import Reader, Writer
-from tieredfs.meta import inodes, names, quota_walks, quotas
+from tieredfs.host import Clock
+from tieredfs.kv.engine import Engine, Reader, Writer
+from tieredfs.meta import inodes, names, quota_walks, quotas, volumes
 from tieredfs.meta.block_maps import BlockMaps
 from tieredfs.model import FileKind, InodeId, Quota
+
+LOOK_AGAIN_S: Final = 1.0
 
 
 class QuotaCheck(NamedTuple):
@@ -23,6 +26,11 @@ class QuotaCheck(NamedTuple):
 
 class QuotaMethods(BlockMaps):
     """Over one engine. Safe from any thread. Paths are from the root of the volume, which is `/`."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        super().__init__(engine, clock)
+        self._quotas_known = False
+        self._quotas_next_look_s = float("-inf")
 
     def set_quota(self, path: bytes, limit_bytes: int | None, limit_inodes: int | None) -> Quota:
         """Of a directory; None leaves a limit as it is, or sets none, and 0 takes it away. Raises NotFoundError, NotDirectoryError.
@@ -91,7 +99,17 @@ class QuotaMethods(BlockMaps):
 
     def check_size(self, inode: InodeId, size_bytes: int) -> int | None:
         """Raises QuotaExceededError when a file cannot grow to `size_bytes`; else up to which size it can now (None: no limit)."""
+        if not self._may_have_quotas():
+            return None
         return self._engine.read(lambda reader: _check_size(reader, inode, size_bytes))
+
+    def _may_have_quotas(self) -> bool:
+        """Looked up once in `LOOK_AGAIN_S` until a quota was set: every file that is written through a daemon asks."""
+        if not self._quotas_known and self._clock.monotonic_s() >= self._quotas_next_look_s:
+            config = self._engine.read(volumes.config)
+            self._quotas_known = config.format_version >= volumes.QUOTAS_VERSION
+            self._quotas_next_look_s = self._clock.monotonic_s() + LOOK_AGAIN_S
+        return self._quotas_known
 
     def quotas_over(self, inode: InodeId) -> list[Quota]:
         """Those that hold an inode, and that of a directory itself, from the nearest to the farthest."""
