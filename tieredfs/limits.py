@@ -168,6 +168,14 @@ BACKPRESSURE_WAIT_S: Final = 60.0
 """A writer waits at most this long for room on the SSD before it is told ENOSPC."""
 FILL_WAIT_S: Final = 120.0
 
+# Snapshots.
+SNAPSHOT_PASSES_MAX: Final = 10
+"""So often the copy of a tree that others change is held against it again; then the snapshot is refused."""
+SNAPSHOT_LOCKED_ENTRIES_MAX: Final = 20_000
+"""A tree of so many entries may be held against its copy in a transaction that keeps others from writing: 1.3 s..."""
+SNAPSHOT_LOCKED_CHANGES_MAX: Final = 1024
+"""...and so many entries of it changed in the same transaction."""
+
 # What is staged on another host.
 STAGED_PART_BYTES: Final = 8 * MIB
 """What one request to its host brings."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tieredfs.cli.backend import MountRequest, Progress
+from tieredfs.cli.backend import MountRequest, Progress, RestoreRequest
 from tieredfs.fuse.mountinfo import MountInfo
 from tieredfs.model import Code, CodeKind, DiskId, Durability, VolumeConfig
 
@@ -68,6 +68,14 @@ class FakeFinding:
 class FakeReport:
     block_count: int
     freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FakeSnapshot:
+    path: str
+    name: str
+    place: str
+    about: FakeReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +214,25 @@ class FakeBackend:
 
     def clone(self, meta_url: str, source: str, target: str, progress: Progress) -> object:
         self.record("clone", meta_url, source, target)
+        progress(1, 0, "files")
+        return FakeReport(1, 0)
+
+    def create_snapshot(self, meta_url: str, mount_id: str, path: str, name: str, progress: Progress) -> object:
+        self.record("create_snapshot", meta_url, mount_id, path, name)
+        progress(1, 0, "files")
+        return FakeSnapshot(path, name, f".snapshots/{path}/@{name}", FakeReport(1, 0))
+
+    def snapshots(self, meta_url: str, path: str) -> Sequence[object]:
+        self.record("snapshots", meta_url, path)
+        return [FakeSnapshot("a", "s", ".snapshots/a/@s", FakeReport(1, 0))]
+
+    def remove_snapshot(self, meta_url: str, path: str, name: str, progress: Progress) -> int:
+        self.record("remove_snapshot", meta_url, path, name)
+        progress(1, 0, "entries")
+        return 1
+
+    def restore_snapshot(self, request: RestoreRequest, progress: Progress) -> object:
+        self.record("restore_snapshot", request)
         progress(1, 0, "files")
         return FakeReport(1, 0)
 

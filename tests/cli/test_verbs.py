@@ -1,5 +1,6 @@
 """Every verb: what it asks of the backend, what it prints, and what it refuses before it asks anything."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import tieredfs
 from tests.cli.conftest import Ran
 from tests.cli.fakes import CONFIG, META_URL, MOUNT_ID, FakeBackend, FakeFinding, FakeStaged, mount_at
-from tieredfs.cli.backend import MountRequest
+from tieredfs.cli.backend import MountRequest, RestoreRequest
 from tieredfs.errors import AlreadyExistsError, UnavailableError
 from tieredfs.limits import CACHE_BYTES_DEFAULT, GIB, MEMORY_BYTES_DEFAULT, MIB
 from tieredfs.model import Code, CodeKind, Durability
@@ -140,6 +141,47 @@ def test_clone(backend: FakeBackend, run: Run) -> None:
     assert run("clone", "/mnt/train/a", "/elsewhere").code == 2
     backend.fails["clone"] = AlreadyExistsError("b is there already")
     assert "there already" in run("clone", "/mnt/train/a", "/mnt/train/b").err
+
+
+def test_snapshots(backend: FakeBackend, run: Run) -> None:
+    backend.mounted = [mount_at("/mnt/train"), mount_at("/mnt/other", "other", "f" * 16)]
+    backend.answers["status"] = {"volume": {"meta_url": META_URL}}
+    ran = run("snapshot", "create", "/mnt/train/a", "s", "--json")
+    assert (ran.code, backend.calls[-1]) == (0, ("create_snapshot", META_URL, MOUNT_ID, "a", "s"))
+    assert isinstance(ran.data, dict)
+    assert (ran.data["path"], ran.data["place"]) == ("/mnt/train/a", "/mnt/train/.snapshots/a/@s")
+    assert "tieredfs restore /mnt/train/a s" in run("snapshot", "create", "/mnt/train/a", "s").out
+    listed = run("snapshot", "list", "--json")
+    asked_for = [call for call in backend.calls if call[0] == "snapshots"]
+    assert asked_for == [("snapshots", META_URL, "")], "a volume that has two mounts is asked once"
+    assert isinstance(listed.data, list)
+    assert len(listed.data) == 1
+    assert run("snapshot", "list", "/mnt/train/a/b").code == 0
+    assert backend.calls[-1] == ("snapshots", META_URL, "a/b")
+    assert run("snapshot", "rm", "/mnt/train/a", "s", "--json").data == {"removed": "s", "entry_count": 1}
+    backend.fails["snapshots"] = UnavailableError("no daemon answers")
+    unasked = run("snapshot", "list")
+    assert (unasked.code, "/mnt/train: no daemon answers" in unasked.err) == (1, True)
+    assert run("snapshot", "list", "/mnt/train").code == 3
+    backend.fails["create_snapshot"] = AlreadyExistsError("there is a snapshot s of /a already; remove it")
+    assert run("snapshot", "create", "/mnt/train/a", "s").code == 2
+
+
+def test_restore(backend: FakeBackend, run: Run) -> None:
+    backend.mounted = [mount_at("/mnt/train"), mount_at("/mnt/other", "other", "f" * 16)]
+    backend.answers["status"] = {"volume": {"meta_url": META_URL}}
+    assert run("restore", "/mnt/train/a", "s", "--json").code == 0
+    assert backend.calls[-1][1] == RestoreRequest(META_URL, "a", "s", "a", force=False, mount_point="/mnt/train")
+    assert run("restore", "/mnt/train/a", "s", "--to", "/mnt/train/b", "--force").code == 0
+    assert backend.calls[-1][1] == RestoreRequest(META_URL, "a", "s", "b", force=True, mount_point="/mnt/train")
+    two = run("restore", "/mnt/train/a", "s", "--to", "/mnt/other/b")
+    assert (two.code, "two mounts" in two.err) == (2, True)
+    assert run("restore", "/elsewhere", "s").code == 2
+    backend.mounted = [dataclasses.replace(mount_at("/mnt/train"), read_only=True)]
+    for arguments in (["snapshot", "create"], ["snapshot", "rm"], ["restore"]):
+        ran = run(*arguments, "/mnt/train/a", "s")
+        assert (ran.code, "read-only" in ran.err) == (2, True)
+    assert run("snapshot", "list", "/mnt/train").code == 0
 
 
 def test_gc(run: Run) -> None:
@@ -429,7 +471,8 @@ def test_every_verb_has_help_with_an_example(run: Run) -> None:
     own = [command for command in app.registered_commands if command.callback.__module__.startswith("tieredfs.cli")]
     verbs = [[command.name or getattr(command.callback, "__name__", "")] for command in own]
     verbs += [["disk", verb] for verb in ("list", "add", "drain", "rebuild")]
-    assert len(verbs) == 24
+    verbs += [["snapshot", verb] for verb in ("create", "list", "rm")]
+    assert len(verbs) == 28
     for verb in verbs:
         ran = run(*verb, "--help")
         assert ran.code == 0

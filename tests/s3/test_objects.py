@@ -68,7 +68,15 @@ def test_hidden_directories_are_no_buckets(served: Endpoint, s3: Any) -> None:
     s3.create_bucket(Bucket="hidden-copies")
     assert not any(found["Name"].startswith(".") for found in s3.list_buckets()["Buckets"])
     secrets = f"/.tieredfs/s3/keys/{served.key.access_key_id}"
-    for path in (secrets, secrets.replace(".", "%2e"), "/.tieredfs", "/..%2f..%2fetc/passwd", "/%2e%2e/x"):
+    for path in (
+        secrets,
+        secrets.replace(".", "%2e"),
+        "/.tieredfs",
+        "/.snapshots",
+        "/.snapshots/@all/f",
+        "/..%2f..%2fetc/passwd",
+        "/%2e%2e/x",
+    ):
         assert served.send("GET", path).status_code in (400, 404)
         assert served.send("HEAD", path).status_code in (400, 404)
         assert served.send("PUT", path, b"x").status_code in (400, 404)

@@ -17,6 +17,7 @@ from tieredfs.cli import (
     mount_verbs,
     peer_verbs,
     quota_verbs,
+    snapshot_verbs,
     volume_verbs,
     watch_verbs,
 )
@@ -52,6 +53,7 @@ def _options(
 
 
 mount_verbs.add_to(app)
+snapshot_verbs.add_to(app)
 volume_verbs.add_to(app)
 dump_verbs.add_to(app)
 watch_verbs.add_to(app)
@@ -59,6 +61,7 @@ bench_verbs.add_to(app)
 peer_verbs.add_to(app)
 app.add_typer(disk_verbs.verbs, name="disk")
 app.add_typer(quota_verbs.verbs, name="quota")
+app.add_typer(snapshot_verbs.verbs, name="snapshot")
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Final, Protocol
 
-from tieredfs.model import Code, DiskId, Durability, VolumeConfig
+from tieredfs.model import Code, DiskId, Durability, InodeId, VolumeConfig
 
 Progress = Callable[[int, int, str], None]
 """done, total (0: unknown), unit (`bytes`, `files`, `blocks`, ...)."""
@@ -32,6 +32,19 @@ class MountRequest:
     read_only: bool
     allow_other: bool
     foreground: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """What `restore` asks for; paths from the volume's root. `mount_point`: of a mount that shows all of the volume, if there is
+    one: what is replaced is removed through it."""
+
+    meta_url: str
+    path: str
+    name: str
+    target: str
+    force: bool
+    mount_point: str | None
 
 
 class Mounted(Protocol):
@@ -176,6 +189,13 @@ class Backend(Protocol):
         """A copy by reference; paths from the volume's root (`tieredfs.volume.cloning`)."""
         ...
 
+    def create_snapshot(self, meta_url: str, mount_id: str, path: str, name: str, progress: Progress) -> object:
+        """Paths from the volume's root (`tieredfs.volume.snapshots`). The mount stores what it has staged of the directory."""
+        ...
+
+    def snapshots(self, meta_url: str, path: str) -> Sequence[object]: ...
+    def remove_snapshot(self, meta_url: str, path: str, name: str, progress: Progress) -> int: ...
+    def restore_snapshot(self, request: RestoreRequest, progress: Progress) -> object: ...
     def mount_volume(self, request: MountRequest) -> Mounted: ...
     def unmount(self, mountpoint: str, *, flush: bool, progress: Progress) -> None: ...
     def mounts(self) -> Sequence[Place]: ...
@@ -233,6 +253,46 @@ class LocalBackend:
 
         with volume.FileSystem.at(meta_url, purpose="clone") as opened:
             return volume.clone(opened, os.fsencode(source), os.fsencode(target), progress)
+
+    def create_snapshot(self, meta_url: str, mount_id: str, path: str, name: str, progress: Progress) -> object:
+        from tieredfs import volume
+
+        def store(inodes: Sequence[InodeId]) -> dict[InodeId, int]:
+            answer = self.ask(mount_id, "store", {"inodes": list(inodes)}, lambda _done, _total, _unit: None)
+            assert isinstance(answer, dict)
+            return {InodeId(inode): version for inode, version in answer["stored"]}
+
+        with volume.FileSystem.at(meta_url, purpose="snapshot") as opened:
+            return volume.snapshots.create(opened, os.fsencode(path), os.fsencode(name), progress, store)
+
+    def snapshots(self, meta_url: str, path: str) -> Sequence[object]:
+        from tieredfs import volume
+
+        with volume.Volume.open(meta_url, purpose="snapshot") as opened:
+            return volume.snapshots.listed(opened.metadata, os.fsencode(path))
+
+    def remove_snapshot(self, meta_url: str, path: str, name: str, progress: Progress) -> int:
+        from tieredfs import volume
+
+        with volume.FileSystem.at(meta_url, purpose="snapshot") as opened:
+            return volume.snapshots.remove(opened, os.fsencode(path), os.fsencode(name), progress)
+
+    def restore_snapshot(self, request: RestoreRequest, progress: Progress) -> object:
+        from tieredfs import volume
+        from tieredfs.fuse.discarding import discard_through
+
+        target = os.fsencode(request.target)
+        point = request.mount_point
+        with volume.FileSystem.at(request.meta_url, purpose="restore") as opened:
+            return volume.snapshots.restore(
+                opened,
+                os.fsencode(request.path),
+                os.fsencode(request.name),
+                target,
+                force=request.force,
+                progress=progress,
+                discard=None if point is None else discard_through(os.fsencode(point), target),
+            )
 
     def mount_volume(self, request: MountRequest) -> Mounted:
         from tieredfs.fuse import mounting

@@ -203,7 +203,7 @@ def umount(
         say(f"{point} is unmounted")
 
 
-def _place(backend: Backend, path: str) -> tuple[Place, str]:
+def place_of(backend: Backend, path: str) -> tuple[Place, str]:
     """The mount of a path, and the path from the volume's root. Symlinks are followed, but for the last component."""
     located = backend.locate(path)
     if located is None:
@@ -238,7 +238,7 @@ def info(
     Example: tieredfs info /mnt/train/checkpoint.pt
     """
     backend = backend_of(context)
-    found, relative = _place(backend, path)
+    found, relative = place_of(backend, path)
     with _naming(found):
         answer = backend.ask(found.mount_id, "info", {"path": relative}, lambda _done, _total, _unit: None)
     emit(answer, as_json=as_json)
@@ -259,19 +259,19 @@ def clone(
     Example: tieredfs clone /mnt/train/runs/7 /mnt/train/runs/7-before-surgery
     """
     backend = backend_of(context)
-    found, source_path = _place(backend, source)
-    other, target_path = _place(backend, target)
+    found, source_path = place_of(backend, source)
+    other, target_path = place_of(backend, target)
     if other.mount_id != found.mount_id:
         raise ConfigurationError(f"{source} and {target} are on two mounts; a copy by reference is within one volume")
     if found.read_only:
         raise ReadOnlyError(f"{found.mount_point} is mounted read-only")
     status = backend.ask(found.mount_id, "status", {}, lambda _done, _total, _unit: None)
     with progress_bar(f"cloning {source}", as_json) as progress:
-        report = backend.clone(_meta_url_of(status), source_path, target_path, progress)
+        report = backend.clone(meta_url_of(status), source_path, target_path, progress)
     emit(report, as_json=as_json)
 
 
-def _meta_url_of(status: object) -> str:
+def meta_url_of(status: object) -> str:
     """What a daemon says of its volume."""
     volume = status.get("volume") if isinstance(status, dict) else None
     return str(volume["meta_url"]) if isinstance(volume, dict) else ""
@@ -310,7 +310,7 @@ def _ask_by_mount(backend: Backend, verb: str, paths: list[str], as_json: bool) 
     """The answers, which are printed: one mount's as it is, several by mount point. One call for each mount that has a path."""
     wanted: dict[str, tuple[Place, list[str]]] = {}
     for path in paths:
-        found, relative = _place(backend, path)
+        found, relative = place_of(backend, path)
         wanted.setdefault(found.mount_id, (found, []))[1].append(relative)
     answers: dict[str, object] = {}
     for mount_id, (found, relatives) in wanted.items():

@@ -2,7 +2,8 @@
 
 Each step may be interrupted anywhere and run again, and several may run at once, in any process:
 
-1. Sessions that are certainly dead are ended; that reclaims their orphans and takes away their reservations.
+1. Sessions that are certainly dead are ended; that reclaims their orphans and takes away their reservations. What they were
+   building or removing out of sight goes (`tieredfs.meta.workplaces`).
 2. Dead blocks past their grace are condemned (nothing can refer to them again), their chunks deleted, then their records. A
    crash between leaves condemned records, which the next run finds first.
 3. Chunks that no record names and nobody reserves are deleted, as `tieredfs.core.care.chunk_fate` judges them.
@@ -18,6 +19,7 @@ from tieredfs.errors import ConflictError, NotFoundError, TieredError, Unavailab
 from tieredfs.host import crash
 from tieredfs.limits import CARE_BATCH, DEAD_BLOCK_GRACE_S, SESSION_HEARTBEAT_S
 from tieredfs.meta import blocks as block_layer
+from tieredfs.meta import workplaces
 from tieredfs.meta.sessions import lost_holders
 from tieredfs.model import DiskId, Progress, SessionId
 
@@ -26,6 +28,7 @@ from tieredfs.model import DiskId, Progress, SessionId
 class _Tally:
     sessions: list[SessionId] = field(default_factory=list)
     orphans: int = 0
+    leftovers: int = 0
     blocks: int = 0
     block_chunk_bytes: int = 0
     seen: int = 0
@@ -38,12 +41,14 @@ class _Tally:
 def collect_garbage(holdings: Holdings, progress: Progress) -> GarbageReport:
     tally = _Tally()
     _end_dead_sessions(holdings, tally)
+    tally.leftovers = workplaces.remove_abandoned(holdings.metadata, holdings.host.clock.wall_ns)
     _delete_dead_blocks(holdings, tally, progress)
     _delete_unnamed_chunks(holdings, tally, progress)
     waiting = holdings.metadata.inspect(block_layer.not_condemned)
     return GarbageReport(
         tuple(tally.sessions),
         tally.orphans,
+        tally.leftovers,
         tally.blocks,
         tally.block_chunk_bytes,
         waiting.count,

@@ -98,6 +98,8 @@ class GarbageReport:
 
     sessions_ended: tuple[SessionId, ...]
     orphans_reclaimed: int
+    leftovers_removed: int
+    """Entries of trees that dead processes were cloning, or removing after a restore or with a snapshot."""
     blocks_deleted: int
     """Dead blocks past their grace."""
     block_chunk_bytes: int

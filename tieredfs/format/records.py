@@ -73,6 +73,8 @@ MAY_BE_COUNTED: Final = 4
 """There may be a quota above. With the bit, a file's parent is a directory below the same quotas as all of its names."""
 HAS_QUOTA: Final = 8
 """A directory with a quota of its own."""
+FROZEN: Final = 16
+"""It belongs to a snapshot, from its first transaction to its last: nothing changes it but the removal of the snapshot."""
 
 
 # ---- the envelope ----------------------------------------------------------------------------------------------------

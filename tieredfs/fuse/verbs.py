@@ -44,6 +44,7 @@ class MountVerbs:
             "evict": self.evict,
             "drain": self.drain,
             "flush": self.drain,
+            "store": self.store,
         }
 
     # ---- verbs ------------------------------------------------------------------------------------------------------
@@ -146,9 +147,26 @@ class MountVerbs:
 
     def drain(self, _arguments: Mapping[str, object], progress: Progress) -> object:
         """Returns when everything that was staged at the call is in the store."""
+        files = self._ssd.room.dirty_files()
+        self._store(files, progress)
+        return {"files": len(files)}
+
+    def store(self, arguments: Mapping[str, object], progress: Progress) -> object:
+        """`drain` of some files, by inode. Those that were staged here, with their versions then: what is open was stored as it
+        was at a moment since the call."""
+        wanted = arguments.get("inodes")
+        if not isinstance(wanted, list):
+            raise InvalidRequestError("'inodes' must be a list of inodes")
+        asked = set(wanted)
+        files = [file for file in self._ssd.room.dirty_files() if file.inode in asked]
+        versions = [(file.inode, file.version) for file in files]
+        self._store(files, progress)
+        return {"stored": versions}
+
+    def _store(self, files: Sequence[LocalFile], progress: Progress) -> None:
         clock = self._volume.host.clock
         drainer = self._ssd.drainer
-        pending = [(file, file.snapshots) for file in self._ssd.room.dirty_files()]
+        pending = [(file, file.snapshots) for file in files]
         total = len(pending)
         started_s = moved_s = clock.monotonic_s()
         before = drainer.stored_files, drainer.stored_bytes
@@ -165,7 +183,6 @@ class MountVerbs:
             if pending:
                 clock.sleep(_DRAIN_TICK_S)
         self._volume.metadata.sync()
-        return {"files": total}
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from tieredfs.model import (
 
 def set_attributes(writer: Writer, inode: InodeId, change: AttributeChange, now_ns: int) -> InodeRecord:
     record = inodes.read(writer, inode)
+    inodes.refuse_frozen(record)
     changed = record._replace(
         mode=record.mode if change.mode is None else change.mode & 0o7777,
         uid=record.uid if change.uid is None else change.uid,
@@ -96,6 +97,7 @@ def set_xattr(
 ) -> None:
     check_xattr_value(value)
     record = inodes.read(writer, inode)
+    inodes.refuse_frozen(record)
     exists = writer.get(keys.xattr(inode, name)) is not None
     if create and exists:
         raise AlreadyExistsError(f"inode {inode} has an attribute {name!r}")
@@ -114,6 +116,7 @@ def list_xattrs(reader: Reader, inode: InodeId) -> list[bytes]:
 
 def remove_xattr(writer: Writer, inode: InodeId, name: bytes, now_ns: int) -> None:
     record = inodes.read(writer, inode)
+    inodes.refuse_frozen(record)
     if writer.get(keys.xattr(inode, name)) is None:
         raise NoAttributeError(f"inode {inode} has no attribute {name!r}")
     writer.delete(keys.xattr(inode, name))
@@ -132,6 +135,7 @@ def begin_write(
         raise IsDirectoryError(f"inode {inode} is a directory")
     if record.kind is not FileKind.REGULAR:
         raise InvalidRequestError(f"inode {inode} has no content to write")
+    inodes.refuse_frozen(record)
     if record.staged_in not in {NO_CACHE, cache}:
         raise BusyError(f"inode {inode} is being written through cache {record.staged_in}")
     since_ns = now_ns

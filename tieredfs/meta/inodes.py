@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from tieredfs.errors import NotDirectoryError, NotFoundError
+from tieredfs.errors import NotDirectoryError, NotFoundError, ReadOnlyError
 from tieredfs.format import keys, records
-from tieredfs.format.records import MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
+from tieredfs.format.records import FROZEN, MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.meta import blocks, quotas
 from tieredfs.model import CacheId, Extent, FileKind, InodeId, SessionId
@@ -31,12 +31,20 @@ def read_directory(reader: Reader, inode: InodeId) -> InodeRecord:
     return record
 
 
+def refuse_frozen(record: InodeRecord) -> None:
+    """Raises ReadOnlyError for what belongs to a snapshot. Every change of a name comes by here (`save_changed_directory`), and
+    every change of an inode in `files`, `names.link` and `renames`."""
+    if record.hints & FROZEN:
+        raise ReadOnlyError("a snapshot does not change; `tieredfs clone` or `tieredfs restore` makes a copy that does")
+
+
 def save(writer: Writer, record: InodeRecord) -> None:
     writer.put(keys.inode(InodeId(record.inode)), records.encode_inode(record))
 
 
 def save_changed_directory(writer: Writer, record: InodeRecord, now_ns: int, subdirectories: int = 0) -> None:
-    """A name came, went or changed; `subdirectories`: how many more of them there are now."""
+    """A name came, went or changed; `subdirectories`: how many more of them there are now. Raises ReadOnlyError."""
+    refuse_frozen(record)
     save(
         writer,
         record._replace(mtime_ns=now_ns, ctime_ns=now_ns, link_count=record.link_count + subdirectories),

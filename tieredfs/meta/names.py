@@ -34,6 +34,8 @@ from tieredfs.meta.changes import Creation, Removed
 from tieredfs.model import ROOT, Attributes, Entry, FileKind, InodeId, SessionId
 
 SET_GID = 0o2000
+SNAPSHOTS = b".snapshots"
+"""In the root. No listing shows it while it is the one that snapshots are in."""
 
 
 def check_name(name: bytes) -> None:
@@ -181,10 +183,21 @@ def listed(reader: Reader, directory: InodeId, after: bytes, limit: int) -> list
     inodes.read_directory(reader, directory)
     prefix = keys.names(directory)
     start = keys.name(directory, after + b"\0") if after else prefix
-    return [
+    count = limit + int(directory == ROOT)
+    entries = [
         records.decode_entry(keys.text_after_u64(key), value)
-        for key, value in reader.scan(start, keys.end_of(prefix), limit=limit)
+        for key, value in reader.scan(start, keys.end_of(prefix), limit=count)
     ]
+    return entries if directory != ROOT else [entry for entry in entries if not _is_unlisted(reader, entry)][:limit]
+
+
+def _is_unlisted(reader: Reader, entry: Entry) -> bool:
+    """Of the root's entries: where snapshots are, which is there for who names it (`meta.snapshots`). A directory of a user's with
+    that name is like any other."""
+    if entry.name != SNAPSHOTS:
+        return False
+    record = inodes.find(reader, entry.inode)
+    return record is not None and bool(record.hints & records.FROZEN)
 
 
 def listed_with_attributes(
@@ -289,6 +302,7 @@ def link(
     record = inodes.read(writer, inode)
     if record.kind is FileKind.DIRECTORY:
         raise NotPermittedError("a directory has one name")
+    inodes.refuse_frozen(record)
     if record.link_count == 0:
         raise NotFoundError(f"inode {inode} has no name any more; it cannot get another")
     if find_entry(writer, parent, name) is not None:

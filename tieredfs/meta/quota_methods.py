@@ -60,9 +60,19 @@ class QuotaMethods(BlockMaps):
                 pending.append((current, last))
 
     def count_what_moves(self, directory: InodeId) -> None:
-        """A quota without limits and without a path, on an empty directory, until that is moved: what is built there is counted, so
-        it can move in one step to where a quota holds."""
+        """A quota without limits and without a path, until the directory is moved: what is in it is counted, so it can move in one
+        step to where a quota holds. Of one that is not empty as `set_quota`."""
+        self._prepare(directory)
         self._write(lambda writer: quota_walks.put(writer, directory, b"", None, None, recount=False))
+
+    def count_no_longer(self, directory: InodeId) -> None:
+        """It did not move. Nothing, if it did or is gone."""
+        self._write(lambda writer: quota_walks.end_temporary(writer, directory))
+
+    def give_quota(self, directory: InodeId, like: Quota) -> None:
+        """The limits and the path of another directory's, whose place it is going to take."""
+        limits = like.limit_bytes, like.limit_inodes
+        self._write(lambda writer: quota_walks.put(writer, directory, like.path, *limits, recount=False))
 
     def quota(self, path: bytes) -> Quota:
         """Raises NotFoundError where there is none, NotDirectoryError."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from tieredfs.errors import CorruptError, NotFoundError, QuotaBoundaryError
 from tieredfs.format import keys, records
-from tieredfs.format.records import HAS_QUOTA, MAY_BE_COUNTED, InodeRecord
+from tieredfs.format.records import FROZEN, HAS_QUOTA, MAY_BE_COUNTED, InodeRecord
 from tieredfs.kv.engine import Reader, Writer
 from tieredfs.limits import QUOTA_BATCH, QUOTA_MOVED_MAX
 from tieredfs.meta import inodes, names, quotas, volumes
@@ -54,6 +54,8 @@ def walk(reader: Reader, top: InodeId, limit: int | None = None) -> Walked:
                 if value is None:
                     continue  # fsck tells of it
                 record = records.decode_inode(entry.inode, value)
+                if record.hints & FROZEN:
+                    continue
                 if record.kind is FileKind.DIRECTORY:
                     directories.add(entry.inode)
                     pending.append(entry.inode)
@@ -95,10 +97,12 @@ def prepare(writer: Writer, directory: InodeId, after: bytes) -> tuple[list[Inod
         if value is None:
             continue
         child = records.decode_inode(entry.inode, value)
+        if child.hints & FROZEN:
+            continue
         alone = child.kind is FileKind.DIRECTORY or child.link_count == 1
         if alone and (not child.hints & MAY_BE_COUNTED or child.parent != directory):
             inodes.save(writer, child._replace(parent=directory, hints=child.hints | MAY_BE_COUNTED))
-    below = [entry.inode for entry in page if entry.kind is FileKind.DIRECTORY]
+    below = [entry.inode for entry in page if entry.kind is FileKind.DIRECTORY]  # below a frozen one, everything is
     return below, page[-1].name if len(page) == QUOTA_BATCH else None
 
 
@@ -108,6 +112,7 @@ def put(
     """Set limits (None: as it is, or none), and count where there was no quota, or with `recount`. Raises NotFoundError,
     NotDirectoryError. From then on versions of this program that know no quotas refuse the volume."""
     record = inodes.read_directory(writer, directory)
+    inodes.refuse_frozen(record)
     before = next(quotas.read(writer, (directory,)), None)
     if before is None or recount:
         usage = _count_afresh(writer, record)
@@ -168,6 +173,13 @@ def delete(writer: Writer, directory: InodeId, path: bytes) -> Quota:
     if record is not None:
         inodes.save(writer, record._replace(hints=record.hints & ~HAS_QUOTA))
     return quota
+
+
+def end_temporary(writer: Writer, directory: InodeId) -> None:
+    """Take away a quota that was only there to know what moves; no other."""
+    record = inodes.find(writer, directory)
+    if record is not None and _is_temporary(writer, record):
+        delete(writer, directory, b"")
 
 
 def path_of(reader: Reader, directory: InodeId) -> bytes:

@@ -13,7 +13,7 @@ Invariants, each kept inside one transaction:
   set, or made by S3 for versions): they count in the quotas that hold all of their names, if any.
 - A file's parent, where its bit is set, is a directory below the same quotas as all of its names. It exists: when the name in it is
   removed and others stay, the nearest quota's directory takes its place, or the bit goes.
-- An inode without a name counts nowhere, and has not the bit.
+- An inode without a name counts nowhere, and has not the bit; nor has what belongs to a snapshot: it holds what others made.
 
 Limits are asked for by whoever creates, opens for writing, moves or copies; what was written and is only told of now (a size
 that is published, a content that was stored) is counted and never refused, so nothing acknowledged is lost.

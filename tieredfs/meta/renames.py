@@ -123,7 +123,9 @@ def _place(
     """Point `name` in `new` to what `entry` shows. Only a directory's parent is exact; a file's stays where it was created, where
     no quota has to know."""
     directory = InodeId(new.inode)
-    record = quota_walks.moved(writer, names.target_of(writer, directory, entry), old, new, enforce=enforce)
+    record = names.target_of(writer, directory, entry)
+    inodes.refuse_frozen(record)
+    record = quota_walks.moved(writer, record, old, new, enforce=enforce)
     names.put_entry(writer, directory, name, entry.inode, entry.kind)
     inodes.save(writer, record._replace(ctime_ns=now_ns))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tieredfs.format import keys, records
 from tieredfs.format.keys import Tag
-from tieredfs.format.records import HAS_QUOTA, MAY_BE_COUNTED, MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
+from tieredfs.format.records import FROZEN, HAS_QUOTA, MAY_BE_COUNTED, MAY_HAVE_EXTENTS, MAY_HAVE_XATTRS, InodeRecord
 from tieredfs.kv.engine import Engine
 from tieredfs.model import (
     ROOT,
@@ -239,6 +239,8 @@ def _quotas(tables: Tables) -> Iterator[str]:
     used: dict[int, list[int]] = {directory: [0, 0] for directory in tables.quotas}
     for inode, places in held.items():
         record = tables.inodes[inode]
+        if record.hints & FROZEN:  # a part of a snapshot
+            continue
         for directory in set.intersection(*places) & used.keys():
             used[directory][0] += -(-record.size_bytes // 4096) * 4096 if record.kind is FileKind.REGULAR else 0
             used[directory][1] += 1

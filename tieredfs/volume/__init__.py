@@ -1,5 +1,6 @@
 """The volume: what every front end speaks to. Wiring of engine, layers, disks and tier lives here."""
 
+from tieredfs.volume import snapshots
 from tieredfs.volume.cloning import clone
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs.volume.lifecycle import destroy_volume, format_volume
@@ -20,4 +21,5 @@ __all__ = [
     "drain_volume",
     "format_volume",
     "load_volume",
+    "snapshots",
 ]
