@@ -171,10 +171,8 @@ FILL_WAIT_S: Final = 120.0
 # Snapshots.
 SNAPSHOT_PASSES_MAX: Final = 10
 """So often the copy of a tree that others change is held against it again; then the snapshot is refused."""
-SNAPSHOT_LOCKED_ENTRIES_MAX: Final = 20_000
-"""A tree of so many entries may be held against its copy in a transaction that keeps others from writing: 1.3 s..."""
-SNAPSHOT_LOCKED_CHANGES_MAX: Final = 1024
-"""...and so many entries of it changed in the same transaction."""
+SNAPSHOT_CHANGES_MAX: Final = 1024
+"""So many inodes that changed while the tree was copied are kept in memory, and written to the copy in one transaction."""
 
 # What is staged on another host.
 STAGED_PART_BYTES: Final = 8 * MIB

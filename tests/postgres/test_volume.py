@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -149,6 +150,46 @@ def test_a_server_that_restarts_under_a_mount_is_waited_for(state: Path) -> None
             assert made.json("fsck", made.url)["findings"] == []
     finally:
         own.close()
+
+
+def test_a_snapshot_while_a_mount_writes_and_back(made: Lab) -> None:
+    """A directory gets one name after another meanwhile; so at any moment it has one."""
+    mounted = made.mount()
+    run = made.mnt / "run"
+    run.mkdir()
+    written(run, 40)
+    (run / "new-0").mkdir()
+    stop = threading.Event()
+    moved = 0
+
+    def move() -> None:
+        nonlocal moved
+        while not stop.is_set():
+            (run / f"new-{moved}").rename(run / f"new-{moved + 1}")
+            moved += 1
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        taken = [made.json("snapshot", "create", str(run), f"{number}") for number in range(2)]
+    finally:
+        stop.set()
+        mover.join()
+    assert moved > 10
+    for each in taken:
+        wait_until(Path(each["place"]).exists, "the mount hears of it")
+        assert len(list(Path(each["place"]).glob("new-*"))) == 1
+        assert (each["file_count"], each["open_file_count"]) == (40, 0)
+    before = {path.name: path.read_bytes() for path in run.rglob("file-*")}
+    for path in run.rglob("file-*"):
+        path.write_bytes(b"ruined")
+    assert made.json("restore", str(run), "0", "--force")["file_count"] == 40
+    wait_until(lambda: {path.name: path.read_bytes() for path in run.rglob("file-*")} == before, "the mount shows it")
+    assert made.json("snapshot", "rm", str(run), "0")["entry_count"] == 46
+    assert [row["name"] for row in made.json("snapshot", "list", str(run))] == ["1"]
+    assert mounted.mount_id
+    made.unmount(flush=True)
+    assert made.json("fsck", made.url)["clean"] is True
 
 
 def test_a_volume_moves_from_a_file_to_a_server_and_back_by_its_dumps(made: Lab, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from tieredfs.errors import (
 from tieredfs.host import crash
 from tieredfs.kv.engine import Reader
 from tieredfs.limits import MIB, NAME_BYTES_MAX
-from tieredfs.meta import matching
 from tieredfs.meta.cloning import Late
+from tieredfs.meta.matching import Captured, Compared, Difference
 from tieredfs.meta.metadata import Creation
 from tieredfs.model import AttributeChange, Durability, FileKind, InodeId
 from tieredfs.volume import FileSystem, Volume, clone, format_volume, snapshots
@@ -287,10 +287,10 @@ class Meddler:
                 change()
             follow(taking)
 
-        def counted(taking: snapshots._Taking) -> list[Late]:
+        def counted(taking: snapshots._Taking, found: Compared, captured: Captured) -> list[Late] | None:
             self.tried += 1
-            late = mend(taking)
-            self.done += 1
+            late = mend(taking, found, captured)
+            self.done += late is not None
             return late
 
         monkeypatch.setattr(snapshots._Taking, "_follow", meddled)
@@ -339,7 +339,7 @@ def test_changes_are_followed(volume: FileSystem, url: str, monkeypatch: pytest.
 
 def test_changes_are_followed_in_parts(volume: FileSystem, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(volume)
-    monkeypatch.setattr(snapshots, "SNAPSHOT_LOCKED_ENTRIES_MAX", 0)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_CHANGES_MAX", 0)
     monkeypatch.setattr(snapshots, "_BATCH", 3)
     meddler = Meddler(monkeypatch, lambda: everything_changes(volume))
     taken = snapshots.create(volume, TREE, b"s", quiet)
@@ -351,7 +351,7 @@ def test_changes_are_followed_in_parts(volume: FileSystem, url: str, monkeypatch
 
 def test_too_many_changes_for_one_transaction(volume: FileSystem, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(volume)
-    monkeypatch.setattr(snapshots, "SNAPSHOT_LOCKED_CHANGES_MAX", 20)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_CHANGES_MAX", 20)
 
     def many() -> None:
         for number in range(30):
@@ -359,23 +359,22 @@ def test_too_many_changes_for_one_transaction(volume: FileSystem, url: str, monk
 
     meddler = Meddler(monkeypatch, many)
     taken = snapshots.create(volume, TREE, b"s", quiet)
-    assert (meddler.tried, meddler.done) == (1, 0)
+    assert (meddler.tried, meddler.done) == (0, 0)
     assert_same(volume, shown(volume, TREE), taken.place)
     assert_clean(url)
 
 
 def test_a_tree_that_never_rests_is_refused(volume: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     put(volume, b"run/f", b"x")
-    monkeypatch.setattr(snapshots, "SNAPSHOT_LOCKED_ENTRIES_MAX", 0)
-    compared, numbers = snapshots._Taking._compared, iter(range(1000))
+    monkeypatch.setattr(snapshots, "SNAPSHOT_CHANGES_MAX", 0)
+    look, numbers = snapshots._Taking._look, iter(range(1000))
 
-    def restless(taking: snapshots._Taking, reader: Reader) -> matching.Compared:
-        found = compared(taking, reader)
-        if not found.differences:
-            found.differences.append(matching.Difference(volume.stat(b"run").inode, InodeId(0), b"%d" % next(numbers)))
-        return found
+    def restless(taking: snapshots._Taking, reader: Reader) -> tuple[Compared, Captured | None]:
+        found, _ = look(taking, reader)
+        found.differences.append(Difference(volume.stat(b"run").inode, InodeId(0), b"%d" % next(numbers)))
+        return found, None
 
-    monkeypatch.setattr(snapshots._Taking, "_compared", restless)
+    monkeypatch.setattr(snapshots._Taking, "_look", restless)
     with pytest.raises(BusyError, match="10 passes"):
         snapshots.create(volume, b"run", b"s", quiet)
     nothing_is_left(volume)
@@ -389,8 +388,8 @@ def test_what_is_deleted_before_it_is_stored_is_in_it(
     Meddler(monkeypatch, lambda: put(volume, b"run/late", b"late"), lambda: put(volume, b"run/again", b"first"))
     mend = snapshots._Taking._mend_at_once
 
-    def gone_then(taking: snapshots._Taking) -> list[Late]:
-        late = mend(taking)
+    def gone_then(taking: snapshots._Taking, found: Compared, captured: Captured) -> list[Late] | None:
+        late = mend(taking, found, captured)
         volume.remove(b"run/late")
         put(volume, b"run/again", b"second")
         return late

@@ -49,11 +49,13 @@ class Cloned:
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """How one transaction copies. `new`: ids for what it makes."""
+    """How one transaction copies. `new`: ids for what it makes. `source`: where originals are read, if that is another moment than
+    that of the transaction."""
 
     new: Iterator[InodeId]
     now_ns: int
     frozen: bool = False
+    source: Reader | None = None
 
 
 def clone_entries(
@@ -67,16 +69,18 @@ def clone_entries(
     now_ns: int,
     *,
     frozen: bool = False,
+    originals: Reader | None = None,
 ) -> Cloned:
     """Copy the entries of `source` with names greater than `after`, but the one named `left_out`, into the directory `target`, as
-    many as there are `new` ids. `linked`: as earlier calls said. Raises NotFoundError, NotDirectoryError."""
+    many as there are `new` ids. `linked`: as earlier calls said. `originals`: as of `Copying.source`. Raises NotFoundError,
+    NotDirectoryError."""
     cloned = Cloned(linked=dict(linked))
     place = _Place(inodes.read_directory(writer, target))
-    copying = Copying(iter(new), now_ns, frozen)
-    entries = names.listed(writer, source, after, len(new))
+    copying, reader = Copying(iter(new), now_ns, frozen, originals), originals or writer
+    entries = names.listed(reader, source, after, len(new))
     for entry in entries:
         if entry.name != left_out:
-            copy_entry(writer, names.target_of(writer, source, entry), target, entry.name, copying, cloned, place)
+            copy_entry(writer, names.target_of(reader, source, entry), target, entry.name, copying, cloned, place)
     place.end(writer)
     cloned.last = entries[-1].name if len(entries) == len(new) else None
     return cloned
@@ -182,7 +186,7 @@ def copy_of(
 def refresh(writer: Writer, source: InodeId, copy: InodeId, copying: Copying) -> InodeRecord | None:
     """Make a copy again what its original is now; where it is, its names and what is below it stay. Both are of one kind. The
     original's record; None: there is none any more, or no copy."""
-    record, before = inodes.find(writer, source), inodes.find(writer, copy)
+    record, before = inodes.find(copying.source or writer, source), inodes.find(writer, copy)
     if record is None or before is None:
         return None
     assert record.kind is before.kind
@@ -198,16 +202,16 @@ def _write_copy(
     writer: Writer, record: InodeRecord, copy: InodeRecord, copying: Copying, hints_before: int = 0
 ) -> None:
     """The record and all that hangs on it. `hints_before`: of the copy's record as it was."""
-    source, inode = InodeId(record.inode), InodeId(copy.inode)
-    for key, value in _xattrs(writer, record):
+    source, inode, originals = InodeId(record.inode), InodeId(copy.inode), copying.source or writer
+    for key, value in _xattrs(originals, record):
         name = keys.text_after_u64(key)
         if name != SNAPSHOT_XATTR:
             writer.put(keys.xattr(inode, name), value)
-    target = writer.get(keys.symlink(source)) if record.kind is FileKind.SYMLINK else None
+    target = originals.get(keys.symlink(source)) if record.kind is FileKind.SYMLINK else None
     if target is not None:
         writer.put(keys.symlink(inode), target)
     if record.kind is FileKind.REGULAR:
-        extents = inodes.extents(writer, source) if record.hints & MAY_HAVE_EXTENTS else list[Extent]()
+        extents = inodes.extents(originals, source) if record.hints & MAY_HAVE_EXTENTS else list[Extent]()
         lost = files.replace_extents(writer, copy._replace(hints=hints_before), extents, set())
         blocks.bury(writer, lost, copying.now_ns)
         if record.staged_in != NO_CACHE:

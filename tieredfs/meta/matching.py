@@ -7,9 +7,11 @@ each change has its time of change, its version or its name.
 Contents of which the newest version is only staged are *late*: their copies are brought up to date when they are stored.
 """
 
-from collections.abc import Iterator, Mapping
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from tieredfs.errors import CorruptError, NotFoundError, TooLargeError
 from tieredfs.format import keys, records
@@ -148,17 +150,19 @@ def _inodes_of(reader: Reader, directory: InodeId, entries: list[Entry]) -> Iter
 
 
 def mend(writer: Writer, difference: Difference, place: InodeId, cloned: Cloned, copying: Copying) -> None:
-    """Make the copy's side like the tree's, as that is now. What is in the way goes to `place`; directories that are new are in
-    `cloned`, empty, and its `linked` is kept up to date. Of directories that are gone nothing: they are differences themselves."""
+    """Make the copy's side like the tree's, as that is now, or was in `copying.source`. What is in the way goes to `place`;
+    directories that are new are in `cloned`, empty, and its `linked` is kept up to date. Of directories that are gone nothing: they
+    are differences themselves."""
+    originals = copying.source or writer
     if not difference.name:
         cloning.refresh(writer, difference.source, difference.copy, copying)
         return
     try:
-        inodes.read_directory(writer, difference.source)
+        inodes.read_directory(originals, difference.source)
         inodes.read_directory(writer, difference.copy)
     except NotFoundError:
         return
-    ours = names.find_entry(writer, difference.source, difference.name)
+    ours = names.find_entry(originals, difference.source, difference.name)
     copy = names.find_entry(writer, difference.copy, difference.name)
     if ours is not None and copy is not None and _is_alike(writer, ours, copy, cloned.linked):
         record = cloning.refresh(writer, ours.inode, copy.inode, copying)
@@ -168,7 +172,7 @@ def mend(writer: Writer, difference: Difference, place: InodeId, cloned: Cloned,
     if copy is not None:
         _set_aside(writer, difference.copy, copy, place, copying.now_ns)
     if ours is not None:
-        record = names.target_of(writer, difference.source, ours)
+        record = names.target_of(originals, difference.source, ours)
         cloning.copy_entry(writer, record, difference.copy, difference.name, copying, cloned)
 
 
@@ -195,26 +199,95 @@ def _set_aside(writer: Writer, directory: InodeId, entry: Entry, place: InodeId,
     count_directories(writer, place, 1)
 
 
-def hold(writer: Writer, late: Late, place: InodeId) -> None:
-    """Give a late file a name in `place`, so that it is not deleted before it is stored and copied."""
+def hold(writer: Writer, late: Late, place: InodeId) -> bool:
+    """Give a late file a name in `place`, so that it is not deleted before it is stored and copied. False: it is already."""
     record = inodes.find(writer, late.source)
     name = b"held-%x" % late.source
-    if record is None or names.find_entry(writer, place, name) is not None:
-        return
-    names.put_entry(writer, place, name, late.source, record.kind)
-    inodes.save(writer, record._replace(link_count=record.link_count + 1))
+    if record is None or record.link_count == 0:
+        return False
+    if names.find_entry(writer, place, name) is None:
+        names.put_entry(writer, place, name, late.source, record.kind)
+        inodes.save(writer, record._replace(link_count=record.link_count + 1))
+    return True
+
+
+class Captured:
+    """A `Reader` of a part of a tree, as it was in one snapshot. What is copied from it is written by transactions that read nothing
+    which others may be changing all the time: where transactions are refused for that, such ones go through."""
+
+    def __init__(self, reader: Reader, limit: int = sys.maxsize) -> None:
+        """`add_` what is wanted, and `close`, in the transaction of `reader`. Raise TooLargeError: over `limit` inodes."""
+        self._reader = reader
+        self._limit = limit
+        self._inodes: set[InodeId] = set()
+        self._values: dict[bytes, bytes] = {}
+        self._keys: list[bytes] = []
+
+    def close(self) -> Self:
+        self._keys = sorted(self._values)
+        del self._reader
+        return self
+
+    def add_difference(self, difference: Difference, *, deep: bool) -> None:
+        """`deep`: with all that is below a directory of which there is no copy."""
+        self.add_inode(difference.source)
+        entry = names.find_entry(self._reader, difference.source, difference.name) if difference.name else None
+        if entry is None:
+            return
+        copy = names.find_entry(self._reader, difference.copy, difference.name)
+        self._capture_key(keys.name(difference.source, difference.name))
+        self.add_inode(entry.inode)
+        is_new = names.is_directory(entry) and not names.is_directory(copy)
+        waiting = [entry.inode] if deep and is_new else []
+        while waiting:
+            below = self.add_entries(waiting.pop(), b"", self._limit + 1)
+            waiting += [entry.inode for entry in below if entry.kind is FileKind.DIRECTORY]
+
+    def add_entries(self, directory: InodeId, after: bytes, limit: int) -> list[Entry]:
+        """And what they show. Raises NotFoundError, NotDirectoryError."""
+        self.add_inode(directory)
+        entries = names.listed(self._reader, directory, after, limit)
+        for entry in entries:
+            self._values[keys.name(directory, entry.name)] = records.encode_entry(entry.inode, entry.kind)
+            self.add_inode(entry.inode)
+        return entries
+
+    def add_inode(self, inode: InodeId) -> None:
+        """With its attributes, its extents and its target."""
+        self._inodes.add(inode)
+        if len(self._inodes) > self._limit:
+            raise TooLargeError(f"more than {self._limit} inodes differ")
+        for key in (keys.inode(inode), keys.symlink(inode)):
+            self._capture_key(key)
+        for prefix in (keys.xattrs(inode), keys.extents(inode)):
+            self._values.update(self._reader.scan(prefix, keys.end_of(prefix)))
+
+    def _capture_key(self, key: bytes) -> None:
+        value = self._reader.get(key)
+        if value is not None:
+            self._values[key] = value
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._values.get(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._values.get(key) for key in keys]
+
+    def scan(
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        found = self._keys[bisect_left(self._keys, start) : bisect_left(self._keys, end)]
+        for key in (found[::-1] if reverse else found)[:limit]:
+            yield key, self._values[key]
 
 
 def fill(writer: Writer, copying: Copying, cloned: Cloned, limit: int) -> None:
-    """Copy all that is below `cloned.directories`, in this transaction. Raises TooLargeError: a directory has more than `limit`
-    entries, and StopIteration: there are no more ids."""
+    """Copy all that is below `cloned.directories`, of which none has more than `limit` entries, in this transaction."""
+    originals = copying.source or writer
     while cloned.directories:
         source, copy = cloned.directories.pop()
-        entries = names.listed(writer, source, b"", limit + 1)
-        if len(entries) > limit:
-            raise TooLargeError(f"directory {source} has more than {limit} entries")
-        for entry in entries:
-            record = names.target_of(writer, source, entry)
+        for entry in names.listed(originals, source, b"", limit):
+            record = names.target_of(originals, source, entry)
             cloning.copy_entry(writer, record, copy, entry.name, copying, cloned)
 
 

@@ -14,8 +14,10 @@ from typing import Final
 
 from tieredfs.errors import AlreadyExistsError, DeadlineError, NotFoundError
 from tieredfs.host import crash
+from tieredfs.kv.engine import Reader
 from tieredfs.meta import cloning, workplaces
 from tieredfs.meta.cloning import Cloned, Late
+from tieredfs.meta.matching import Captured
 from tieredfs.model import ROOT, InodeId, Progress
 from tieredfs.volume.filesystem import FileSystem
 
@@ -128,12 +130,21 @@ class Builder:
             left_out=workplaces.HIDDEN if source == ROOT else b"",
             now_ns=self._clock.wall_ns(),
             frozen=self._frozen,
+            originals=self._captured(source, after) if self._frozen else None,
         )
         cloned = self._counted(self._metadata.amend(copying))
         for name, inode in cloned.staged:
             with contextlib.suppress(NotFoundError):  # deleted since
                 self._clone_one(inode, target, name)
         return cloned
+
+    def _captured(self, source: InodeId, after: bytes) -> Captured:
+        def capture(reader: Reader) -> Captured:
+            captured = Captured(reader)
+            captured.add_entries(source, after, _BATCH)
+            return captured.close()
+
+        return self._metadata.inspect(capture)
 
     def _clone_one(self, source: InodeId, target: InodeId, name: bytes) -> Cloned:
         while True:

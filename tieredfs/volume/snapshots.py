@@ -1,10 +1,11 @@
 """Snapshots: a directory as it is at one moment, by reference, for ever; and back.
 
 **Taking one.** A frozen copy is built out of sight, 256 names to a transaction, and then held against the tree in one snapshot of
-the metadata (`meta.matching`). Where they are the same, that is the moment. Where not, the copy is mended and held against it
-again; if little is left, both is one transaction, in which nobody else writes. So names, attributes and what was written before
-are of one moment between the call and its return. What is only staged is stored first. A file that is written to meanwhile has
-the content of a moment of its own, between the call and its return; those that were still open are counted.
+the metadata (`meta.matching`). Where they are the same, that is the moment. Where little is different, what the tree has there is
+kept from that snapshot and written to the copy afterwards: that is the moment, too, and nobody waits for it. Else the copy is
+mended and held against the tree again. So names, attributes and what was written before are of one moment between the call and
+its return. What is only staged is stored first. A file that is written to meanwhile has the content of a moment of its own,
+between the call and its return; those that were still open are counted.
 
 **Going back.** A copy of the snapshot is built out of sight and changes places with the directory in one transaction.
 
@@ -27,10 +28,10 @@ from tieredfs.errors import (
 from tieredfs.format.records import InodeRecord
 from tieredfs.host import crash
 from tieredfs.kv.engine import Reader, Writer
-from tieredfs.limits import SNAPSHOT_LOCKED_CHANGES_MAX, SNAPSHOT_LOCKED_ENTRIES_MAX, SNAPSHOT_PASSES_MAX
+from tieredfs.limits import SNAPSHOT_CHANGES_MAX, SNAPSHOT_PASSES_MAX
 from tieredfs.meta import cloning, matching, snapshots, workplaces
 from tieredfs.meta.cloning import Cloned, Copying, Late
-from tieredfs.meta.matching import Compared, Difference
+from tieredfs.meta.matching import Captured, Compared, Difference
 from tieredfs.meta.metadata import Metadata
 from tieredfs.meta.names import SNAPSHOTS
 from tieredfs.meta.snapshots import About, Snapshot
@@ -198,6 +199,15 @@ def _shown(path: bytes) -> str:
     return "/" + path.strip(b"/").decode("utf-8", "backslashreplace")
 
 
+def _captured(reader: Reader, differences: Sequence[Difference] = (), inodes: Sequence[InodeId] = ()) -> Captured:
+    captured = Captured(reader)
+    for difference in differences:
+        captured.add_difference(difference, deep=False)
+    for inode in inodes:
+        captured.add_inode(inode)
+    return captured.close()
+
+
 class _Taking:
     """One snapshot being taken. `_settled`: files that were staged when their copies were brought up to date; their versions."""
 
@@ -226,44 +236,46 @@ class _Taking:
     def _follow(self) -> None:
         """Until the copy is the tree as it was at one moment."""
         for _ in range(SNAPSHOT_PASSES_MAX):
-            found = self._metadata.inspect(self._compared)
+            found, captured = self._metadata.inspect(self._look)
             if not found.differences and self._settle(found.late):
                 return
-            if found.entry_count <= SNAPSHOT_LOCKED_ENTRIES_MAX:
-                with contextlib.suppress(TooLargeError):
-                    late = self._mend_at_once()
-                    self._settle(late)
-                    return
+            late = None if captured is None else self._mend_at_once(found, captured)
+            if late is not None:
+                self._settle(late)
+                return
             self._mend(found)
         raise BusyError(
             f"the directory changed in each of {SNAPSHOT_PASSES_MAX} passes over its {found.entry_count} entries"
         )
 
-    def _compared(self, reader: Reader) -> Compared:
+    def _look(self, reader: Reader) -> tuple[Compared, Captured | None]:
+        """What is different, and what the tree has there, unless that is too much. This is the moment, if it is the last look."""
         self._moment_ns = self._clock.wall_ns()
-        return matching.compare(reader, self._original, self._copy, self._settled)
+        found = matching.compare(reader, self._original, self._copy, self._settled)
+        if len(found.late) > SNAPSHOT_CHANGES_MAX:
+            return found, None
+        try:
+            captured = Captured(reader, SNAPSHOT_CHANGES_MAX)
+            for difference in found.differences:
+                captured.add_difference(difference, deep=True)
+            return found, captured.close()
+        except TooLargeError:
+            return found, None
 
-    def _mend_at_once(self) -> list[Late]:
-        """Find the differences and mend them in one transaction. What is only staged is kept from being deleted until it is copied.
-        Raises TooLargeError."""
-        ids = [self._metadata.new_inode_id() for _ in range(SNAPSHOT_LOCKED_CHANGES_MAX)]
+    def _mend_at_once(self, found: Compared, captured: Captured) -> list[Late] | None:
+        """Make the copy what the tree was when it was looked at. What is only staged is kept from being deleted until it is copied;
+        None: that of some file is lost already."""
+        ids = [self._metadata.new_inode_id() for _ in range(SNAPSHOT_CHANGES_MAX)]
 
-        def change(writer: Writer) -> list[Late]:
-            found = self._compared(writer)
-            if len(found.differences) + len(found.late) > SNAPSHOT_LOCKED_CHANGES_MAX:
-                raise TooLargeError("too much to be mended at once")
-            copying = Copying(iter(ids), self._clock.wall_ns(), frozen=True)
-            cloned = Cloned(linked=found.linked)
-            try:
-                for difference in found.differences:
-                    matching.mend(writer, difference, self._place, cloned, copying)
-                matching.fill(writer, copying, cloned, SNAPSHOT_LOCKED_CHANGES_MAX)
-            except StopIteration:
-                raise TooLargeError("too much to be mended at once") from None
+        def change(writer: Writer) -> list[Late] | None:
+            copying = Copying(iter(ids), self._clock.wall_ns(), frozen=True, source=captured)
+            cloned = Cloned(linked=dict(found.linked))
+            for difference in found.differences:
+                matching.mend(writer, difference, self._place, cloned, copying)
+            matching.fill(writer, copying, cloned, SNAPSHOT_CHANGES_MAX)
             late = list(dict.fromkeys(found.late + cloned.late))
-            for each in late:
-                matching.hold(writer, each, self._place)
-            return late
+            held = [matching.hold(writer, each, self._place) for each in late]
+            return late if all(held) else None
 
         return self._metadata.amend(change)
 
@@ -273,7 +285,9 @@ class _Taking:
         for start in range(0, len(found.differences), _BATCH):
             batch = found.differences[start : start + _BATCH]
             new = [self._metadata.new_inode_id() for _ in batch]
-            cloned = self._metadata.amend(partial(self._mend_batch, batch=batch, linked=linked, new=new))
+            captured = self._metadata.inspect(partial(_captured, differences=batch))
+            mending = partial(self._mend_batch, batch=batch, linked=linked, new=new, captured=captured)
+            cloned = self._metadata.amend(mending)
             self._builder.linked, self._builder.late = cloned.linked, []
             self._builder.fill(cloned.directories)
             linked = self._builder.linked
@@ -286,9 +300,10 @@ class _Taking:
         batch: Sequence[Difference],
         linked: Mapping[InodeId, InodeId],
         new: Sequence[InodeId],
+        captured: Captured,
     ) -> Cloned:
         cloned = Cloned(linked=dict(linked))
-        copying = Copying(iter(new), self._clock.wall_ns(), frozen=True)
+        copying = Copying(iter(new), self._clock.wall_ns(), frozen=True, source=captured)
         for difference in batch:
             matching.mend(writer, difference, self._place, cloned, copying)
         return cloned
@@ -304,8 +319,10 @@ class _Taking:
         return complete
 
     def _refresh(self, late: Sequence[Late]) -> bool:
+        captured = self._metadata.inspect(partial(_captured, inodes=[each.source for each in late]))
+
         def change(writer: Writer) -> list[InodeRecord | None]:
-            copying = Copying(iter(()), self._clock.wall_ns(), frozen=True)
+            copying = Copying(iter(()), self._clock.wall_ns(), frozen=True, source=captured)
             return [cloning.refresh(writer, each.source, each.copy, copying) for each in late]
 
         originals = self._metadata.amend(change)
