@@ -49,11 +49,17 @@ class FakeDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class FakeSession:
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
 class FakeStatus:
     volume: VolumeConfig
     staged: FakeStaged
     disks: tuple[FakeDisk, ...]
     caches: tuple[FakeCache, ...]
+    sessions: tuple[FakeSession, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,8 @@ class FakeVolume:
 
     def status(self) -> object:
         caches = (FakeCache("/ssd/cache", self.backend.staged.file_count),)
-        return FakeStatus(self.config, self.backend.staged, DISKS, caches)
+        sessions = tuple(FakeSession(purpose) for purpose in self.backend.purposes)
+        return FakeStatus(self.config, self.backend.staged, DISKS, caches, sessions)
 
     def collect_garbage(self, progress: Progress) -> object:
         progress(1, 2, "blocks")
@@ -171,6 +178,7 @@ class FakeBackend:
     fails: dict[str, BaseException] = field(default_factory=dict)
     answers: dict[str, object] = field(default_factory=dict)
     mounted: list[MountInfo] = field(default_factory=list)
+    purposes: list[str] = field(default_factory=list)
     staged: FakeStaged = FakeStaged(0, 0)
     findings: tuple[FakeFinding, ...] = ()
     open_files: int = 0

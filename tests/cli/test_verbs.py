@@ -69,6 +69,7 @@ def test_status_shows_the_volume_and_its_mounts(backend: FakeBackend, run: Run) 
     assert data["mounts"][0]["daemon"] == {"cache": {"used_bytes": 5}}
     backend.answers["status"] = UnavailableError("gone")
     backend.mounted = [mount_at("/mnt/a", mount_id=dead)]
+    backend.purposes = [f"mount {dead}"]
     data = run("status", META_URL, "--json").data
     assert isinstance(data, dict)
     assert data["mounts"][0]["daemon"] is None
@@ -80,6 +81,11 @@ def test_status_does_not_take_another_volume_of_the_same_name_for_this_one(backe
     data = run("status", META_URL, "--json").data
     assert isinstance(data, dict)
     assert data["mounts"] == []
+    backend.answers["status"] = UnavailableError("gone")
+    backend.purposes = ["mount " + "c" * 16]
+    data = run("status", META_URL, "--json").data
+    assert isinstance(data, dict)
+    assert data["mounts"] == [], "nobody says whose it is, and this volume has no session of it"
 
 
 def test_status_for_people_has_units_and_no_control_characters(backend: FakeBackend, run: Run) -> None:

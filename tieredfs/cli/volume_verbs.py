@@ -134,9 +134,11 @@ def status(
         tree = plain(opened.status())
         settings = opened.config
     assert isinstance(tree, dict)
+    purposes = {session["purpose"] for session in tree["sessions"]}
     tree["mounts"] = [
         {**_row(mount), "daemon": _without_volume(answer)}
         for mount, answer in mounts_of(backend, settings.name, settings.uuid)
+        if answer is not None or f"mount {mount.mount_id}" in purposes  # else it may be of a volume with the same name
     ]
     emit(tree, as_json=as_json)
 

@@ -212,8 +212,8 @@ def hold(writer: Writer, late: Late, place: InodeId) -> bool:
 
 
 class Captured:
-    """A `Reader` of a part of a tree, as it was in one snapshot. What is copied from it is written by transactions that read nothing
-    which others may be changing all the time: where transactions are refused for that, such ones go through."""
+    """A `Reader` of a part of a tree, as it was in one snapshot. What is copied from it is written by transactions that read
+    nothing that others may be changing all the time: where transactions are refused for that, such ones go through."""
 
     def __init__(self, reader: Reader, limit: int = sys.maxsize) -> None:
         """`add_` what is wanted, and `close`, in the transaction of `reader`. Raise TooLargeError: over `limit` inodes."""
