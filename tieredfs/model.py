@@ -280,13 +280,22 @@ class CacheRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a content lies that shares a file of its cache directory with others: its header is at `offset` of that segment."""
+
+    segment: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class StagedRecord:
-    """A content that is on an SSD only: version `version` of `inode`, since `since_ns`."""
+    """A content that is on an SSD only: version `version` of `inode`, since `since_ns`. `place` None: it has a local file."""
 
     cache: CacheId
     inode: InodeId
     version: int
     since_ns: int
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

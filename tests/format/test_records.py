@@ -30,6 +30,7 @@ from tieredfs.model import (
     Extent,
     FileKind,
     InodeId,
+    Place,
     Quota,
     Session,
     SessionId,
@@ -97,6 +98,11 @@ RECORDS: dict[str, tuple[bytes, Callable[[bytes], object], object]] = {
         records.encode_staged(6, 99),
         lambda v: records.decode_staged(CacheId(2), INODE, v),
         StagedRecord(CacheId(2), INODE, 6, 99),
+    ),
+    "staged_with_a_place": (
+        records.encode_staged(6, 99, Place(7, 4160)),
+        lambda v: records.decode_staged(CacheId(2), INODE, v),
+        StagedRecord(CacheId(2), INODE, 6, 99, Place(7, 4160)),
     ),
     "number": (records.encode_number(1 << 60), records.decode_number, 1 << 60),
     "session": (records.encode_session(SESSION), lambda v: records.decode_session(SessionId(4), v), SESSION),
@@ -173,7 +179,7 @@ def resealed(body: bytes) -> bytes:
 def test_newer_version(name: str) -> None:
     encoded, decode, _ = RECORDS[name]
     with pytest.raises(NewerFormatError):
-        decode(resealed(b"\x02" + encoded[1:-4]))
+        decode(resealed(b"\x03" + encoded[1:-4]))
     with pytest.raises(CorruptError):
         decode(resealed(b"\x00" + encoded[1:-4]))
 

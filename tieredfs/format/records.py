@@ -32,6 +32,7 @@ from tieredfs.model import (
     Extent,
     FileKind,
     InodeId,
+    Place,
     Quota,
     Session,
     SessionId,
@@ -41,7 +42,10 @@ from tieredfs.model import (
 )
 
 VERSION: Final = 1
-"""Of every record. It rises when a field is added or changes its meaning, and then readers know both."""
+"""Of every record but those that have a version of their own. It rises when a field is added or changes its meaning, and then
+readers know both."""
+_PACKED_VERSION: Final = 2
+"""Of a staged record with a place: who knows only of local files must not take the content for lost."""
 
 EMPTY: Final = b""
 """The value of keys that say all by themselves."""
@@ -54,6 +58,7 @@ _ENTRY: Final = struct.Struct("<BQB")
 _SEALED_ENTRY: Final = struct.Struct(_ENTRY.format + "I")
 _EXTENT: Final = struct.Struct("<BQQQ")
 _STAGED: Final = struct.Struct("<BQq")
+_PACKED: Final = struct.Struct("<BQqQQ")
 _NUMBER: Final = struct.Struct("<BQ")
 _SESSION: Final = struct.Struct("<BQqq")
 _BLOCK: Final = struct.Struct("<BBBBQQB")
@@ -84,13 +89,13 @@ def _sealed(body: bytes) -> bytes:
     return body + _CRC.pack(crc32(body))
 
 
-def _opened(value: bytes, what: str, length: int | None = None) -> bytes:
-    """`value` without its checksum. `length`: of the whole body, where it is fixed."""
+def _opened(value: bytes, what: str, length: int | None = None, known: int = VERSION) -> bytes:
+    """`value` without its checksum. `length`: of the whole body, where it is fixed. `known`: the highest version."""
     body = value[:-4]
     if len(value) < 5 or crc32(body) != _CRC.unpack_from(value, len(value) - 4)[0]:
         raise CorruptError(f"{what} record fails its checksum ({len(value)} bytes)")
-    if body[0] > VERSION:
-        raise NewerFormatError(f"{what} record has version {body[0]}; this program knows {VERSION}")
+    if body[0] > known:
+        raise NewerFormatError(f"{what} record has version {body[0]}; this program knows {known}")
     if body[0] < 1 or (length is not None and len(body) != length):
         raise CorruptError(f"{what} record of {len(body)} bytes, version {body[0]}, makes no sense")
     return body
@@ -217,12 +222,21 @@ def decode_extent(offset: int, value: bytes) -> Extent:
     return Extent(offset, length, BlockId(block), block_offset)
 
 
-def encode_staged(version: int, since_ns: int) -> bytes:
+def encode_staged(version: int, since_ns: int, place: Place | None = None) -> bytes:
+    if place is not None:
+        return _sealed(_PACKED.pack(_PACKED_VERSION, version, since_ns, place.segment, place.offset))
     return _sealed(_STAGED.pack(VERSION, version, since_ns))
 
 
 def decode_staged(cache: CacheId, inode: InodeId, value: bytes) -> StagedRecord:
-    _, version, since_ns = _STAGED.unpack(_opened(value, "staged", _STAGED.size))
+    body = _opened(value, "staged", known=_PACKED_VERSION)
+    packed = body[0] == _PACKED_VERSION
+    if len(body) != (_PACKED if packed else _STAGED).size:
+        raise CorruptError(f"staged record of {len(body)} bytes, version {body[0]}, makes no sense")
+    if packed:
+        _, version, since_ns, segment, offset = _PACKED.unpack(body)
+        return StagedRecord(cache, inode, version, since_ns, Place(segment, offset))
+    _, version, since_ns = _STAGED.unpack(body)
     return StagedRecord(cache, inode, version, since_ns)
 
 

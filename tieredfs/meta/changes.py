@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tieredfs.model import NO_CACHE, CacheId, FileKind, InodeId
+from tieredfs.model import NO_CACHE, CacheId, FileKind, InodeId, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,12 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a new file has on the SSD."""
+    """What a new file has on the SSD: a local file, or a place in a segment."""
 
     size_bytes: int
     mtime_ns: int
     allocated_bytes: int
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,11 @@ def staged(reader: Reader, caches: Iterable[CacheId]) -> list[StagedRecord]:
     return sorted(found, key=lambda record: (record.since_ns, record.inode))
 
 
+def staged_as(reader: Reader, cache: CacheId, inode: InodeId) -> StagedRecord | None:
+    value = reader.get(keys.staged(cache, inode))
+    return None if value is None else records.decode_staged(cache, inode, value)
+
+
 # ---- stored contents -------------------------------------------------------------------------------------------------
 
 

@@ -376,6 +376,10 @@ class Metadata(QuotaMethods):
             lambda reader: files.staged(reader, [known.cache for known in sessions.caches(reader)])
         )
 
+    def staged_as(self, cache: CacheId, inode: InodeId) -> StagedRecord | None:
+        """How a content is staged in that cache; None: it is not."""
+        return self._engine.read(lambda reader: files.staged_as(reader, cache, inode))
+
     # ---- orphans and sessions ----------------------------------------------------------------------------------------
 
     def reclaim_orphan(self, inode: InodeId, holder: SessionId) -> None:

@@ -137,7 +137,7 @@ class _Group:
             size_bytes=content.size_bytes, mtime_ns=content.mtime_ns, allocated_bytes=content.allocated_bytes
         )
         staged = keys.staged(self._creation.staged_in, placement.inode)
-        writer.put(staged, records.encode_staged(record.version, self._now_ns))
+        writer.put(staged, records.encode_staged(record.version, self._now_ns, content.place))
         self._changed.add(placement.parent)
         return _name(writer, placement, self._directories[placement.parent], record, self._now_ns), removed
 
