@@ -1,6 +1,7 @@
 """The process behind `tieredfs s3` (or each of several): a volume, the endpoint, FastAPI around it, Granian below it."""
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
@@ -126,6 +127,8 @@ async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> No
         sweep = Sweep(endpoint.store, endpoint.uploads, volume.volume.host.clock, turn)
         sweeping = threading.Thread(target=sweep.run, name="s3-lifecycle")
         sweeping.start()
+        gc.collect()
+        gc.freeze()  # what is there now stays: no collection looks at it again
         try:
             await server.serve()
         finally:
