@@ -157,6 +157,13 @@ STORE_FREE_RESERVE_BYTES: Final = 64 * MIB
 PACK_DELAY_S: Final = 5.0
 """A small file sealed this long ago is drained, with all that were sealed since: a burst of them shares blocks, and the syncs
 of the drain do not slow the burst down."""
+SEGMENT_BYTES: Final = 8 * MIB
+"""Small contents that are written together go into files of this length (of less where the SSD tier is below a GiB), which are
+made once and used again."""
+SEGMENTS_IDLE_MAX: Final = 4
+"""So many that have nothing in them are kept for that."""
+SEGMENT_CONTENT_BYTES_MAX: Final = 1 * MIB
+"""A larger content is a file of its own."""
 DRAIN_DELAY_S: Final = 1.0
 """A file sealed this long ago is drained, oldest first: time for small files to gather into one block."""
 DRAIN_DEADLINE_S: Final = 30.0
@@ -237,6 +244,8 @@ assert CACHE_LOW_WATERMARK < CACHE_HIGH_WATERMARK < 1.0
 assert READ_SIBLING_S < READ_FIRST_S < CHUNK_STALL_S < FILL_WAIT_S, "a slow disk is left before its reader gives up"
 assert REMOTE_CONNECT_S < REMOTE_SILENCE_S < CHUNK_STALL_S <= REMOTE_CALL_S
 assert PACK_DELAY_S < STAGED_WAIT_S
+assert SEGMENT_CONTENT_BYTES_MAX < SEGMENT_BYTES
+assert SEGMENT_CONTENT_BYTES_MAX <= PACKED_FILE_BYTES_MAX, "what shares a segment shares a block"
 assert PEER_TRANSFER_WAIT_S < PEER_SILENCE_S < STAGED_WAIT_S
 assert REMOTE_SPACE_WAIT_S < REMOTE_SPACE_FRESH_S < REMOTE_SPACE_STALE_S
 assert SESSION_HEARTBEAT_S * 3 <= SESSION_TIMEOUT_S, "one lost heartbeat does not end a session"

@@ -23,11 +23,15 @@ from tieredfs.fuse.undertaker import Undertaker
 from tieredfs.fuse.volume_operations import VolumeOperations
 from tieredfs.host import local_host
 from tieredfs.limits import GIB, KIB, MIB
-from tieredfs.model import ROOT, Durability, InodeId
+from tieredfs.meta.changes import Content, Creation, Placement
+from tieredfs.meta.placing import Wanted
+from tieredfs.model import ROOT, Durability, FileKind, InodeId
 from tieredfs.testing.forgetful import ForgetfulFiles
 from tieredfs.volume import SsdTier, Volume, format_volume
 
 CALLER = Caller(0, 0, 1)
+SEGMENT_BYTES = 512 * KIB
+"""So that segments are soon used again."""
 DATABASE = ("volume.db", "volume.db-wal")
 
 
@@ -49,6 +53,7 @@ class Life:
         self._sync, engine.sync = engine.sync, self._sync_and_copy  # type: ignore[method-assign]
         self.ssd = SsdTier(self.volume, str(root / "cache"), GIB)
         self.tier = self.ssd.tier
+        self.tier.segments._segment_bytes = SEGMENT_BYTES
         self.operations = VolumeOperations(self.volume, self.ssd, 1)
         self.metadata.sync()
 
@@ -157,6 +162,23 @@ class Life:
             self.sync(handle)
         self.close(handle)
         return self.inode(name)
+
+    def pack(self, contents: dict[str, bytes]) -> None:
+        """New files that are written together, as small uploads are; acknowledged when this returns."""
+        inodes = [self.metadata.new_inode_id() for _ in contents]
+        files = self.tier.pack(list(contents.values()), inodes, 1)
+        wanted = [
+            Wanted(
+                Placement(file.inode, ROOT, name.encode(), 0o644, True, (), b""),
+                Content(file.size_bytes, file.mtime_ns, file.size_bytes, file.place),
+            )
+            for name, file in zip(contents, files, strict=True)
+        ]
+        creation = Creation(FileKind.REGULAR, 0o644, 0, 0, staged_in=self.tier.cache)
+        self.metadata.create_placed(wanted, creation, self.volume.session)
+        self.metadata.sync()
+        for file in files:
+            self.tier.packed(file)
 
     def unlink(self, name: str) -> None:
         self.operations.unlink(ROOT, name.encode(), CALLER)

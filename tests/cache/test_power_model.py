@@ -137,6 +137,15 @@ class Player:
         self.names[target] = self.names.pop(name)
         self.machine.life.rename(name, target)
 
+    def do_pack(self, name: str, number: int) -> None:
+        """A new file, written together with others and safe at once."""
+        self.do_unlink(name, number)
+        self.seed += 1
+        file = Modelled(random.Random(self.seed).randbytes(SIZES[number % len(SIZES)]))
+        self.machine.life.pack({name: file.content})
+        file.make_safe()
+        self.names[name] = file
+
     def do_drain(self, name: str, number: int) -> None:
         self.machine.life.drain()
         open_files = {id(file) for _, file in self.handles.values()}
@@ -186,6 +195,7 @@ STEPS = st.lists(
                 "open",
                 "write",
                 "write",
+                "pack",
                 "sync",
                 "close",
                 "close",

@@ -7,16 +7,26 @@ did or did not or were torn, and the database came back as it was last synced or
 import itertools
 import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cache.dying import ONE, TWO
 from tests.cache.power import CALLER, Life, Machine, Machines
+from tests.whole_files import get
 from tieredfs.cache.recover import newest_of
+from tieredfs.config import parse_code
 from tieredfs.errors import NotFoundError
+from tieredfs.host.crash import ENVIRONMENT
 from tieredfs.model import ROOT, BlockId, Durability
+from tieredfs.volume import FileSystem, format_volume
+
+ROOT_FOLDER = Path(__file__).parent.parent.parent
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -217,7 +227,52 @@ def stored_then_changed_with_o_dsync(life: Life) -> Allowed:
     return {"file": exactly(CHANGED)}
 
 
+def written_together(life: Life) -> Allowed:
+    """In a segment, behind each other, and behind them what was never acknowledged."""
+    life.pack({"file": OLD, "empty": b""})
+    life.pack({"other": NEW})
+    life.tier.pack([LONGER], [life.metadata.new_inode_id()], 1)
+    return {"file": exactly(OLD), "empty": exactly(b""), "other": exactly(NEW)}
+
+
+def written_together_and_changed(life: Life) -> Allowed:
+    """It has a local file of its own by then."""
+    life.pack({"file": OLD, "other": NEW})
+    handle = life.open("file")
+    life.write(handle, NEW, len(OLD))
+    life.close(handle)
+    return {"file": appended(OLD, LONGER), "other": exactly(NEW)}
+
+
+def written_together_where_others_were(life: Life) -> Allowed:
+    """A segment is used again and again: what was there before is stored or deleted, and is not missed."""
+    numbers: set[int] = set()
+    for turn in range(4):
+        life.pack({f"stored-{turn}": OLD, f"deleted-{turn}": LONGER})
+        life.unlink(f"deleted-{turn}")
+        life.drain()
+        numbers |= set(life.ssd.directory.segment_numbers())
+    assert len(numbers) <= 3, "four times as much was written"
+    life.pack({"file": NEW})
+    stored = {f"stored-{turn}": exactly(OLD) for turn in range(4)}
+    return stored | {f"deleted-{turn}": exactly(None) for turn in range(4)} | {"file": exactly(NEW)}
+
+
+def written_together_and_deleted(life: Life) -> Allowed:
+    """One of them, and its place was given to another."""
+    life.pack({"file": OLD, "other": LONGER})
+    life.unlink("other")
+    for turn in range(3):
+        life.pack({f"more-{turn}": LONGER})
+        life.unlink(f"more-{turn}")
+    return {"file": exactly(OLD), "other": exactly(None)} | {f"more-{turn}": exactly(None, LONGER) for turn in range(3)}
+
+
 STORIES = [
+    written_together,
+    written_together_and_changed,
+    written_together_where_others_were,
+    written_together_and_deleted,
     written_with_o_dsync,
     stored_then_changed_with_o_dsync,
     written_and_synced,
@@ -279,6 +334,25 @@ def test_fsync_at_durability_store_outlives_the_ssd(safe_machines: Machines) -> 
 
 def local_path(life: Life, name: str, version: int) -> Path:
     return Path(life.ssd.directory.content(life.inode(name), version))
+
+
+@pytest.mark.parametrize("point", ["pack.written", "unpack.done"])
+def test_killed_in_a_segment_or_on_the_way_out_of_it_it_is_whole(tmp_path: Path, point: str) -> None:
+    """A process of its own writes two files together and takes one out; it dies at the point."""
+    url = f"sqlite://{tmp_path}/volume.db"
+    format_volume(url, [f"disk://{tmp_path}/d"], code=parse_code("replica:1"), durability=Durability.SSD, name="dying")
+    line = [sys.executable, "-m", "tests.cache.dying", url]
+    killed = subprocess.run(
+        line, env=os.environ | {ENVIRONMENT: f"{point}:1"}, cwd=ROOT_FOLDER, check=False, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+    with FileSystem.at(url, purpose="test") as volume:
+        found = {path: get(volume, path) for path, _ in volume.walk(b"")}
+        assert found == ({} if point == "pack.written" else {b"one": ONE, b"two": TWO})
+        volume.flush(30)
+        assert {path: get(volume, path) for path in found} == found
+        segments = Path(volume._tier.part.directory.segments)
+        assert [path for path in segments.iterdir() if path.stat().st_size] == []
 
 
 @pytest.mark.parametrize(

@@ -137,17 +137,16 @@ def test_what_is_uploaded_among_others_is_seen(pair: Pair) -> None:
     os.link(pair.there / "uploaded", pair.there / "other-name")  # so the inode stays, and nothing but the name changes
     eventually(lambda: os.stat(pair.here / "uploaded").st_nlink == 2)
     with FileSystem.at(pair.lab.url, purpose="test") as system:
-        group = []
-        for name in (b"uploaded", b"never-there"):
-            writing = system.create_grouped()
-            os.write(writing.descriptor, b"newer")
-            group.append((writing, Naming(name)))
-        outcomes = system.commit_group(group)
+        first, second = system.stage_group([b"newer", b"newer"])
+        assert not isinstance(first, Exception)
+        assert not isinstance(second, Exception)
+        outcomes = system.commit_group([(first, Naming(b"uploaded")), (second, Naming(b"never-there"))])
         assert isinstance(outcomes[0], Attributes)
         inode = outcomes[0].inode
         eventually(lambda: os.stat(pair.here / "uploaded").st_ino == inode)
         eventually(lambda: os.stat(pair.here / "other-name").st_nlink == 1)
         eventually((pair.here / "never-there").exists)
+        assert [(pair.here / name).read_bytes() for name in ("uploaded", "never-there")] == [b"newer"] * 2
 
 
 def test_a_mapping_that_is_written_to_shows_its_time_within_a_moment(pair: Pair) -> None:

@@ -53,7 +53,7 @@ def test_killed_at_the_commit_the_object_is_old_or_new(mortal: Endpoint, point: 
     assert mortal.client().get_object(Bucket=bucket, Key="k")["Body"].read() == expected
 
 
-@pytest.mark.parametrize("point", ["create.file-made", "sync.data-durable", "place.committed"])
+@pytest.mark.parametrize("point", ["pack.written", "place.committed"])
 def test_killed_at_the_commit_of_a_small_object_it_is_old_or_new(mortal: Endpoint, point: str) -> None:
     assert point in crash.POINTS
     s3 = mortal.client()

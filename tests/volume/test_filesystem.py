@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.whole_files import get, put
-from tieredfs.cache.layout import CacheDirectory
 from tieredfs.config import parse_code
 from tieredfs.errors import (
     AlreadyExistsError,
@@ -21,9 +20,10 @@ from tieredfs.errors import (
     TieredError,
     UnavailableError,
 )
+from tieredfs.host.files import LocalFiles
 from tieredfs.limits import KIB, MIB
 from tieredfs.meta import names
-from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind, InodeId
+from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind
 from tieredfs.volume import FileSystem, format_volume
 from tieredfs.volume.contract import Naming, Part, Writing
 
@@ -132,9 +132,9 @@ def test_attributes_come_with_the_name(volume: FileSystem) -> None:
 
 
 def grouped(volume: FileSystem, content: bytes) -> Writing:
-    writing = volume.create_grouped()
-    os.pwrite(writing.descriptor, content, 0)
-    writing.make_durable()
+    (writing,) = volume.stage_group([content])
+    assert not isinstance(writing, Exception)
+    assert writing.durable
     return writing
 
 
@@ -195,31 +195,32 @@ def test_many_names_in_one_transaction_each_for_itself(volume: FileSystem, monke
     }
 
 
-def test_local_names_are_durable_before_the_records_of_their_group(
+def test_a_group_is_durable_before_its_records_and_takes_one_sync(
     volume: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record that survives a power cut must find its local file; one sync of a directory is for all files that lie in it."""
-    group = [(grouped(volume, b"x"), Naming(b"f%d" % number)) for number in range(12)]
+    """A record that survives a power cut must find its bytes."""
+    volume.commit_group([(grouped(volume, b"first"), Naming(b"first"))])  # there is a segment now
     engine, events = volume.volume.metadata._engine, list[str]()
-    write, make_name_durable = engine.write, CacheDirectory.make_name_durable
+    write, sync = engine.write, LocalFiles.sync
 
     def written(function: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
             events.append("records")
         return write(function)
 
-    def made_durable(directory: CacheDirectory, inode: InodeId) -> None:
-        make_name_durable(directory, inode)
-        events.append(directory.content_directory(inode))
+    def synced(files: LocalFiles, descriptor: int) -> None:
+        sync(files, descriptor)
+        if threading.current_thread() is threading.main_thread():
+            events.append(os.path.basename(os.path.dirname(os.readlink(f"/proc/self/fd/{descriptor}"))))
 
     with monkeypatch.context() as patched:
         patched.setattr(engine, "write", written)
-        patched.setattr(CacheDirectory, "make_name_durable", made_durable)
-        made = [found for found in volume.commit_group(group) if isinstance(found, Attributes)]
-    assert len(made) == 12
-    assert events.pop() == "records"
-    directory = volume._tier.part.directory
-    assert sorted(events) == sorted({directory.content_directory(found.inode) for found in made})
+        patched.setattr(LocalFiles, "sync", synced)
+        staged = volume.stage_group([b"%d" % number for number in range(12)])
+        group = [(one, Naming(b"f%d" % n)) for n, one in enumerate(staged) if not isinstance(one, Exception)]
+        assert all(isinstance(found, Attributes) for found in volume.commit_group(group))
+    assert events == ["segments", "records"]
+    assert [get(volume, b"f%d" % number) for number in range(12)] == [b"%d" % number for number in range(12)]
 
 
 def test_a_transaction_that_fails_takes_all_of_its_names_along(

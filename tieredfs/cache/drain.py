@@ -30,6 +30,7 @@ from tieredfs.core.file_life import FileEvent, FileState
 from tieredfs.errors import (
     ConditionError,
     ConflictError,
+    CorruptError,
     DeadlineError,
     IntegrityError,
     NotFoundError,
@@ -48,7 +49,7 @@ from tieredfs.limits import (
     PACKED_FILE_BYTES_MAX,
     SESSION_HEARTBEAT_S,
 )
-from tieredfs.model import Block, Extent, InodeId, StoredContent
+from tieredfs.model import Block, Extent, InodeId, Place, StoredContent
 
 _log: Final = logging.getLogger("tieredfs.cache.drain")
 _TICK_S: Final = 0.25
@@ -64,13 +65,14 @@ _BLOCK_WORKERS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """A content that a drain has begun to read: `stamp` is that of the local file then."""
+    """A content that a drain has begun to read: `stamp` is that of the local file then. `place`: it is in a segment instead."""
 
     file: LocalFile
     version: int
     descriptor: int
     stamp: Stamp
     snapshot: bool
+    place: Place | None = None
 
     @property
     def mtime_ns(self) -> int:
@@ -228,7 +230,7 @@ class Drainer:
         for file in files:
             try:
                 taken = self._take(file)
-            except OSError as error:
+            except (OSError, CorruptError) as error:
                 self._failed([file], error)
                 continue
             if taken is not None:
@@ -241,6 +243,10 @@ class Drainer:
         with file.lock:
             if file.deleted or file.state not in {FileState.SEALED, FileState.STAGING}:
                 return None
+            if self._tier.is_pinned(file.inode):
+                self._tier.unpack(file)  # it is to stay as a copy
+            if file.place is not None:
+                return self._begin_packed(file, file.place)
             descriptor = files.open(file.path, os.O_RDONLY)
             try:
                 taken = self._begin(file, descriptor, asked=asked)
@@ -266,6 +272,16 @@ class Drainer:
             return None
         file.apply(FileEvent.DRAIN_BEGUN)
         return _Taken(file, file.version, descriptor, stamp_of(status), snapshot=False)
+
+    def _begin_packed(self, file: LocalFile, place: Place) -> _Taken:
+        """Under `file.lock`. Nobody can write to it. It is looked at here, for what the SSD lost must not hold up the others.
+
+        Raises CorruptError, OSError."""
+        self._tier.segments.read(place, file.inode, file.version)
+        self._tier.segments.hold(place)
+        file.apply(FileEvent.DRAIN_BEGUN)
+        crash.here("drain.begun")
+        return _Taken(file, file.version, -1, (0, file.mtime_ns, file.size_bytes), snapshot=False, place=place)
 
     def _is_kept_mapped(self, file: LocalFile) -> bool:
         """Whether a mapping for writing has outlived its descriptor for so long that it will go on; when to look again."""
@@ -323,6 +339,8 @@ class Drainer:
             blocks, extents = self._stored_already(batch) or self._write_blocks(batch)
             contents = self._contents(batch, extents)
             crash.here("drain.block-written")
+            if any(block.missing and not block.spare for block in blocks):
+                self._keep_copies(batch)
             taken_over = self._commit(contents, blocks)
             crash.here("drain.committed")
             if any(content.complete for content in contents):
@@ -332,7 +350,7 @@ class Drainer:
             raise
         finally:
             for taken in batch:
-                self._part.host.files.close(taken.descriptor)
+                self._let_go(taken)
         duration_s = self._part.host.clock.monotonic_s() - started_s
         for taken in batch:
             self._settle(taken, committed=taken.file.inode in taken_over, duration_s=duration_s)
@@ -340,6 +358,18 @@ class Drainer:
         self.stored_files += len(taken_over)
         self.stored_bytes += sum(block.size_bytes for block in blocks)
         return taken_over
+
+    def _let_go(self, taken: _Taken) -> None:
+        if taken.place is None:
+            self._part.host.files.close(taken.descriptor)
+        else:
+            self._tier.segments.let_go(taken.place)
+
+    def _keep_copies(self, batch: Sequence[_Taken]) -> None:
+        """Of what is in bare blocks the SSD has a copy, too; a place in a segment is none, for it goes with the commit."""
+        for taken in batch:
+            with taken.file.lock:
+                self._tier.unpack(taken.file)
 
     def _commit(self, contents: Sequence[StoredContent], blocks: Sequence[Block]) -> set[InodeId]:
         try:
@@ -389,8 +419,7 @@ class Drainer:
         """What to commit: a sealed content that changed under us all the same is left out, and drained again."""
         contents = []
         for taken, file_extents in zip(batch, extents, strict=True):
-            status = self._part.host.files.stat(taken.descriptor)
-            if not taken.snapshot and stamp_of(status) != taken.stamp:
+            if not taken.snapshot and self._stamp_now(taken) != taken.stamp:
                 continue
             contents.append(
                 StoredContent(
@@ -404,6 +433,9 @@ class Drainer:
             )
         return contents
 
+    def _stamp_now(self, taken: _Taken) -> Stamp:
+        return taken.stamp if taken.place is not None else stamp_of(self._part.host.files.stat(taken.descriptor))
+
     def _stored_already(self, batch: Sequence[_Taken]) -> tuple[list[Block], list[tuple[Extent, ...]]] | None:
         """A file that was stored while it was open, and not written to since, has its extents: nothing moves."""
         taken = batch[0]
@@ -412,23 +444,31 @@ class Drainer:
         return [], [tuple(self._part.metadata.extents(taken.file.inode))]
 
     def _write_blocks(self, batch: Sequence[_Taken]) -> tuple[list[Block], list[tuple[Extent, ...]]]:
-        files = self._part.host.files
-        segments = [
-            widen_segments(files.data_segments(taken.descriptor, 0, taken.size_bytes), taken.size_bytes)
-            for taken in batch
-        ]
-        plans = plan_blocks(segments, self._block_bytes)
+        plans = plan_blocks([self._data_of(taken) for taken in batch], self._block_bytes)
         blocks = _all_or_nothing(
             [self._executor.submit(self._write_block, plan, batch) for plan in plans], self._discard_block
         )
         return blocks, extents_of(plans, [block.block for block in blocks], len(batch))
 
+    def _data_of(self, taken: _Taken) -> list[tuple[int, int]]:
+        """Where it is no hole."""
+        size = taken.size_bytes
+        if taken.place is not None:
+            return [(0, size)] if size else []
+        return widen_segments(self._part.host.files.data_segments(taken.descriptor, 0, size), size)
+
+    def _read(self, taken: _Taken, target: memoryview, offset: int) -> int:
+        if taken.place is None:
+            return self._part.host.files.read_into(taken.descriptor, target, offset)
+        content = self._tier.segments.read(taken.place, taken.file.inode, taken.version)
+        target[:] = content[offset : offset + len(target)]
+        return len(target)
+
     def _write_block(self, plan: BlockPlan, batch: Sequence[_Taken]) -> Block:
-        files = self._part.host.files
         with self._part.blocks.lend(BACKPRESSURE_WAIT_S) as buffer:
             for piece in plan.pieces:
                 target = buffer.data[piece.block_offset : piece.block_offset + piece.length]
-                count = files.read_into(batch[piece.file].descriptor, target, piece.offset)
+                count = self._read(batch[piece.file], target, piece.offset)
                 if count < piece.length:  # cut short by a writer: a void drain or a snapshot, so any bytes do
                     target[count:] = bytes(piece.length - count)
                 target.release()

@@ -1,7 +1,6 @@
-"""`make_durable`: what `fsync` does to a content that is on this SSD only; and its halves, for many that get records together."""
+"""`make_durable`: what `fsync` does to a content that is on this SSD only."""
 
 import os
-from collections.abc import Sequence
 
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.part import TierPart
@@ -31,30 +30,3 @@ def make_durable(part: TierPart, file: LocalFile) -> None:
     with file.lock:
         if file.version == version:
             file.name_durable = file.metadata_durable = True
-
-
-def make_data_durable(part: TierPart, file: LocalFile) -> None:
-    """The first half, for a content without a record. The caller has its only handle."""
-    part.host.files.sync(file.descriptor)
-    crash.here("sync.data-durable")
-
-
-def make_data_durable_together(part: TierPart, files: Sequence[LocalFile]) -> "list[OSError | None] | None":
-    """`make_data_durable` of several: what each raised. None: that cannot be done here."""
-    failures = part.host.files.sync_together([file.descriptor for file in files])
-    if failures is not None:
-        crash.here("sync.data-durable")
-    return failures
-
-
-def make_names_durable(part: TierPart, files: Sequence[LocalFile]) -> None:
-    """The second, before their records are made: one sync for all that lie in one directory, where 256 files lie that were made
-    one after another."""
-    waiting: dict[str, list[LocalFile]] = {}
-    for file in files:
-        if not file.name_durable:
-            waiting.setdefault(part.directory.content_directory(file.inode), []).append(file)
-    for together in waiting.values():
-        part.directory.make_name_durable(together[0].inode)
-        for file in together:
-            file.name_durable = True

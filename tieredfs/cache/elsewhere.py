@@ -18,11 +18,13 @@ from tieredfs.cache.fill import Filler
 from tieredfs.cache.layout import bell_path, content_path, is_here
 from tieredfs.cache.peer_protocol import Staged
 from tieredfs.cache.peers import BELIEVED_S, LISTEN_VARIABLE, Peers
+from tieredfs.cache.segments import read_packed
 from tieredfs.cache.stored import StoredSource, stored_source
 from tieredfs.core.spans import Span, cut
 from tieredfs.errors import CorruptError, NotFoundError, StaleError, TieredError, UnavailableError
 from tieredfs.host import Clock, Host
 from tieredfs.host.bell import ring
+from tieredfs.host.files import in_memory
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import SESSION_TIMEOUT_S, STAGED_PART_BYTES, STAGED_WAIT_S
 from tieredfs.meta.metadata import Metadata
@@ -154,13 +156,23 @@ class Elsewhere:
             try:
                 return self._host.files.open(path, os.O_RDONLY)
             except FileNotFoundError:
-                raise UnavailableError(f"the staged file is not at {path}, or not any more") from None
+                return self._open_packed(record, attributes)
         about_to_wait()
         try:
             staged = self._peers.look(record, attributes.inode, attributes.version)
         except _FAILURES as problem:
             raise _explained(record, problem) from problem
         return StagedSource(self._metadata, self._peers, self._filler, record, attributes, staged, self.patience)
+
+    def _open_packed(self, record: CacheRecord, attributes: Attributes) -> int:
+        """A descriptor of a content in a segment there, with the bytes in memory. Raises UnavailableError."""
+        staged = self._metadata.staged_as(record.cache, attributes.inode)
+        if staged is None or staged.version != attributes.version or staged.place is None:
+            raise UnavailableError(f"the staged file is not in {record.path}, or not any more")
+        try:
+            return in_memory(read_packed(self._host.files, record.path, staged.place, staged.inode, staged.version))
+        except NotFoundError as error:
+            raise UnavailableError(str(error)) from error
 
     def _record(self, cache: CacheId) -> CacheRecord | None:
         return next((record for record in self._metadata.caches() if record.cache == cache), None)

@@ -57,6 +57,8 @@ class Evictor:
         excess = room.excess(self.clean_bytes())
         if excess:
             self.evicted_files += self._make_room(excess)
+            if room.excess(self.clean_bytes()):  # there are no more copies that may go
+                self._tier.segments.shrink()
         if room.settle(self.clean_bytes()) or room.excess(self.clean_bytes()):
             self._drainer.hurry()
 

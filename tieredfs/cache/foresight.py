@@ -183,7 +183,7 @@ class Foresight:
         """Below the watermark at which the evictor begins."""
         room = self._tier.room
         coming = sum(size for inode, size in self._promised.items() if self._tier.state_of(inode) is FileState.ABSENT)
-        used = clean_bytes(self._tier) + room.dirty_bytes() + coming
+        used = clean_bytes(self._tier) + room.dirty_bytes() + room.spare_bytes() + coming
         return int(CACHE_HIGH_WATERMARK * room.capacity_bytes) - used
 
     def _evict(self, inode: InodeId, decision: Decision) -> None:

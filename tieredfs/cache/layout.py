@@ -7,12 +7,14 @@
     pins                     inodes that eviction leaves alone, one per line
     content/XX/INODE.VERSION the bytes of one content, whole
     filling/INODE.VERSION    a content that is being fetched; worthless after a crash
+    segments/NUMBER          small contents that were written together (`tieredfs.cache.segments`)
 
 XX is the second byte of the inode number, so that 256 files that are made one after another lie in one directory: ext4 then
 takes their inodes from one place (making a file: 46 us; 340 us with the low byte for XX, each file in another directory).
 
 There is no journal beside these names, because the metadata is the journal: a staged record says that `VERSION` of
-`INODE` exists only here, and it is committed before the first byte is accepted. Every other file in `content` is a copy.
+`INODE` exists only here, and it is committed before the first byte is accepted. Every other file in `content` is a copy. A
+content in a segment is one that a staged record has the place of; everything else there is worthless.
 """
 
 import contextlib
@@ -40,6 +42,11 @@ _BOOT_ID_PATH: Final = "/proc/sys/kernel/random/boot_id"
 def content_path(root: str, inode: InodeId, version: int) -> str:
     """Where the cache directory `root` has a content."""
     return f"{root}/content/{inode >> 8 & 0xFF:02x}/{inode:016x}.{version:x}"
+
+
+def segment_path(root: str, number: int) -> str:
+    """Where the cache directory `root` has a segment."""
+    return f"{root}/segments/{number:016x}"
 
 
 def is_of_this_boot(root: str, files: Files) -> bool:
@@ -123,7 +130,7 @@ class CacheDirectory:
         self._lock = self._take_lock()
         try:
             self.uuid = self._identify(volume_uuid)
-            for directory in (self._filling, *(self._fan_out(byte) for byte in range(256))):
+            for directory in (self._filling, self.segments, *(self._fan_out(byte) for byte in range(256))):
                 files.make_directory(directory)
                 forgo_access_times(directory)
             for directory in (f"{self.path}/content", self.path, os.path.dirname(self.path)):
@@ -137,14 +144,15 @@ class CacheDirectory:
     def _filling(self) -> str:
         return f"{self.path}/filling"
 
+    @property
+    def segments(self) -> str:
+        return f"{self.path}/segments"
+
     def _fan_out(self, number: int) -> str:
         return f"{self.path}/content/{number:02x}"
 
     def content(self, inode: InodeId, version: int) -> str:
         return content_path(self.path, inode, version)
-
-    def content_directory(self, inode: InodeId) -> str:
-        return self._fan_out(inode >> 8 & 0xFF)
 
     def make_name_durable(self, inode: InodeId) -> None:
         """The names in the directory of this inode's content survive a power cut. Shared by all who wait for that."""
@@ -167,6 +175,14 @@ class CacheDirectory:
         """Remove what fills left behind when their process died."""
         for name in self._files.list_directory(self._filling):
             self._files.unlink(f"{self._filling}/{name}")
+
+    def segment_numbers(self) -> list[int]:
+        """In order; names that are not ours are left alone."""
+        found: list[int] = []
+        for name in self._files.list_directory(self.segments):
+            with contextlib.suppress(ValueError):
+                found.append(int(name, 16))
+        return sorted(found)
 
     def load_pins(self) -> set[InodeId]:
         try:

@@ -11,7 +11,7 @@ from tieredfs.host import Files
 from tieredfs.host.files import is_open_for_writing
 from tieredfs.host.turn import NamedTurn
 from tieredfs.host.waiting import AnnouncedRLock
-from tieredfs.model import InodeId
+from tieredfs.model import InodeId, Place
 
 MAY_CHANGE: Final = -1
 """The version of a content that is read where another process has it staged, and may go on writing."""
@@ -58,6 +58,11 @@ class LocalFile:
     """What it takes of the SSD, as of the last look: holes take nothing."""
     asked_bytes: int = 0
     """Up to this size the daemon may write: quotas were asked."""
+    place: Place | None = None
+    """In a segment, and then there is neither path nor descriptor. Of a dirty content only; who reads it has an entry of its own.
+    """
+    mtime_ns: int = 0
+    """Of a content with a place."""
     fresh_stamp: Stamp | None = None
     """Of the local file just after it was opened for writing while clean: if it is the same when the last writer leaves,
     nothing was written. None: it was dirty before, or that cannot be known."""

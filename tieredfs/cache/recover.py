@@ -5,6 +5,7 @@ The metadata names what exists on this SSD only (`Metadata.staged`). For each su
 - under that version;
 - under a later one, when a power cut took back the last transactions but not the renaming: then it is this content, and
   perhaps more that nobody was promised;
+- or, where the record names a place, in a segment, until it was taken out into a local file of that version or a later one;
 - under an earlier one, when the crash came between record and renaming: then it is this content, unless the record says that
   the file was to be emptied;
 - or not at all, when nothing was ever acknowledged, or the SSD lost it: then the last stored content is the content, which
@@ -58,6 +59,12 @@ def recover(tier: Tier) -> Recovered:
             continue  # deleted, and the record with it, since the list was made
         versions = found.pop(record.inode, [])
         chosen = newest_of(record.version, versions)
+        if record.place is not None and (chosen is None or chosen < record.version):
+            _remove(tier, record.inode, versions)
+            if tier.adopt_packed(record, attributes.mtime_ns):
+                staged += 1
+                continue
+            chosen = None
         if chosen is not None:
             _adopt_staged(tier, record, attributes, chosen, versions)
             staged += 1
@@ -66,6 +73,7 @@ def recover(tier: Tier) -> Recovered:
         if attributes.size_bytes:
             rolled_back.append(record.inode)
     kept, removed = _sort_copies(tier, found)
+    tier.segments.adopted()
     tier.adopt_pins(part.directory.load_pins())
     part.directory.note_boot()
     if rolled_back:
@@ -83,6 +91,11 @@ def newest_of(version: int, versions: Sequence[int]) -> int | None:
     """
     later = [found for found in versions if found >= version]
     return min(later) if later else max(versions, default=None)
+
+
+def _remove(tier: Tier, inode: InodeId, versions: Sequence[int]) -> None:
+    for version in versions:
+        tier.part.host.files.unlink(tier.part.directory.content(inode, version))
 
 
 def _adopt_staged(

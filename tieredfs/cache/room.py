@@ -40,6 +40,11 @@ class Room:
         self._told = False
         self._hurry: Callable[[], None] = lambda: None
         self._others_drain: Callable[[], bool] = lambda: False
+        self.spare_bytes: Callable[[], int] = lambda: 0
+
+    def count_segments(self, spare_bytes: Callable[[], int]) -> None:
+        """`spare_bytes`: what they take beyond the contents in them."""
+        self.spare_bytes = spare_bytes
 
     def on_pressure(self, hurry: Callable[[], None], others_drain: Callable[[], bool]) -> None:
         """`hurry` is called, from any thread, when somebody begins to wait; `others_drain`, whether other caches have staged
@@ -79,7 +84,7 @@ class Room:
 
     def excess(self, clean_bytes: int) -> int:
         """Bytes that must be evicted now, given what clean copies use; 0 below the high watermark."""
-        used = clean_bytes + self.dirty_bytes()
+        used = clean_bytes + self.dirty_bytes() + self.spare_bytes()
         free = self._files.free_bytes(self.path)
         excess = 0
         if used > CACHE_HIGH_WATERMARK * self.capacity_bytes:
@@ -90,7 +95,7 @@ class Room:
 
     def settle(self, clean_bytes: int) -> bool:
         """Decide, after eviction, whether writers must wait; wakes those who need not any more."""
-        used = clean_bytes + self.dirty_bytes()
+        used = clean_bytes + self.dirty_bytes() + self.spare_bytes()
         full = used >= self.capacity_bytes or self._files.free_bytes(self.path) < CACHE_FREE_RESERVE_BYTES
         with self._lock:
             self._full, self._copied_bytes = full, clean_bytes

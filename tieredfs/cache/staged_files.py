@@ -17,14 +17,15 @@ from contextlib import contextmanager
 
 from tieredfs.cache.layout import bell_path, content_path, is_here
 from tieredfs.cache.peer_protocol import Staged
+from tieredfs.cache.segments import read_packed
 from tieredfs.core.spans import few
 from tieredfs.errors import NotFoundError, UnavailableError
 from tieredfs.host import Host
 from tieredfs.host.bell import ring
-from tieredfs.host.files import is_open_for_writing
+from tieredfs.host.files import in_memory, is_open_for_writing
 from tieredfs.limits import STAGED_RUNS_MAX
 from tieredfs.meta.metadata import Metadata
-from tieredfs.model import InodeId
+from tieredfs.model import CacheRecord, InodeId
 
 
 class StagedFiles:
@@ -33,15 +34,15 @@ class StagedFiles:
     def __init__(self, metadata: Metadata, host: Host) -> None:
         self._metadata = metadata
         self._host = host
-        self._roots: dict[str, str] = {}
+        self._records: dict[str, CacheRecord] = {}
         self._lock = threading.Lock()
 
     def look(self, cache_uuid: str, inode: InodeId, version: int) -> Staged:
         """Raises NotFoundError (it is not here, or not any more), UnavailableError."""
         files = self._host.files
         with self._opened(cache_uuid, inode, version) as (descriptor, path):
-            closed = not is_open_for_writing(descriptor)
-            if closed:
+            closed = path is None or not is_open_for_writing(descriptor)
+            if closed and path is not None:
                 files.sync(descriptor)
                 files.sync_directory(os.path.dirname(path))
             status = files.stat(descriptor)
@@ -55,18 +56,22 @@ class StagedFiles:
 
     def ring(self, cache_uuid: str) -> None:
         """Have what is staged there drained without delay. Raises NotFoundError, UnavailableError."""
-        if not ring(bell_path(self._root(cache_uuid))):
+        if not ring(bell_path(self._record(cache_uuid).path)):
             raise UnavailableError("no process drains that cache now")
 
     @contextmanager
-    def _opened(self, cache_uuid: str, inode: InodeId, version: int) -> Iterator[tuple[int, str]]:
-        """A descriptor and the path of a content's file, which has its name still when the block ends."""
+    def _opened(self, cache_uuid: str, inode: InodeId, version: int) -> Iterator[tuple[int, str | None]]:
+        """A descriptor and the path of a content's file, which has its name still when the block ends. None: it has no file but
+        a place in a segment, and what is there was made durable before it was recorded, and is verified."""
         files = self._host.files
-        path = content_path(self._root(cache_uuid), inode, version)
+        record = self._record(cache_uuid)
+        path = content_path(record.path, inode, version)
         try:
-            descriptor = files.open(path, os.O_RDONLY)
+            descriptor, packed = self._open(record, path, inode, version)
             try:
-                yield descriptor, path
+                yield descriptor, None if packed else path
+                if packed:
+                    return
                 named, opened = files.stat_path(path), files.stat(descriptor)
             finally:
                 files.close(descriptor)
@@ -78,14 +83,24 @@ class StagedFiles:
         if (named.st_ino, named.st_dev) != (opened.st_ino, opened.st_dev):
             raise NotFoundError(f"version {version} of inode {inode} was replaced just now")
 
-    def _root(self, cache_uuid: str) -> str:
+    def _open(self, record: CacheRecord, path: str, inode: InodeId, version: int) -> tuple[int, bool]:
+        """A descriptor, and whether it is of a content in a segment. Raises FileNotFoundError, NotFoundError, OSError."""
+        try:
+            return self._host.files.open(path, os.O_RDONLY), False
+        except FileNotFoundError:
+            staged = self._metadata.staged_as(record.cache, inode)
+            if staged is None or staged.version != version or staged.place is None:
+                raise
+        return in_memory(read_packed(self._host.files, record.path, staged.place, inode, version)), True
+
+    def _record(self, cache_uuid: str) -> CacheRecord:
         with self._lock:
-            known = self._roots.get(cache_uuid)
+            known = self._records.get(cache_uuid)
         if known is not None:
             return known
-        found = {record.uuid: record.path for record in self._metadata.caches() if is_here(record, self._host)}
+        found = {record.uuid: record for record in self._metadata.caches() if is_here(record, self._host)}
         with self._lock:
-            self._roots = found
+            self._records = found
         if cache_uuid not in found:
             raise NotFoundError(f"cache {cache_uuid} is not on this host")
         return found[cache_uuid]
@@ -93,4 +108,4 @@ class StagedFiles:
     def _forget(self, cache_uuid: str) -> None:
         """It may have moved."""
         with self._lock:
-            self._roots.pop(cache_uuid, None)
+            self._records.pop(cache_uuid, None)

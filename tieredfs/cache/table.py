@@ -87,6 +87,10 @@ class FileTable:
         with self._lock:
             return inode in self._resident and not self._resident.is_pinned(inode)
 
+    def is_pinned(self, inode: InodeId) -> bool:
+        with self._lock:
+            return self._resident.is_pinned(inode)
+
     def resident_count(self) -> int:
         return len(self._resident)
 

@@ -21,10 +21,10 @@ from typing import Final
 from tieredfs.cache.elsewhere import Patience
 from tieredfs.cache.fill import Fill, Filler, Source
 from tieredfs.cache.local import MAY_CHANGE, LocalFile, stamp_of
+from tieredfs.cache.packed import PackedFiles
 from tieredfs.cache.part import TierPart
 from tieredfs.cache.room import Room
 from tieredfs.cache.stored import stored_source
-from tieredfs.cache.table import FileTable
 from tieredfs.core.eviction import Victim
 from tieredfs.core.file_life import FileEvent, FileState
 from tieredfs.errors import BusyError, StaleError, UnavailableError
@@ -45,13 +45,12 @@ FILL_BEFORE_OPEN_BYTES: Final = 16 * MIB
 """A file up to this size is whole before its open returns, so that even its first reader gets passthrough."""
 
 
-class Tier(FileTable):
+class Tier(PackedFiles):
     """One cache directory in use. Safe from any thread."""
 
     def __init__(self, part: TierPart, filler: Filler, room: Room) -> None:
-        super().__init__(part)
+        super().__init__(part, room)
         self.cache = part.cache
-        self.room = room
         self._filler = filler
 
     # ---- opening ----------------------------------------------------------------------------------------------------
@@ -78,6 +77,8 @@ class Tier(FileTable):
         patience = self.part.elsewhere.patience()
         while True:
             file = self.enter(inode)
+            if (packed := self.open_packed(file)) is not None:
+                return packed
             if not self._try_open_read(file, patience, own=own):
                 self.leave(file)
                 patience.pause()
@@ -145,6 +146,7 @@ class Tier(FileTable):
         if file.state is FileState.FILLING and file.fill is not None:
             file.fill.wait_whole()
         with file.lock:
+            self.unpack(file)
             if file.state is FileState.STAGING and file.writers:
                 if truncate:
                     self.part.host.files.truncate(file.descriptor, 0)
@@ -443,6 +445,9 @@ class Tier(FileTable):
         file.apply(FileEvent.DRAIN_COMMITTED)
         self.idle(file)
         self.room.unstaged(file)
+        if file.place is not None:  # no copy, and nobody has it open
+            file.apply(FileEvent.EVICTED)
+            self.release_place(file)
 
     # ---- deleting, evicting, pinning --------------------------------------------------------------------------------
 
@@ -471,6 +476,7 @@ class Tier(FileTable):
         if file.path:
             with contextlib.suppress(FileNotFoundError):
                 self.part.host.files.unlink(file.path)
+        self.release_place(file)
         self.room.unstaged(file)
         file.apply(FileEvent.DELETED)
         with self._lock:

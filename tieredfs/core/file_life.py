@@ -10,6 +10,10 @@ version, and a drain commits only the version that it read: so a drain that is o
       STAGING --seal--> SEALED --drain--> DRAINING --commit--> STORED
          ^________________________________|  (a writer came: the drain is void)
 
+A small content may come into being SEALED, in a segment with others instead of a file of its own. Where the bytes lie is no state:
+it goes the same ways, but is evicted as soon as it is stored, for a place among others is no copy. Who opens it for writing
+has it taken out into a file first.
+
 `next_state` is the only way from one state to another; a pair that is not in the table is a bug of ours.
 """
 
@@ -43,6 +47,7 @@ class FileState(enum.Enum):
 class FileEvent(enum.Enum):
     """What happens to a content."""
 
+    WRITTEN_WHOLE = "written whole, among others"
     FILL_BEGUN = "fill begun"
     FILL_WHOLE = "fill whole"
     FILL_FAILED = "fill failed"
@@ -65,6 +70,7 @@ _S, _E = FileState, FileEvent
 TRANSITIONS: Final[dict[tuple[FileState, FileEvent], FileState]] = {
     (_S.ABSENT, _E.FILL_BEGUN): _S.FILLING,
     (_S.ABSENT, _E.WRITE_BEGUN): _S.STAGING,
+    (_S.ABSENT, _E.WRITTEN_WHOLE): _S.SEALED,
     (_S.ABSENT, _E.EVICTED): _S.ABSENT,
     (_S.FILLING, _E.FILL_WHOLE): _S.STORED,
     (_S.FILLING, _E.FILL_FAILED): _S.ABSENT,

@@ -26,6 +26,8 @@ POINTS: Final = (
     "flush.published",
     "sync.data-durable",
     "seal.done",
+    "pack.written",
+    "unpack.done",
     "place.committed",
     "link.committed",
     "remove.committed",

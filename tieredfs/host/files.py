@@ -12,8 +12,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
-from tieredfs.host.aio import SyncsTogether
-
 Buffer = bytes | bytearray | memoryview
 
 
@@ -21,6 +19,10 @@ _GET_FLAGS: Final = 0x80086601
 _SET_FLAGS: Final = 0x40086602
 _NO_ACCESS_TIME: Final = 0x80
 """FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_NOATIME_FL of `include/uapi/linux/fs.h`."""
+_ADD_SEALS: Final = 1033
+_GET_SEALS: Final = 1034
+_SEALED: Final = 0x1 | 0x2 | 0x4 | 0x8
+"""F_ADD_SEALS, F_GET_SEALS; F_SEAL_SEAL, _SHRINK, _GROW and _WRITE of `include/uapi/linux/fcntl.h`."""
 
 
 class Files(Protocol):
@@ -45,10 +47,6 @@ class Files(Protocol):
         ...
 
     def sync(self, descriptor: int) -> None: ...
-    def sync_together(self, descriptors: Sequence[int]) -> "list[OSError | None] | None":
-        """`sync` of several at once, without threads: what each raised. None: that cannot be done here, use `sync`."""
-        ...
-
     def sync_directory(self, path: str) -> None: ...
     def truncate(self, descriptor: int, size_bytes: int) -> None: ...
     def allocate(self, descriptor: int, mode: int, offset: int, length: int) -> None:
@@ -94,7 +92,27 @@ def is_open_for_writing(descriptor: int) -> bool:
     return False
 
 
-_syncs_together: Final = SyncsTogether()
+def in_memory(content: Buffer) -> int:
+    """A descriptor of a file that is in memory only and has these bytes; nobody can change it. Raises OSError."""
+    descriptor = os.memfd_create("tieredfs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(content)
+        done = 0
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], done)
+        fcntl.fcntl(descriptor, _ADD_SEALS, _SEALED)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def is_in_memory(descriptor: int) -> bool:
+    """Whether it is of `in_memory`, so that a read waits for no disk. (Such a file knows no RWF_NOWAIT.)"""
+    try:
+        return bool(fcntl.fcntl(descriptor, _GET_SEALS) & _SEALED)
+    except OSError:  # other files have no seals
+        return False
 
 
 class LocalFiles:
@@ -135,9 +153,6 @@ class LocalFiles:
 
     def sync(self, descriptor: int) -> None:
         os.fdatasync(descriptor)
-
-    def sync_together(self, descriptors: Sequence[int]) -> list[OSError | None] | None:
-        return _syncs_together.sync(descriptors)
 
     def sync_directory(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

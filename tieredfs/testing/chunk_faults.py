@@ -158,16 +158,6 @@ class FaultyFiles(LocalFiles):
         self._meet("sync")
         super().sync(descriptor)
 
-    def sync_together(self, descriptors: Sequence[int]) -> list[OSError | None]:
-        return [self._failure_of_sync(descriptor) for descriptor in descriptors]
-
-    def _failure_of_sync(self, descriptor: int) -> OSError | None:
-        try:
-            self.sync(descriptor)
-        except OSError as error:
-            return error
-        return None
-
     def sync_directory(self, path: str) -> None:
         self._meet("sync_directory")
         super().sync_directory(path)

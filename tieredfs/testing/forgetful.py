@@ -91,11 +91,6 @@ class ForgetfulFiles(LocalFiles):
             if file is not None:
                 file.durable = _contents(f"/proc/self/fd/{descriptor}")
 
-    def sync_together(self, descriptors: Sequence[int]) -> list[OSError | None]:
-        for descriptor in descriptors:
-            self.sync(descriptor)
-        return [None] * len(descriptors)
-
     def sync_directory(self, path: str) -> None:
         with self._lock:
             self._check_power()

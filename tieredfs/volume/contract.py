@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from tieredfs.host.files import Buffer
 from tieredfs.model import Attributes, Durability, Entry, InodeId
 from tieredfs.volume.open_files import Condition, Naming
 
@@ -163,18 +164,15 @@ class FileSystemContract(Protocol):
         """Whether `create` would not wait now."""
         ...
 
-    def create_grouped(self) -> Writing:
-        """A small file that is written and committed in a moment, beside others: nothing is recorded of it before its commit,
-        it is not written to after `make_durable`, and its name is durable when `sync_names` returns."""
-        ...
-
-    def sync_group(self, writings: Sequence[Writing]) -> dict[int, Exception]:
-        """`Writing.make_durable` of files of `create_grouped` in this thread, all of them at once; by position, those that failed,
-        and why. Those that are not `durable` afterwards and did not fail need a `make_durable` each."""
+    def stage_group(self, contents: Sequence[Buffer]) -> "list[Writing | Exception]":
+        """Small files (1 MiB at most) that are whole and committed in a moment, beside others: written together, and `durable`
+        where the volume's durability is `ssd`; else each needs a `make_durable`. They cannot be written to. Nothing is
+        recorded of them before their commit, and their names are durable when `sync_names` returns. Of each, why there is
+        none, if so. Waits, bounded, for room on the SSD. Raises when all of them failed."""
         ...
 
     def commit_group(self, group: Sequence[tuple[Writing, Naming]]) -> list[Attributes | Exception]:
-        """`Writing.commit` of several files of `create_grouped`, their names in one transaction. Of each, what it shows now or what
+        """`Writing.commit` of several files of `stage_group`, their names in one transaction. Of each, what it shows now or what
         `commit` would have raised; then it can still be committed or discarded. Raises when the transaction failed, and
         with it all of them."""
         ...

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final, Self
 
 from tieredfs.cache.burials import Burials
-from tieredfs.cache.durable import make_data_durable, make_data_durable_together, make_durable, make_names_durable
+from tieredfs.cache.durable import make_durable
 from tieredfs.cache.foresight import Expectation
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.pace import Pacer
@@ -33,6 +33,7 @@ from tieredfs.errors import (
     TieredError,
 )
 from tieredfs.host import Host, crash
+from tieredfs.host.files import Buffer
 from tieredfs.limits import BACKPRESSURE_WAIT_S, CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT
 from tieredfs.meta.metadata import Content, Creation, Placement, Removed
 from tieredfs.meta.placing import Wanted
@@ -358,16 +359,27 @@ class FileSystem(UnnamedOwner):
         """Whether `create` would not wait now."""
         return not self._tier.room.is_full
 
-    def create_grouped(self) -> Unnamed:
-        """See `FileSystemContract`. One transaction instead of four, one sync for the group. Where the volume's durability is
-        `store`, it is `create`: to be stored, a file must be recorded."""
+    def stage_group(self, contents: Sequence[Buffer]) -> list[Writing | Exception]:
+        """See `FileSystemContract`. One write and one sync for all of them. Where the volume's durability is `store`, each is
+        as of `create`: to be stored, a file must be recorded."""
         if self.volume.config.durability is not Durability.SSD:
-            return self.create()
+            return [self._written(content) for content in contents]
         self._tier.room.wait_for_room()
-        inode = self._metadata.new_inode_id()
-        file = self._tier.create(inode, FIRST_VERSION)
-        file.metadata_durable = True  # nothing in the metadata has to be
-        return Unnamed(inode, file, self, recorded=False)
+        inodes = [self._metadata.new_inode_id() for _ in contents]
+        packed = self._tier.pack(contents, inodes, FIRST_VERSION)
+        return [Unnamed(file.inode, file, self, recorded=False) for file in packed]
+
+    def _written(self, content: Buffer) -> Unnamed | Exception:
+        try:
+            writing = self.create()
+        except (TieredError, OSError) as error:
+            return error
+        try:
+            self.volume.host.files.write(writing.descriptor, [content], 0)
+        except OSError as error:
+            writing.discard()
+            return error
+        return writing
 
     def sync_names(self) -> None:
         """See `FileSystemContract`."""
@@ -426,30 +438,13 @@ class FileSystem(UnnamedOwner):
 
     def make_durable(self, unnamed: Unnamed, durability: Durability | None) -> None:
         """See `Writing.make_durable`."""
-        if unnamed.file is None:
-            return  # its bytes are in the store already
+        if unnamed.file is None or unnamed.durable:
+            return  # its bytes are in the store already, or in a segment
         if (durability or self.volume.config.durability) is Durability.STORE:
             self._ssd.drainer.store_now(unnamed.file)
             return
-        if unnamed.recorded:
-            make_durable(self._tier.part, unnamed.file)
-        else:  # its local file's name is, with others', before it gets a record
-            make_data_durable(self._tier.part, unnamed.file)
+        make_durable(self._tier.part, unnamed.file)
         unnamed.durable = True
-
-    def sync_group(self, writings: Sequence[Writing]) -> dict[int, Exception]:
-        """See `FileSystemContract`."""
-        asked: list[tuple[int, Unnamed, LocalFile]] = []
-        for number, writing in enumerate(writings):
-            assert isinstance(writing, Unnamed), "of this file system's own"
-            if not writing.recorded and not writing.durable and writing.file is not None:
-                asked.append((number, writing, writing.file))
-        failures = make_data_durable_together(self._tier.part, [file for _, _, file in asked])
-        if failures is None:
-            return {}
-        for (_, unnamed, _), failure in zip(asked, failures, strict=True):
-            unnamed.durable = failure is None
-        return {number: failure for (number, _, _), failure in zip(asked, failures, strict=True) if failure is not None}
 
     def commit(self, unnamed: Unnamed, naming: Naming, durability: Durability | None) -> Attributes:
         """See `Writing.commit`: bytes first, then the name, then the log that has it."""
@@ -506,7 +501,9 @@ class FileSystem(UnnamedOwner):
 
     def _placed(self, unnamed: Unnamed, removed: Removed | None) -> None:
         """The name is committed: what is open is closed, and what had the name before is buried."""
-        if unnamed.file is not None:
+        if unnamed.file is not None and unnamed.grouped:
+            self._tier.packed(unnamed.file)
+        elif unnamed.file is not None:
             self._tier.release(unnamed.file, writer=True)
         if removed is not None:
             self._bury(removed)
@@ -520,13 +517,11 @@ class FileSystem(UnnamedOwner):
         return self._metadata.place(placement, self.volume.session, condition)
 
     def _wanted(self, unnamed: Unnamed, placement: Placement, condition: Condition | None) -> Wanted:
-        """Once its bytes are durable."""
-        assert unnamed.file is not None
-        if not unnamed.durable:
-            self.make_durable(unnamed, Durability.SSD)
-        live = self._tier.live(unnamed.inode)
-        assert live is not None, "the file is open for writing"
-        return Wanted(placement, Content(live.size_bytes, live.mtime_ns, live.allocated_bytes), condition)
+        file = unnamed.file
+        assert file is not None
+        assert file.place is not None, "only what is in a segment has no record"
+        content = Content(file.size_bytes, file.mtime_ns, file.size_bytes, file.place)
+        return Wanted(placement, content, condition)
 
     def _create_placed(
         self, group: Sequence[tuple[Unnamed, Wanted]]
@@ -534,18 +529,13 @@ class FileSystem(UnnamedOwner):
         if not group:
             return []
         wanted = [each for _, each in group]
-        make_names_durable(self._tier.part, [unnamed.file for unnamed, _ in group if unnamed.file is not None])
         outcomes = self._metadata.create_placed(wanted, self._creation(), self.volume.session)
-        for (unnamed, each), outcome in zip(group, outcomes, strict=True):
-            assert unnamed.file is not None
-            if not isinstance(outcome, Exception):
-                unnamed.recorded = True
-                with unnamed.file.lock:
-                    unnamed.file.published = each.content.size_bytes, each.content.mtime_ns
+        for (unnamed, _), outcome in zip(group, outcomes, strict=True):
+            unnamed.recorded = not isinstance(outcome, Exception)
         return outcomes
 
     def discard(self, unnamed: Unnamed) -> None:
-        if unnamed.file is not None:
+        if unnamed.file is not None and unnamed.recorded:
             self._tier.mark_deleted(unnamed.inode)
             self._tier.release(unnamed.file, writer=True)
         if unnamed.recorded:

@@ -106,7 +106,8 @@ class BorrowedReading:
 
 class Unnamed:
     """A file without a name: staged and being written (`file`), or made by reference (no `file`). `recorded`: the metadata
-    knows of it. `grouped`: others are committed beside it, and one sync is for them all. `durable`: its bytes are.
+    knows of it. Else it is whole, in a segment, and others are committed beside it, with one sync for them all (`grouped`).
+    `durable`: its bytes are.
     """
 
     def __init__(self, inode: InodeId, file: LocalFile | None, owner: "UnnamedOwner", *, recorded: bool = True) -> None:
@@ -114,7 +115,7 @@ class Unnamed:
         self.file = file
         self.recorded = recorded
         self.grouped = not recorded
-        self.durable = False
+        self.durable = not recorded
         self._owner = owner
         self._open = True
 
@@ -124,6 +125,8 @@ class Unnamed:
         self._check_open()
         if self.file is None:
             raise InvalidRequestError("a file that is made by reference has no local file to write to")
+        if self.grouped:
+            raise InvalidRequestError("a file that is written among others has no local file of its own")
         return self.file.descriptor
 
     def make_durable(self, durability: Durability | None = None) -> None:

@@ -111,6 +111,7 @@ class SsdTier:
         self.drainer.close()
         self.filler.close()
         self.elsewhere.close()
+        self.tier.segments.close()
         self.directory.close()
 
 

@@ -4,19 +4,19 @@ What has a large body (`put`, `put_part`) is in two halves: `expect` says what t
 read, and `put`/`put_part` take the file once the body was found right.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from tieredfs.host import Clock
-from tieredfs.volume.contract import Naming, Part, Reading, Writing
+from tieredfs.volume.contract import Naming, Part, Writing
 from tieredfs_gateway.s3 import access, checksums, conditions, keys, lifecycle, multipart, ranges, record, versions, xml
 from tieredfs_gateway.s3.acl_documents import OWNER, acl_response, asked_acl
 from tieredfs_gateway.s3.bucket_calls import iso_date
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Described, Request, Response, described, xml_response
 from tieredfs_gateway.s3.ingest import Expected, Received
+from tieredfs_gateway.s3.open_content import OpenContent
 from tieredfs_gateway.s3.public_access import asked_grants, canned_acl, check_acl, lets
 from tieredfs_gateway.s3.ranges import Span
 from tieredfs_gateway.s3.record import Record
@@ -38,39 +38,6 @@ _REFUSED: Final = (
 )
 ATTRIBUTES: Final = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 Headers = list[tuple[str, str]]
-
-
-class OpenContent:
-    """The bytes of an open object."""
-
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Not past the end; fewer bytes only there."""
-        descriptor = self._reading.descriptor
-        if descriptor is not None:
-            return os.pread(descriptor, length, offset)
-        target = bytearray(length)
-        count = self._reading.read_into(offset, memoryview(target))
-        return bytes(target[:count])
-
-    def read_now(self, offset: int, target: bytearray) -> int:
-        descriptor = self._reading.descriptor
-        if descriptor is None:
-            return 0
-        try:
-            return os.preadv(descriptor, [target], offset, os.RWF_NOWAIT)
-        except OSError:  # not there now, or not on this file system: `read` waits, and says what is wrong
-            return 0
-
-    def read_all_now(self, offset: int, length: int) -> bytes | None:
-        """None when it is not all in memory."""
-        target = bytearray(length)
-        return bytes(target) if self.read_now(offset, target) == length else None
-
-    def close(self) -> None:
-        self._reading.close()
 
 
 class ObjectCalls:

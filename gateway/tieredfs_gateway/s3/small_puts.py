@@ -1,8 +1,9 @@
 """Small uploads, carried out together: what waits for the disk waits once for all of them.
 
-While one group is on its way to the disk, the next one gathers. A group is worked on by one thread, file by file, so that
-nobody fights for the interpreter; only the syncs of the files run beside each other, in the kernel. Then the objects get
-their names in one transaction, and one sync of the log makes them durable. Each upload succeeds or fails by itself: one that
+While one group is on its way to the disk, the next one gathers. A group is worked on by one thread, so that nobody fights for the
+interpreter. All bodies of a group are one write and one sync (`FileSystemContract.stage_group`); then the objects get
+their names in one transaction, and one sync of the log makes them durable. Each upload succeeds or fails by itself, but
+for a disk that fails: one that
 the transaction refused (somebody was faster, or a directory is missing), or that takes more than one step, is stored alone.
 """
 
@@ -16,7 +17,7 @@ from tieredfs.model import Attributes
 from tieredfs.volume.contract import FileSystemContract, Naming, Writing
 from tieredfs_gateway.s3.chunked import Decoder
 from tieredfs_gateway.s3.http import Response
-from tieredfs_gateway.s3.ingest import Expected, Ingest, Received, write_all
+from tieredfs_gateway.s3.ingest import Expected, Ingest, Received
 from tieredfs_gateway.s3.store import Committed
 
 T = TypeVar("T")
@@ -77,16 +78,16 @@ class SmallPuts:
     # ---- in the thread ----------------------------------------------------------------------------------------------
 
     def _carry_out(self, group: Sequence[SmallPut]) -> list[Outcome]:
-        written = [_outcome(self._write, put) for put in group]
-        self._sync([each for each in written if isinstance(each, _Written)])
-        ready = [each if isinstance(each, BaseException) else _outcome(_planned, each) for each in written]
+        taken = [_outcome(_take, put) for put in group]
+        self._stage([each for each in taken if isinstance(each, _Taken)])
+        ready = [each if isinstance(each, BaseException) else _outcome(_planned, each) for each in taken]
         named = self._name_together([each for each in ready if not isinstance(each, BaseException)])
         outcomes = [each if isinstance(each, BaseException) else named[id(each)] for each in ready]
         synced = _outcome(self._volume.sync_names)
         return outcomes if synced is None else [_worse(outcome, synced) for outcome in outcomes]
 
-    def _name_together(self, ready: "Sequence[_Written]") -> dict[int, Outcome]:
-        """By identity of the written."""
+    def _name_together(self, ready: "Sequence[_Taken]") -> dict[int, Outcome]:
+        """By identity of the taken."""
         group = [(each, each.naming) for each in ready if each.naming is not None]
         committed = _outcome(self._volume.commit_group, [(each.writing, naming) for each, naming in group])
         if isinstance(committed, BaseException):
@@ -96,27 +97,18 @@ class SmallPuts:
         shown = {id(each): found for (each, _), found in zip(group, committed, strict=True)}
         return {id(each): _outcome(_finish, each, shown.get(id(each))) for each in ready}
 
-    def _write(self, put: SmallPut) -> "_Written":
-        ingest = Ingest(put.expect(), put.decoder())
-        content: list[memoryview] = []
-        views = ingest.take(put.pieces, lambda views, _: content.extend(views))
-        ingest.take_md5(views)
-        received = ingest.finish()
-        writing = self._volume.create_grouped()
-        try:
-            write_all(writing.descriptor, content, 0)
-        except BaseException:
-            writing.discard()
-            raise
-        return _Written(put, writing, received)
-
-    def _sync(self, written: "Sequence[_Written]") -> None:
-        """All at once, where this thread can have that (0.9 ms for seven files in a busy endpoint; 1.7 ms by four threads, which
-        wait for the interpreter each time). Else a few threads share them: the flushes of the disk run beside each other."""
-        failures = self._volume.sync_group([each.writing for each in written])
-        for number, failure in failures.items():
-            written[number].unsynced = failure
-        left = [each for each in written if each.unsynced is None and not each.writing.durable]
+    def _stage(self, group: "Sequence[_Taken]") -> None:
+        """All at once. Where that does not make them durable, a few threads share what is left to do."""
+        if not group:
+            return
+        staged = _outcome(self._volume.stage_group, [each.content for each in group])
+        several = [staged] * len(group) if isinstance(staged, BaseException) else staged
+        for each, writing in zip(group, several, strict=True):
+            if isinstance(writing, BaseException):
+                each.failure = writing
+            else:
+                each.staged = writing
+        left = [each for each in group if each.staged is not None and not each.staged.durable]
         lanes = [left[first::SYNCS_AT_ONCE] for first in range(min(SYNCS_AT_ONCE, len(left)))]
         others = [self._executor.submit(_sync_each, lane) for lane in lanes[1:]]
         for lane in lanes[:1]:
@@ -134,38 +126,55 @@ def _outcome(function: Callable[..., T], *arguments: object) -> T | BaseExceptio
 
 
 @dataclass(slots=True)
-class _Written:
-    """An upload whose bytes are in its file. `unsynced`: why they are not durable. `naming` None: it is stored alone."""
+class _Taken:
+    """An upload whose body was right. `staged`: its file, or `failure`: why there is none, or why it is not durable. `naming` None:
+    it is stored alone."""
 
     put: SmallPut
-    writing: Writing
+    content: bytes | memoryview
     received: Received
-    unsynced: BaseException | None = None
+    staged: Writing | None = None
+    failure: BaseException | None = None
     naming: Naming | None = None
 
+    @property
+    def writing(self) -> Writing:
+        assert self.staged is not None
+        return self.staged
 
-def _sync_each(written: Sequence[_Written]) -> None:
-    for each in written:
-        each.unsynced = _outcome(each.writing.make_durable)
+
+def _take(put: SmallPut) -> _Taken:
+    """Raises S3Error."""
+    ingest = Ingest(put.expect(), put.decoder())
+    content: list[memoryview] = []
+    views = ingest.take(put.pieces, lambda views, _: content.extend(views))
+    ingest.take_md5(views)
+    return _Taken(put, content[0] if len(content) == 1 else b"".join(content), ingest.finish())
 
 
-def _planned(written: _Written) -> _Written:
-    if written.unsynced is not None:
-        written.writing.discard()
-        raise written.unsynced
+def _sync_each(group: Sequence[_Taken]) -> None:
+    for each in group:
+        each.failure = _outcome(each.writing.make_durable)
+
+
+def _planned(taken: _Taken) -> _Taken:
+    if taken.failure is not None:
+        if taken.staged is not None:
+            taken.staged.discard()
+        raise taken.failure
     try:
-        written.naming = written.put.plan(written.received) if written.put.plan else None
+        taken.naming = taken.put.plan(taken.received) if taken.put.plan else None
     except BaseException:
-        written.writing.discard()
+        taken.writing.discard()
         raise
-    return written
+    return taken
 
 
-def _finish(written: _Written, shown: Attributes | Exception | None) -> Response:
-    with written.writing:
+def _finish(taken: _Taken, shown: Attributes | Exception | None) -> Response:
+    with taken.writing:
         if isinstance(shown, Attributes):
-            return written.put.answer(written.received, Committed(shown, None))
-        return written.put.store(written.writing, written.received)
+            return taken.put.answer(taken.received, Committed(shown, None))
+        return taken.put.store(taken.writing, taken.received)
 
 
 def _worse(outcome: Outcome, failure: BaseException) -> Outcome:
