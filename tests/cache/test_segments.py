@@ -141,6 +141,21 @@ def test_deleted_during_the_drain_its_place_is_kept_for_the_drain(still: Rig) ->
         still.get(inode)
 
 
+def test_what_another_process_deleted_is_let_go_unread(still: Rig) -> None:
+    contents = {f"f{number}": noise(1000, number) for number in range(10)}
+    inodes = pack(still, contents)
+    ordinary = [still.put(f"g{number}", noise(500, number)) for number in range(4)]
+    for name, inode in [*[*zip(contents, inodes, strict=True)][::2], ("g0", ordinary[0])]:
+        still.meta.unlink(ROOT, name.encode(), still.volume.session)
+        still.meta.reclaim_orphan(inode, still.volume.session)
+    still.ssd.start()
+    still.flush()
+    assert sum(still.block_sizes()) == 5 * 1000 + 3 * 500
+    assert [still.get(inode) for inode in inodes[1::2]] == [noise(1000, number) for number in range(1, 10, 2)]
+    assert local_files(still) == sorted(f"{inode:016x}.1" for inode in ordinary[1:] + inodes[1::2])
+    assert still.tier.room.dirty_files() == []
+
+
 def recovered(made: Rig) -> Recovered:
     return made.ssd.recovered
 

@@ -169,7 +169,7 @@ class Drainer:
         if not due:
             return False
         with self._one_at_a_time:
-            batch = self._take_all(self._batch(due))
+            batch = self._take_all(self._without_deleted(self._batch(due)))
             if not batch:
                 return False
             try:
@@ -212,6 +212,22 @@ class Drainer:
             batch.append(file)
             total += file.size_bytes
         return batch
+
+    def _without_deleted(self, files: Sequence[LocalFile]) -> Sequence[LocalFile]:
+        """What another process deleted is let go here, unread: where several serve one bucket, most of what is replaced while it
+        is young is another's. Its deletion is durable first."""
+        if len(files) < 2:
+            return files
+        try:
+            left = self._part.metadata.versions([file.inode for file in files])
+            gone = [file for file in files if file.inode not in left]
+            if gone:
+                self._part.metadata.sync()
+        except TieredError:  # then it is found out when it is stored
+            return files
+        for file in gone:
+            self._tier.discard(file.inode)
+        return [file for file in files if file.inode in left]
 
     def _sealed_since(self, due: Sequence[LocalFile]) -> list[LocalFile]:
         """Sealed files that are not due yet, oldest first."""
