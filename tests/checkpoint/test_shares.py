@@ -1,6 +1,8 @@
 """What processes tell one another, through JSON and back; what is made of it; and what is told of a message that makes no sense."""
 
+import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,16 @@ from hypothesis import strategies as st
 
 from tieredfs.errors import CorruptError, UnstorableError
 from tieredfs_client.checkpoint.assemble import assemble, numbered
-from tieredfs_client.checkpoint.layout import PIECE_BYTES, Blob, Packed, StoredFile, read_checked
+from tieredfs_client.checkpoint.layout import (
+    PIECE_BYTES,
+    Blob,
+    Packed,
+    StoredFile,
+    blob_rows,
+    rank_text,
+    read_blob_rows,
+    read_checked,
+)
 from tieredfs_client.checkpoint.shares import (
     Cargo,
     Report,
@@ -83,10 +94,11 @@ BLOBS = st.builds(
 def test_a_report_comes_as_it_was(blobs: list[Blob], packed: set[int]) -> None:
     how = Packed(4, (10, 20))
     blobs = [blob._replace(packed=how if at in packed else None) for at, blob in enumerate(blobs)]
-    report = Report(blobs, ['["l"]', "7"], [0, 1, 0], [0.0, 0.25, 1e-6])
+    ranks = [rank_text(5, 0, 0.0), rank_text(0, 7, 0.25), rank_text(1 << 40, 0, 1e-6)]
+    report = Report(blob_rows(blobs), len(blobs), bool(packed), ['["l"]', "7"], [0, 1, 0], ranks)
     back = decode_report(through_json(encode_report(report)))
-    for name in Report.__slots__:
-        assert list(getattr(back, name)) == list(getattr(report, name)), name
+    assert replace(back, tree_numbers=list(back.tree_numbers)) == report
+    assert read_blob_rows(back.blobs) == blobs
     part = StoredPart(FILES, {3: report})
     assert encode_part(decode_part(through_json(encode_part(part)))) == encode_part(part)
 
@@ -119,7 +131,9 @@ def test_columns_that_make_no_sense_are_told(column: str, value: object) -> None
 
 def stored(share: Share, count: int) -> Report:
     blobs = [Blob(0, 8 * number, size, "00" * 16, 0, (0,)) for number, size in enumerate(share.sizes[:count])]
-    return Report(blobs, ['["d"]'], [0] * len(share.ranks), [0.5] * len(share.ranks))
+    ends = list(itertools.accumulate(share.counts, initial=0))
+    ranks = [rank_text(sum(share.sizes[start:end]), 0, 0.5) for start, end in itertools.pairwise(ends)]
+    return Report(blob_rows(blobs), len(blobs), False, ['["d"]'], [0] * len(ranks), ranks)
 
 
 def test_what_was_stored_by_nobody_or_by_too_many_is_no_checkpoint() -> None:
@@ -128,8 +142,8 @@ def test_what_was_stored_by_nobody_or_by_too_many_is_no_checkpoint() -> None:
     assert numbers == [0, 1, 0]
     tasks = {0: Task(range(3), numbers)}
     contents = assemble([share], tasks, [StoredPart(FILES, {0: stored(share, 3)})])
-    assert [len(tensor.shards) for tensor in contents.tensors] == [2, 1]
-    assert [record.written_bytes for record in contents.ranks] == [16 + 24, 16]
+    assert [len(tensor["shards"]) for tensor in json.loads(f"[{contents.tensors}]")] == [2, 1]
+    assert [json.loads(record)["written_bytes"] for record in contents.ranks] == [16 + 24, 16]
     with pytest.raises(CorruptError, match="2 were stored"):
         assemble([share], tasks, [StoredPart(FILES, {0: stored(share, 2)})])
     with pytest.raises(CorruptError, match="other processes"):

@@ -1,12 +1,22 @@
 """What a manifest says of ranks and tensors, from what processes had and what their machines stored. Pure; linear in both."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tieredfs.errors import CorruptError, UnstorableError
-from tieredfs_client.checkpoint.layout import Blob, Contents, RankRecord, StoredFile, StoredShard, StoredTensor
+from tieredfs_client.checkpoint.layout import (
+    Contents,
+    StoredFile,
+    StoredShard,
+    StoredTensor,
+    blob_rows,
+    rank_row,
+    read_blob_rows,
+    read_checked,
+    tensor_rows,
+)
 from tieredfs_client.checkpoint.plan import flaw
+from tieredfs_client.checkpoint.remembered import Once
 from tieredfs_client.checkpoint.shares import Report, Share, StoredPart, Task
 from tieredfs_client.checkpoint.tree import Whole
 
@@ -31,52 +41,56 @@ def numbered(shares: Sequence[Share]) -> list[list[int]]:
     return found
 
 
-def assemble(shares: Sequence[Share], tasks: Mapping[int, Task], parts: Sequence[StoredPart]) -> Contents:
-    """Shares of all processes, in any order; tasks by their leads. Raises CorruptError where a tensor that a rank has was stored by
-    nobody, UnstorableError where the shards of a tensor do not make it up, or overlap."""
+def assemble(
+    shares: Sequence[Share],
+    tasks: Mapping[int, Task],
+    parts: Sequence[StoredPart],
+    remembered: Once[str] | None = None,
+) -> Contents:
+    """Shares of all processes, in any order; tasks by their leads. `remembered`: the table of tensors, as it follows from the very
+    object that `tasks` is, which never comes with shares of another layout. Raises CorruptError where a tensor that a rank has
+    was stored by nobody, UnstorableError where the shards of a tensor do not make it up, or overlap."""
     files: list[StoredFile] = []
-    blobs: list[Blob] = []
+    blobs: list[str] = []
     reports: dict[int, Report] = {}
     starts: dict[int, int] = {}
+    count = 0
     for part in parts:
         base = len(files)
         files += part.files
         for lead, report in part.reports.items():
-            reports[lead], starts[lead] = report, len(blobs)
-            blobs += [one._replace(file=base + one.file) for one in report.blobs] if base else report.blobs
+            reports[lead], starts[lead] = report, count
+            blobs.append(report.blobs if not base else _moved(report.blobs, base))
+            count += report.blob_count
     if reports.keys() != tasks.keys():
         raise CorruptError("other processes have stored than were to")
-    tensors = _tensors(shares, tasks, starts)
+    for lead, task in tasks.items():
+        stored = reports[lead].blob_count
+        if stored != len(task.chosen):
+            raise CorruptError(f"of {len(task.chosen)} tensors of rank {lead} and on, {stored} were stored")
+    table = remembered if remembered is not None else Once[str]()
+    places = [starts[share.lead] for share in shares]
+    tensors = table.of(lambda: tensor_rows(_tensors(shares, tasks, starts)), tasks, *places)
     trees: dict[str, int] = {}
-    records: list[RankRecord] = []
+    records: list[tuple[int, str]] = []
     for share in shares:
-        task, report = tasks[share.lead], reports[share.lead]
-        if len(report.blobs) != len(task.chosen):
-            raise CorruptError(
-                f"of {len(task.chosen)} tensors of rank {share.lead} and on, {len(report.blobs)} were stored"
-            )
-        start = starts[share.lead]
-        records += _records(share, task, report, blobs[start : start + len(report.blobs)], files, trees)
+        records += _records(share, reports[share.lead], trees)
     records.sort()
-    return Contents(list(trees), tensors, blobs, files, records)
+    packed = any(one.packed for one in reports.values())
+    return Contents(list(trees), tensors, blobs, packed, files, [text for _, text in records])
 
 
-def _records(
-    share: Share, task: Task, report: Report, blobs: Sequence[Blob], files: Sequence[StoredFile], trees: dict[str, int]
-) -> list[RankRecord]:
-    """Of the ranks of one process; their trees join `trees`."""
-    written, reused = [0] * len(share.kinds), [0] * len(share.kinds)
-    again = [file.reused for file in files]
-    for number, blob in zip(task.chosen, blobs, strict=True):
-        (reused if again[blob.file] else written)[number] = blob.size_bytes
+def _moved(rows: str, base: int) -> str:
+    """Those of a machine whose first file is number `base` of all."""
+    found = read_checked(lambda: read_blob_rows(rows), "what a machine stored")
+    return blob_rows([one._replace(file=base + one.file) for one in found])
+
+
+def _records(share: Share, report: Report, trees: dict[str, int]) -> list[tuple[int, str]]:
+    """Of the ranks of one process, and their rows of the manifest; their trees join `trees`."""
     names = [trees.setdefault(text, len(trees)) for text in report.trees]
-    spans = itertools.pairwise(itertools.accumulate(share.counts, initial=0))
-    return [
-        RankRecord(rank, names[tree], sum(written[start:end]), sum(reused[start:end]), seconds)
-        for rank, tree, (start, end), seconds in zip(
-            share.ranks, report.tree_numbers, spans, report.seconds, strict=True
-        )
-    ]
+    both = zip(share.ranks, report.tree_numbers, report.ranks, strict=True)
+    return [(rank, rank_row(rank, names[tree], text)) for rank, tree, text in both]
 
 
 def _tensors(shares: Sequence[Share], tasks: Mapping[int, Task], starts: Mapping[int, int]) -> list[StoredTensor]:

@@ -40,14 +40,17 @@ from tieredfs_client.checkpoint.names import RunPaths, check_step
 from tieredfs_client.checkpoint.neighbours import this_place
 from tieredfs_client.checkpoint.ownership import Ownership
 from tieredfs_client.checkpoint.packing import Compression, parse_compression
+from tieredfs_client.checkpoint.remembered import Remembered
 from tieredfs_client.checkpoint.retention import KeepBest, Retention
 from tieredfs_client.checkpoint.save import Save, Saved, earlier_of
 from tieredfs_client.checkpoint.shares import Cargo
 from tieredfs_client.checkpoint.staging import STAGING_BYTES_DEFAULT, StagingBuffer
-from tieredfs_client.checkpoint.tree import Flat, PerRank, flatten
+from tieredfs_client.checkpoint.tree import Flat, Forms, PerRank, flatten
 from tieredfs_client.checkpoint.write import Earlier, PartWriter
 
 DEADLINE_S: Final = 600.0
+FORMS_MAX: Final = 1 << 16
+"""Of tensors that were met in states; a program whose shapes change all the time must not fill its memory with them."""
 _log: Final = logging.getLogger("tieredfs.checkpoint")
 
 
@@ -145,6 +148,8 @@ class CheckpointManager:
         self._pending: Pending | None = None
         self._sequence = 0
         self._earlier: Earlier | None = None
+        self._forms: Forms = {}
+        self._remembered = Remembered()
         self._looked_for_earlier = False
 
     def _opened(self) -> FileSystem:
@@ -216,10 +221,10 @@ class CheckpointManager:
         if not isinstance(state, PerRank):
             if len(self.group.ranks) > 1:
                 raise InvalidRequestError(f"this process carries {len(self.group.ranks)} ranks: save a PerRank of them")
-            return {self.group.rank: flatten(state)}
+            return {self.group.rank: flatten(state, self._forms)}
         if sorted(state.trees) != list(self.group.ranks):
             raise InvalidRequestError(f"not the ranks that this process carries ({self.group.ranks[0]} and on)")
-        return {rank: flatten(state.trees[rank]) for rank in self.group.ranks}
+        return {rank: flatten(state.trees[rank], self._forms) for rank in self.group.ranks}
 
     def _check_fits(self, flats: Mapping[int, Flat]) -> None:
         if self._when_full == "raise" and not self._staging.fits(flats):
@@ -264,6 +269,7 @@ class CheckpointManager:
             durability=self._durability,
             compression=packing,
             guard=self._ownership.hold,
+            remembered=self._remembered,
         )
         if problem is not None:
             save.tell(problem)
@@ -278,7 +284,11 @@ class CheckpointManager:
         except BaseException as error:
             save.tell(error)
             raise
-        saved, self._earlier = save.run(Cargo.of(flats), earlier)
+        try:
+            saved, self._earlier = save.run(Cargo.of(flats), earlier)
+        finally:
+            if len(self._forms) > FORMS_MAX:
+                self._forms = {}
         if self.group.rank == 0:
             self._keeper.after_commit(saved.checkpoint, self._retention)
         return saved

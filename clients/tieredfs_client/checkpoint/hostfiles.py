@@ -8,7 +8,7 @@ fills from the front (`pack`): one per process and 4 GiB; their headers are writ
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -32,6 +32,7 @@ from tieredfs_client.checkpoint.layout import (
     split_into_files,
 )
 from tieredfs_client.checkpoint.neighbours import DESCRIPTORS_MAX
+from tieredfs_client.checkpoint.remembered import Remembered
 from tieredfs_client.checkpoint.write import speaking_the_domain
 
 Place = int
@@ -73,12 +74,15 @@ class Spot(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Headless:
-    """A file that has room for its header."""
+class _Planned:
+    """A file that is to be made with room for its header. `spots`: of its places."""
 
     number: int
+    name: str
     places: Sequence[Place]
     room_bytes: int
+    size_bytes: int
+    spots: Mapping[Place, Spot]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +99,15 @@ class HostFiles:
     """Made once per save. A context manager: what is not committed then is discarded."""
 
     def __init__(
-        self, volume: FileSystemContract, files: Files, durability: Durability | None, directory: bytes, rank: int
+        self,
+        volume: FileSystemContract,
+        files: Files,
+        durability: Durability | None,
+        directory: bytes,
+        rank: int,
+        remembered: Remembered | None = None,
     ) -> None:
-        """`directory`: the attempt's. `rank`: whose number the names of the files have."""
+        """`directory`: the attempt's. `rank`: whose number the names of the files have. `remembered`: of the last save's."""
         self._volume = volume
         self._files = files
         self._durability = durability
@@ -106,7 +116,8 @@ class HostFiles:
         self._open = contextlib.ExitStack()
         self._writings: list[tuple[int, Writing, bytes]] = []
         self._fillings: list[_Filling] = []
-        self._headless: list[_Headless] = []
+        self._headless: list[_Planned] = []
+        self._remembered = remembered if remembered is not None else Remembered()
         self.stored: list[StoredFile] = []
         self.spots: dict[Place, Spot] = {}
 
@@ -156,30 +167,44 @@ class HostFiles:
 
     def make(self, places: Sequence[Place], outline: Outline) -> None:
         """Files for all of these tensors, of their length, with room for their headers, not yet named. Raises NoSpaceError."""
-        for number, group in enumerate(_files_of(outline.sizes)):
-            name = f"data-r{self._rank:05d}-{number:03d}.safetensors"
-            every = len(group) == len(places)
-            self._make_file(name, places[group.start : group.stop], outline if every else outline.of(group))
+        first = len(self.stored)
+        self._headless = self._remembered.placed.of(
+            lambda: self._plan(first, places, outline), first, self._rank, places, outline
+        )
+        for planned in self._headless:
+            writing = self._open.enter_context(self._volume.create())
+            with speaking_the_domain():
+                self._files.allocate(writing.descriptor, 0, 0, planned.size_bytes)
+            number = self._opened(planned.name, writing, planned.size_bytes)
+            assert number == planned.number
+            self.spots |= planned.spots
         crash.here("checkpoint.files-made")
 
-    def _make_file(self, name: str, places: Sequence[Place], outline: Outline) -> None:
-        placed = lay_out_unnamed(outline)
-        writing = self._open.enter_context(self._volume.create())
-        with speaking_the_domain():
-            self._files.allocate(writing.descriptor, 0, 0, placed.size_bytes)
-        number = self._opened(name, writing, placed.size_bytes)
-        self._headless.append(_Headless(number, places, placed.room_bytes))
-        self.spots |= zip(places, map(Spot, itertools.repeat(number), placed.offsets), strict=True)
+    def _plan(self, first: int, places: Sequence[Place], outline: Outline) -> list[_Planned]:
+        """Files, the first of which is number `first` of all that there are."""
+        planned = []
+        for number, group in enumerate(_files_of(outline.sizes)):
+            own = places[group.start : group.stop]
+            placed = lay_out_unnamed(outline if len(group) == len(places) else outline.of(group))
+            spots = dict(zip(own, map(Spot, itertools.repeat(first + number), placed.offsets), strict=True))
+            name = f"data-r{self._rank:05d}-{number:03d}.safetensors"
+            planned.append(_Planned(first + number, name, own, placed.room_bytes, placed.size_bytes, spots))
+        return planned
 
-    def head(self, items: Sequence[Item]) -> None:
+    @property
+    def plan(self) -> object:
+        """The same for two saves whose tensors lie in the same places of the same files, none of them with a header yet."""
+        return self._headless
+
+    def head(self, items: Callable[[], Sequence[Item]], *of: object) -> None:
         """The headers of the files that `make` made: before they are committed, and, being one line for each tensor, beside those
-        who write into them. `items`: by place, of all tensors. Raises NoSpaceError."""
+        who write into them. `items`: by place, of all tensors, as follows from `of` (see `Once`). Raises NoSpaceError."""
+        planned, self._headless = self._headless, []
+        headers = self._remembered.headers.of(lambda: _headers(planned, items()), planned, *of)
         descriptors = self.descriptors
-        for file in self._headless:
-            header = data_header([items[at] for at in file.places], file.room_bytes)
+        for file, header in zip(planned, headers, strict=True):
             with speaking_the_domain():
                 self._files.write(descriptors[file.number], [header], 0)
-        self._headless.clear()
 
     def _opened(self, name: str, writing: Writing, size_bytes: int) -> int:
         number = len(self.stored)
@@ -226,6 +251,10 @@ class HostFiles:
 
     def _commit_file(self, writing: Writing, path: bytes) -> None:
         writing.commit(path, durability=self._durability)
+
+
+def _headers(planned: Sequence[_Planned], items: Sequence[Item]) -> list[bytes]:
+    return [data_header([items[at] for at in file.places], file.room_bytes) for file in planned]
 
 
 def _files_of(sizes: Sequence[int]) -> list[range]:

@@ -378,13 +378,15 @@ class Manifest(About):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The rest of a manifest: what is one per rank and tensor. `trees`: as JSON."""
+    """The rest of a manifest: what is one per rank and tensor. But for files, rows of JSON, of blobs several in each text.
+    `packed`: whether any of the blobs is."""
 
     trees: Sequence[str]
-    tensors: Sequence[StoredTensor]
-    blobs: Sequence[Blob]
+    tensors: str
+    blobs: Sequence[str]
+    packed: bool
     files: Sequence[StoredFile]
-    ranks: Sequence[RankRecord]
+    ranks: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,14 +400,15 @@ class Tables:
 def encode_manifest(manifest: Manifest) -> bytes:
     """One JSON document, which any tool can read."""
     trees = [_json(tree) for tree in manifest.trees]
-    contents = Contents(trees, manifest.tensors, manifest.blobs, manifest.files, manifest.ranks)
-    return encode_document(manifest, encode_tables(contents))
+    packed = any(blob.packed is not None for blob in manifest.blobs)
+    ranks = [rank_row(*each[:2], rank_text(*each[2:])) for each in manifest.ranks]
+    rows = tensor_rows(manifest.tensors), [blob_rows(manifest.blobs)], packed, manifest.files, ranks
+    return encode_document(manifest, encode_tables(Contents(trees, *rows)))
 
 
 def encode_document(about: About, tables: Tables) -> bytes:
     """A whole manifest."""
-    start = _json({name: getattr(about, name) for name in _PLAIN})
-    body = start[:-1].encode() + b"," + tables.data
+    body = _json({name: getattr(about, name) for name in _PLAIN})[:-1].encode() + b"," + tables.data
     crc = int(google_crc32c.value(body))
     return (
         b'{"format":"tieredfs-checkpoint","version":%d,"crc32c":"%08x","body":' % (tables.version, crc) + body + _SUFFIX
@@ -416,16 +419,34 @@ def encode_tables(contents: Contents) -> Tables:
     """Nearly all of a manifest: known, and so encoded, before the times are."""
     texts = [
         '"trees":[' + ",".join(contents.trees),
-        '"tensors":[' + ",".join(map(_tensor_text, contents.tensors)),
-        '"blobs":[' + ",".join(map(_blob_text, contents.blobs)),
+        '"tensors":[' + contents.tensors,
+        '"blobs":[' + ",".join(filter(None, contents.blobs)),
         '"files":[' + ",".join([_json(_fields(file)) for file in contents.files]),
-        '"ranks":[' + ",".join(map(_RANK_TEXT.__mod__, contents.ranks)),
+        '"ranks":[' + ",".join(contents.ranks),
     ]
     data = "],".join(texts).encode() + b"]}"
-    return Tables(VERSION if any(blob.packed is not None for blob in contents.blobs) else 1, data)
+    return Tables(VERSION if contents.packed else 1, data)
 
 
-_RANK_TEXT: Final = '{"rank":%d,"tree":%d,"written_bytes":%d,"reused_bytes":%d,"seconds":%r}'
+def rank_text(written_bytes: int, reused_bytes: int, seconds: float) -> str:
+    """What a process can say of a rank of its own; see `RankRecord`."""
+    return f'"written_bytes":{written_bytes},"reused_bytes":{reused_bytes},"seconds":{seconds!r}}}'
+
+
+def rank_row(rank: int, tree: int, text: str) -> str:
+    return f'{{"rank":{rank},"tree":{tree},{text}'
+
+
+def tensor_rows(tensors: Sequence[StoredTensor]) -> str:
+    return ",".join(map(_tensor_text, tensors))
+
+
+def blob_rows(blobs: Sequence[Blob]) -> str:
+    return ",".join(map(_blob_text, blobs))
+
+
+def read_blob_rows(text: str) -> list[Blob]:  # for `read_checked` to call
+    return [_decode_blob(each) for each in json.loads(f"[{text}]")]
 
 
 def _tensor_text(tensor: StoredTensor) -> str:

@@ -11,12 +11,13 @@ dies, fails, or is late ends the save of all.
     same: which are unchanged, and
           which are to be packed   →
                                    ← files: descriptors, and where each tensor goes
-    written: its report            →
+    written; attached: its report  →
                                    ← outcome
     failed: why (instead of any)   →   outcome or `elsewhere` may come instead of any
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,20 +27,24 @@ from tieredfs.errors import InvalidRequestError, RankFailedError, RankMissingErr
 from tieredfs_client.checkpoint.attempt import Attempt, Pauses, named
 from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.hostfiles import HostFiles, Reference, Spot
-from tieredfs_client.checkpoint.layout import Item, Outline, StoredFile, read_checked
+from tieredfs_client.checkpoint.layout import Blob, Item, Outline, StoredFile, read_blob_rows, read_checked
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message
 from tieredfs_client.checkpoint.parts import Looked, ProcessPart, Stored
+from tieredfs_client.checkpoint.remembered import Remembered
 from tieredfs_client.checkpoint.shares import (
     Report,
     Share,
     StoredPart,
     Task,
+    column,
     decode_report,
     decode_share,
     decode_task,
     encode_report,
     encode_share,
     encode_task,
+    identified,
+    numbers,
 )
 
 
@@ -49,7 +54,7 @@ class Finished:
 
     files: tuple[StoredFile, ...]
     own: Stored
-    written: Mapping[int, Any]
+    written: Mapping[int, bytes | bytearray]
 
 
 class Machine:
@@ -59,10 +64,12 @@ class Machine:
         """`circle` None: there is nobody else."""
         self._attempt = attempt
         self._own = own
+        self._remembered = own.kept
         self._lead = share.lead
         self._circle = circle
         self._members: dict[Channel, Share] = {}
         self._finished: set[Channel] = set()
+        self._heard: dict[str, Share] = {}
         self._writing_since_s = 0.0
         self._here = set(share.ranks)
         self.shares = {share.lead: share}
@@ -88,7 +95,7 @@ class Machine:
 
     @collector_paused()
     def _arrive(self, channel: Channel, body: Any) -> None:
-        share = read_checked(lambda: decode_share(body["share"]), "what a rank says")
+        share = read_checked(lambda: self._share_of(body["layout"], body["identities"]), "what a rank says")
         self._members[channel] = share
         self._attempt.check_world(max(share.ranks), body["world_size"])
         again = self._here & set(share.ranks)
@@ -97,6 +104,16 @@ class Machine:
         self._here |= set(share.ranks)
         self.shares[share.lead] = share
         channel.send({"kind": "welcome"})
+
+    def _share_of(self, layout: str, identities: str) -> Share:
+        """One that came in the last save, too, is not read again: it is the same, or all of its columns are but identities."""
+        last = self._remembered.heard.get(layout)
+        if last is None:
+            share = decode_share(json.loads(layout) | {"identities": identities})
+        else:
+            share = identified(last, identities)
+        self._heard[layout] = share
+        return share
 
     def _check(self, channel: Channel, message: Message | None) -> None:
         share = self._members.get(channel)
@@ -120,19 +137,22 @@ class Machine:
             task = encode_task(tasks[share.lead])
             channel.send({"kind": "write", "checkpoint": checkpoint, "task": task, "pace": self._own.pace})
         looked = {self._lead: self._own.look(tasks[self._lead].chosen, self._own.pace)}
-        places, outline = self._places(tasks), self._outline(tasks)  # while the others look
-        for channel, body in self._collect("same", watch).items():
-            looked[self._members[channel].lead] = looked_of(body)
+        self._remembered.heard = self._heard
+        outlined = self._remembered.outline.of(partial(self._outlined, tasks), tasks)  # while the others look
+        places = outlined[0]
+        for channel, message in self._collect("same", watch).items():
+            looked[self._members[channel].lead] = looked_of(message.body)
         self._writing_since_s = self._attempt.host.clock.monotonic_s()
-        self._make(files, tasks, places, outline, looked)
+        self._make(files, tasks, outlined, looked)
         self._hand_out(files, places)
-        files.head(self._items(tasks))  # while the others write
+        files.head(partial(self._items, tasks), tasks)  # while the others write
         own = self._own.store([files.spots[place] for place in places[self._lead]], files.descriptors)
-        written = {self._members[one].lead: body for one, body in self._collect("written", watch).items()}
+        heard = self._collect("written", watch)
+        written = {self._members[channel].lead: message.attached for channel, message in heard.items()}
         if any(one.packed for one in looked.values()):
-            blobs = {lead: report.blobs for lead, report in _reports(written).items()} | {self._lead: own.blobs}
-            every = [zip(places[lead], blobs[lead], strict=True) for lead in places]
-            files.head_packed(dict(itertools.chain.from_iterable(every)))
+            blobs = {lead: _blobs_of(report) for lead, report in _reports(written).items()} | {self._lead: own.blobs}
+            rows = [zip(places[lead], blobs[lead], strict=True) for lead in places]
+            files.head_packed(dict(itertools.chain.from_iterable(rows)))
         return Finished(tuple(files.stored), own, written)
 
     @collector_paused()
@@ -140,7 +160,12 @@ class Machine:
         """What the machine stored, as others need to know it; `task`: of this process. Work of the processor's. Raises
         CorruptError."""
         own = self._own.report(finished.own, self._own.trees(task.numbers))
-        return StoredPart(finished.files, {self._lead: own, **_reports(finished.written)})
+        reports = {self._lead: own, **_reports(finished.written)}
+        return StoredPart(finished.files, dict(sorted(reports.items())))  # whoever was done first
+
+    def _outlined(self, tasks: Mapping[int, Task]) -> "_Outlined":
+        outline = self._outline(tasks)
+        return self._places(tasks), range(len(outline.sizes)), outline
 
     def _places(self, tasks: Mapping[int, Task]) -> dict[int, Sequence[int]]:
         """By which `HostFiles` knows what each process stores: its number among all tensors of the machine, one process after the
@@ -177,12 +202,12 @@ class Machine:
         self,
         files: HostFiles,
         tasks: Mapping[int, Task],
-        places: Mapping[int, Sequence[int]],
-        outline: Outline,
+        outlined: "_Outlined",
         looked: Mapping[int, Looked],
     ) -> None:
+        places, every, outline = outlined
         if not any(one.same or one.packed for one in looked.values()):
-            files.make(range(len(outline.sizes)), outline)
+            files.make(every, outline)
             return
         items = self._items(tasks)
         same: dict[int, Reference] = {}
@@ -205,24 +230,24 @@ class Machine:
     def _hand_out(self, files: HostFiles, places: Mapping[int, Sequence[int]]) -> None:
         descriptors = files.descriptors
         stored = [[one.name, one.size_bytes, one.reused] for one in files.stored]
+        told = self._remembered.handed_out.of(lambda: _spots_told(files, places), files.plan, places)
         for channel, share in self._members.items():
-            spots = [files.spots[place] for place in places[share.lead]]
-            numbers, offsets = zip(*spots, strict=True) if spots else ((), ())
-            needed = sorted(set(numbers) & descriptors.keys())
-            message = {"kind": "files", "stored": stored, "open": needed, "files": numbers, "offsets": offsets}
+            used, columns = told[share.lead]
+            needed = sorted(used & descriptors.keys())
+            message = {"kind": "files", "stored": stored, "open": needed, "spots": columns}
             channel.send(message, [descriptors[file] for file in needed])
 
-    def _collect(self, kind: str, watch: Callable[[], None]) -> dict[Channel, Any]:
+    def _collect(self, kind: str, watch: Callable[[], None]) -> dict[Channel, Message]:
         """A message of that kind from every member. Raises RankMissingError, RankFailedError."""
-        bodies: dict[Channel, Any] = {}
+        messages: dict[Channel, Message] = {}
         pauses = Pauses(self._attempt.host, self._attempt.deadline_s)
-        while len(bodies) < len(self._members):
+        while len(messages) < len(self._members):
             pause_s = pauses.next_s()
             heard = False
             for channel, message in self._hear(pause_s):
                 self._check(channel, message)
                 if message is not None and channel in self._members and message.body["kind"] == kind:
-                    heard, bodies[channel] = True, message.body
+                    heard, messages[channel] = True, message
                     if kind == "written":  # whatever becomes of it now, its part is stored
                         self._finished.add(channel)
             if heard:
@@ -230,9 +255,9 @@ class Machine:
                 continue
             watch()
             if not pause_s:
-                late = [rank for one, share in self._members.items() if one not in bodies for rank in share.ranks]
+                late = [rank for one, share in self._members.items() if one not in messages for rank in share.ranks]
                 raise self._attempt.missing(late, "stored its part")
-        return bodies
+        return messages
 
     # ---- telling ----------------------------------------------------------------------------------------------------
 
@@ -245,17 +270,45 @@ class Machine:
             self._circle.close()
 
 
-def _reports(written: Mapping[int, Any]) -> dict[int, Report]:
-    return {
-        lead: read_checked(partial(decode_report, body["report"]), "what a rank says") for lead, body in written.items()
-    }
+_Outlined = tuple[Mapping[int, Sequence[int]], Sequence[int], Outline]
+"""What is known of a machine's tensors before it is known what must be written: places by leads, all places, and by place."""
+
+
+def _spots_told(files: HostFiles, places: Mapping[int, Sequence[int]]) -> dict[int, tuple[set[int], list[str]]]:
+    """By leads, in which files their tensors lie, and where: columns."""
+    found = {}
+    for lead, own in places.items():
+        spots = [files.spots[place] for place in own]
+        numbers, offsets = zip(*spots, strict=True) if spots else ((), ())
+        found[lead] = set(numbers), [column("I", numbers), column("Q", offsets)]
+    return found
+
+
+def _blobs_of(report: Report) -> list[Blob]:
+    return read_checked(partial(read_blob_rows, report.blobs), "what a rank says")
+
+
+def _reports(written: Mapping[int, bytes | bytearray]) -> dict[int, Report]:
+    return {lead: read_checked(partial(_report_of, data), "what a rank says") for lead, data in written.items()}
+
+
+def _report_of(data: bytes | bytearray) -> Report:
+    return decode_report(json.loads(data))
 
 
 # ---- the other end ---------------------------------------------------------------------------------------------------
 
 
-def arrival(attempt: Attempt, share: Share) -> dict[str, object]:
-    return {"kind": "arrive", "world_size": attempt.group.world_size, "share": encode_share(share)}
+def arrival(attempt: Attempt, share: Share, remembered: Remembered) -> dict[str, object]:
+    layout = remembered.layout_text.of(partial(_layout_text, share), share.kinds)
+    identities = b"".join(share.identities).hex()
+    return {"kind": "arrive", "world_size": attempt.group.world_size, "layout": layout, "identities": identities}
+
+
+def _layout_text(share: Share) -> str:
+    body = encode_share(share)
+    del body["identities"]
+    return json.dumps(body, separators=(",", ":"))
 
 
 def task_of(message: Message) -> Task:
@@ -283,13 +336,17 @@ class HandedOut:
     descriptors: dict[int, int]
 
     @classmethod
-    def of(cls, message: Message) -> "HandedOut":
+    def of(cls, message: Message, remembered: Remembered) -> "HandedOut":
         body = message.body
         stored = tuple(StoredFile(name, size, reused) for name, size, reused in body["stored"])
-        spots = list(map(Spot, body["files"], body["offsets"]))
+        columns = body["spots"]
+        if remembered.spots is None or remembered.spots[0] != columns:
+            remembered.spots = columns, list(map(Spot, numbers("I", columns[0]), numbers("Q", columns[1])))
+        spots = remembered.spots[1]
         return cls(stored, spots, dict(zip(body["open"], message.descriptors, strict=True)))
 
 
 @collector_paused()
-def written_message(report: Report) -> dict[str, object]:
-    return {"kind": "written", "report": encode_report(report)}
+def tell_written(channel: Channel, report: Report) -> None:
+    """The report as an attachment, which is read while the files become durable."""
+    channel.send({"kind": "written"}, attached=json.dumps(encode_report(report), separators=(",", ":")).encode())

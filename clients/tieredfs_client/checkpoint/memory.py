@@ -85,6 +85,15 @@ def kind_of(value: Any, where: str) -> Kind:
     return _torch_kind(value.dtype)
 
 
+def look_of(value: Any, where: str) -> tuple[object, tuple[int, ...]]:
+    """Type of the elements, and shape: where both are equal of two values, so is `kind_of`. Raises what that does, now or when it
+    is asked for the first value that looks so."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray:
+        kind_of(value, where)  # what cannot be stored may have no shape
+    return value.dtype, shape_of(value)
+
+
 @lru_cache(maxsize=_KINDS_KEPT)
 def _torch_kind(dtype: Any) -> Kind:
     return Kind("torch", code_of_torch(str(dtype).removeprefix("torch.")), dtype.itemsize)

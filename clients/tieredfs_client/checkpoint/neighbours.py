@@ -65,8 +65,11 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+    def send(self, message: Mapping[str, object], descriptors: Sequence[int] = (), attached: bytes = b"") -> None:
+        """`attached`: what who hears it need not read at once."""
         assert len(descriptors) <= DESCRIPTORS_MAX
+        if attached:
+            message = {**message, "attached": len(attached)}
         data = json.dumps(message, separators=(",", ":")).encode()
         with contextlib.suppress(OSError):
             length = _LENGTH.pack(len(data))
@@ -75,6 +78,7 @@ class Channel:
             else:
                 self._socket.sendall(length)
             self._socket.sendall(data)
+            self._socket.sendall(attached)
 
     def receive(self, timeout_s: float) -> "Message | None":
         """Raises DeadlineError when no message begins in time."""
@@ -93,7 +97,14 @@ class Channel:
                 os.close(descriptor)
             return None
         with collector_paused():
-            return Message(json.loads(body), tuple(descriptors))
+            read = json.loads(body)
+        size = read.get("attached", 0)
+        attached = self._exactly(size) if 0 <= size <= MESSAGE_BYTES_MAX else None
+        if attached is None:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return None
+        return Message(read, tuple(descriptors), attached)
 
     def _rest(self, start: bytes) -> bytearray | None:
         length = self._exactly(_LENGTH.size - len(start)) if start else None
@@ -125,6 +136,7 @@ class Message:
 
     body: Any
     descriptors: tuple[int, ...]
+    attached: bytes | bytearray
 
 
 def connect(meeting: Meeting, role: Role) -> Channel | None:

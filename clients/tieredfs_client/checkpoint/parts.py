@@ -1,32 +1,42 @@
 """What each process of a save does with its own tensors, whether it gathers its machine or is gathered: look which are as they
 were, write the others where it is told, say what it wrote."""
 
-import itertools
 import json
+import marshal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from tieredfs.host import Host, crash
 from tieredfs_client.checkpoint.checksums import Digest
 from tieredfs_client.checkpoint.collector import collector_paused
 from tieredfs_client.checkpoint.hostfiles import Reference, Spot
-from tieredfs_client.checkpoint.layout import Blob, StoredFile
+from tieredfs_client.checkpoint.layout import Blob, StoredFile, blob_rows, rank_text
 from tieredfs_client.checkpoint.pack import PackTarget
 from tieredfs_client.checkpoint.packing import Compression, Pace
+from tieredfs_client.checkpoint.remembered import Remembered
 from tieredfs_client.checkpoint.shares import Cargo, Report, Share
 from tieredfs_client.checkpoint.tree import renumbered
-from tieredfs_client.checkpoint.write import TARGET_ORDER, Earlier, PartWriter, Target, Written, identity
+from tieredfs_client.checkpoint.write import TARGET_ORDER, Earlier, PartWriter, Target, Written
 
 _compact: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
+def _plainly(value: Any) -> bytes:
+    """What it is, `True` and 1 apart: 0.5 us for a small tree, whose JSON takes 2.6. By the last version of marshal in which equal
+    values look alike, whoever else refers to their parts."""
+    return marshal.dumps(value, 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where the chosen tensors are stored now, in order; when each rank's were, rank after rank; and heads of some tensors, by
-    number (`write.Earlier`)."""
+    """Where the chosen tensors are stored now, in order; how much of each rank's was written, and when; and heads of some
+    tensors, by number (`write.Earlier`)."""
 
     blobs: list[Blob]
+    written: Sequence[int]
+    """Bytes, rank after rank, as `reused`."""
+    reused: Sequence[int]
     seconds: list[float]
     heads: Mapping[int, bytes]
 
@@ -58,11 +68,13 @@ class ProcessPart:
         cargo: Cargo,
         earlier: Earlier | None,
         compression: Compression | None = None,
+        remembered: Remembered | None = None,
     ) -> None:
         self._clock = host.clock
         self._writer = writer
         self._earlier = earlier
         self._compression = compression
+        self.kept = remembered if remembered is not None else Remembered()
         self._started_s = host.clock.monotonic_s()
         self._digests: dict[int, Digest] = {}
         self._chosen: Sequence[int] = ()
@@ -77,18 +89,24 @@ class ProcessPart:
         if not alone:
             wanted = [number for number, leaf in enumerate(self.cargo.leaves) if not leaf.sharded]
             self._digests = self._writer.digests(self.cargo.leaves, wanted)
-        return self.cargo.share(self._digests)
+        return self.cargo.share(self._digests, self.kept.share)
 
     @collector_paused()
     def trees(self, numbers: Sequence[int]) -> Trees:
         """`numbers`: what each of its tensors is called in the manifest."""
+        texts = self.kept.trees.texts
         known: dict[str, int] = {}
-        found = []
+        found, used = [], {}
         for flat, (start, end) in zip(self.cargo.flats, self.cargo.spans, strict=True):
             own = numbers[start:end]
-            same = own == list(range(len(own)))  # as where all is sharded, in equal trees
-            text = _compact(flat.skeleton if same else renumbered(flat.skeleton, own))
+            key = _plainly((own, flat.skeleton))
+            text = texts.get(key)
+            if text is None:
+                same = own == list(range(len(own)))  # as where all is sharded, in equal trees
+                text = _compact(flat.skeleton if same else renumbered(flat.skeleton, own))
+            used[key] = text
             found.append(known.setdefault(text, len(known)))
+        self.kept.trees.texts = used
         return Trees(list(known), found)
 
     @property
@@ -137,21 +155,42 @@ class ProcessPart:
         level = self._compression.level if self._compression is not None else None
         written = self._writer.write(self.cargo.leaves, targets, self._digests, packed, level)
         crash.here("checkpoint.part-written")
-        blobs = [self._blob(number, spot, written) for number, spot in zip(self._chosen, spots, strict=True)]
-        return Stored(blobs, self._seconds(written), written.heads)
+        leaves, digests = self.cargo.leaves, written.digests
+        both = zip(self._chosen, spots, strict=True)
+        if len(digests) == len(self._chosen):  # no call for each
+            blobs = [
+                tuple.__new__(Blob, (*spot, leaves[number].size_bytes, *digests[number], None)) for number, spot in both
+            ]
+        else:
+            blobs = [self._blob(number, spot, written) for number, spot in both]
+        sizes, again = self._sizes(spots, descriptors)
+        return Stored(blobs, sizes, again, self._seconds(written), written.heads)
+
+    def _sizes(self, spots: Sequence[Spot], descriptors: Mapping[int, int]) -> tuple[list[int], list[int]]:
+        """Bytes of each rank that were written, and that were there already."""
+        spans = self.cargo.spans
+        if len(self._chosen) == len(self.cargo.forms) and all(spot[0] in descriptors for spot in spots):
+            every = [form[-1] for form in self.cargo.forms]
+            return [sum(every[start:end]) for start, end in spans], [0] * len(spans)
+        sizes, again = [0] * len(self.cargo.leaves), [0] * len(self.cargo.leaves)
+        for number, spot in zip(self._chosen, spots, strict=True):
+            (sizes if spot[0] in descriptors else again)[number] = self.cargo.forms[number][-1]
+        return [sum(sizes[start:end]) for start, end in spans], [sum(again[start:end]) for start, end in spans]
 
     def _seconds(self, written: Written) -> list[float]:
         """When each rank's bytes were written, from the start on; 0 where there were none."""
-        started_s, ended_s = self._started_s, written.ended_s
-        last = [
-            max(map(ended_s.get, range(*span), itertools.repeat(started_s)), default=started_s)
-            for span in self.cargo.spans
-        ]
-        return [each_s - started_s for each_s in last]
+        started_s = self._started_s
+        ended_s = [0.0] * len(self.cargo.leaves)
+        for number, each_s in written.ended_s.items():
+            ended_s[number] = each_s - started_s
+        return [max(ended_s[start:end], default=0.0) for start, end in self.cargo.spans]
 
     @staticmethod
     def report(stored: Stored, trees: Trees) -> Report:
-        return Report(stored.blobs, trees.texts, trees.numbers, stored.seconds)
+        packed = any(blob.packed is not None for blob in stored.blobs)
+        rows = blob_rows(stored.blobs)
+        ranks = list(map(rank_text, stored.written, stored.reused, stored.seconds))
+        return Report(rows, len(stored.blobs), packed, trees.texts, trees.numbers, ranks)
 
     def _blob(self, number: int, spot: Spot, written: Written) -> Blob:
         size = self.cargo.leaves[number].size_bytes
@@ -168,8 +207,5 @@ class ProcessPart:
 
     def remembered(self, path: bytes, files: Sequence[StoredFile], stored: Stored) -> Earlier:
         """What a later save of this process may refer to, in the checkpoint at `path`."""
-        leaves = self.cargo.leaves
-        keys = {number: identity(leaves[number]) for number in self._chosen}
-        blobs = dict(zip(keys.values(), stored.blobs, strict=True))
-        heads = {keys[number]: head for number, head in stored.heads.items()}
-        return Earlier(path, tuple(files), blobs, heads)
+        forms = [self.cargo.forms[number] for number in self._chosen]
+        return Earlier(path, tuple(files), forms, stored.blobs, list(map(stored.heads.get, self._chosen)))

@@ -47,12 +47,13 @@ from tieredfs_client.checkpoint.layout import (
     encode_tables,
     read_checked,
 )
-from tieredfs_client.checkpoint.machine import HandedOut, Machine, arrival, same_message, task_of, written_message
+from tieredfs_client.checkpoint.machine import HandedOut, Machine, arrival, same_message, task_of, tell_written
 from tieredfs_client.checkpoint.names import CheckpointName, parse_checkpoint
 from tieredfs_client.checkpoint.neighbours import Channel, Circle, Message, connect
 from tieredfs_client.checkpoint.packing import Compression
 from tieredfs_client.checkpoint.parts import ProcessPart, Stored
 from tieredfs_client.checkpoint.plan import Offer, assign_writers
+from tieredfs_client.checkpoint.remembered import Remembered
 from tieredfs_client.checkpoint.shares import (
     Cargo,
     Share,
@@ -65,6 +66,7 @@ from tieredfs_client.checkpoint.shares import (
     encode_share,
     encode_task,
 )
+from tieredfs_client.checkpoint.tree import Form
 from tieredfs_client.checkpoint.write import Earlier, PartWriter
 
 ALL_HERE_S: Final = 0.2
@@ -109,8 +111,11 @@ class Save:
         durability: Durability | None,
         compression: Compression | None,
         guard: Callable[[], None],
+        remembered: Remembered,
     ) -> None:
-        """`guard`: raises when this process may not commit any more; asked of the coordinator, last of all."""
+        """`guard`: raises when this process may not commit any more; asked of the coordinator, last of all. `remembered`: of
+        the last save of this process as part of this group."""
+        self._remembered = remembered
         self._guard = guard
         self._catalog = catalog
         self._attempt = attempt
@@ -127,7 +132,7 @@ class Save:
     @collector_paused_briefly()
     def run(self, cargo: Cargo, earlier: Earlier | None) -> tuple[Saved, Earlier]:
         """The whole of it, and what a later save may refer to. A failure is told to the other ranks, and raised."""
-        own = ProcessPart(self._catalog.host, self._writer, cargo, earlier, self._compression)
+        own = ProcessPart(self._catalog.host, self._writer, cargo, earlier, self._compression, self._remembered)
         try:
             share = own.share(alone=self._attempt.group.world_size == 1)
             if self._coordinates:
@@ -140,6 +145,8 @@ class Save:
                 self._remove_attempt()  # what was stored of it is room that the next one may need
             raise
         finally:
+            gathered = self._machine.shares.values() if self._machine is not None else ()
+            self._remembered.bound(max(len(cargo.forms), sum(len(one.kinds) for one in gathered)))
             self._close()
 
     @property
@@ -198,7 +205,7 @@ class Save:
             self._clear_stale(own=True)
         elsewhere = [one for shares in leaders.values() for one in shares]
         every = sorted([*machine.shares.values(), *elsewhere], key=lambda one: one.lead)
-        tasks = _assign(every)
+        tasks = _assign(every, self._remembered)
         name = self._next_name()
         crash.here("checkpoint.gathered")
         if leaders:
@@ -298,7 +305,7 @@ class Save:
         """As a member. None: who gathers is to be looked for again."""
         assert self._channel is not None
         channel, attempt = self._channel, self._attempt
-        channel.send(arrival(attempt, share))
+        channel.send(arrival(attempt, share, self._remembered))
         if self._heard(channel) is None:
             return None  # it has not even heard of this process
         message = self._heard(channel)
@@ -308,16 +315,17 @@ class Save:
             raise self._gone()
         name, task = _planned(message.body), task_of(message)
         channel.send(same_message(own.look(task.chosen, message.body["pace"])))
+        trees = own.trees(task.numbers)  # while the files are made
         message = self._heard(channel)
         if message is None:
             raise self._gone()
-        handed = HandedOut.of(message)
+        handed = HandedOut.of(message, self._remembered)
         try:
             stored = own.store(handed.spots, handed.descriptors)
         finally:
             for descriptor in handed.descriptors.values():
                 os.close(descriptor)
-        channel.send(written_message(own.report(stored, own.trees(task.numbers))))  # while the disk takes it in
+        tell_written(channel, own.report(stored, trees))  # while the disk takes it in
         crash.here("checkpoint.rank-stored")
         if self._heard(channel) is None:
             self._look_for_commit(name, final=gone_is_final)
@@ -408,7 +416,7 @@ class Save:
     def _host_files(self) -> HostFiles:
         attempt, catalog = self._attempt, self._catalog
         place = (attempt.directory, attempt.group.rank)
-        return HostFiles(catalog.volume, catalog.host.files, self._durability, *place)
+        return HostFiles(catalog.volume, catalog.host.files, self._durability, *place, self._remembered)
 
     def _clear_stale(self, *, own: bool) -> None:
         """Remove attempts of other jobs: this process holds the run, so nobody is to finish them. Earlier ones of this job,
@@ -451,7 +459,7 @@ class Save:
     ) -> "_Draft":
         """The manifest, but for what it says of the save as a whole. Work of the processor's, done while the machine's files become
         durable: of a save of 64 MiB by 4096 ranks it took a fifth."""
-        contents = assemble(shares, tasks, [own(), *others])
+        contents = assemble(shares, tasks, [own(), *others], self._remembered.tensors)
         return _Draft(contents.files, encode_tables(contents))
 
     def _commit(self, name: CheckpointName, draft: "_Draft") -> None:
@@ -487,8 +495,7 @@ class Save:
     def _ended(
         self, name: CheckpointName, own: ProcessPart, stored: Stored, files: Sequence[Any]
     ) -> tuple[Saved, Earlier]:
-        reused = sum(blob.size_bytes for blob in stored.blobs if files[blob.file].reused)
-        written = sum(blob.size_bytes for blob in stored.blobs) - reused
+        written, reused = sum(stored.written), sum(stored.reused)
         packed = [blob for blob in stored.blobs if blob.packed is not None and not files[blob.file].reused]
         stored_bytes = written - sum(blob.size_bytes - blob.stored_bytes for blob in packed)
         step = self._attempt.step
@@ -514,21 +521,26 @@ def _decode_shares(body: Any) -> list[Share]:
 
 
 @collector_paused()
-def _assign(shares: Sequence[Share]) -> dict[int, Task]:
+def _assign(shares: Sequence[Share], remembered: Remembered) -> dict[int, Task]:
     """What every process is to do, by its lead."""
-    chosen = _all_different(shares) or _chosen(shares)
+    if remembered.different.of(partial(_all_different, shares), *[share.identities for share in shares]):
+        every = [range(len(share.kinds)) for share in shares]
+        tasks: dict[int, Task] = remembered.tasks.of(partial(_tasks, shares, every), *[share.kinds for share in shares])
+        return tasks
+    return _tasks(shares, _chosen(shares))
+
+
+def _tasks(shares: Sequence[Share], chosen: Sequence[Sequence[int]]) -> dict[int, Task]:
     return {
         share.lead: Task(own, numbers) for share, own, numbers in zip(shares, chosen, numbered(shares), strict=True)
     }
 
 
-def _all_different(shares: Sequence[Share]) -> list[Sequence[int]] | None:
-    """Where no two ranks have the same, each process stores all that it has: to find that out takes a tenth of a plan. None:
-    not so, or there are so many tensors that a set of all would not be in the processor's cache."""
+def _all_different(shares: Sequence[Share]) -> bool:
+    """Where no two ranks have the same, each process stores all that it has: to find that out takes a tenth of a plan, which is the
+    same for all such content. Not asked where there are so many tensors that a set of all would not be in the processor's cache."""
     identities = [identity for share in shares for identity in share.identities]
-    if len(identities) > DIFFERENT_MAX or len(set(identities)) < len(identities):
-        return None
-    return [range(len(share.kinds)) for share in shares]
+    return len(identities) <= DIFFERENT_MAX and len(set(identities)) == len(identities)
 
 
 def _chosen(shares: Sequence[Share]) -> list[Sequence[int]]:
@@ -557,9 +569,11 @@ def _planned(body: Any) -> CheckpointName:
 
 def earlier_of(catalog: Catalog, name: CheckpointName, manifest: Manifest) -> Earlier:
     """What a later save may refer to."""
-    blobs: dict[tuple[object, ...], Blob] = {
-        (tensor.key, tensor.dtype, tensor.shape, shard.offsets, shard.shape): manifest.blobs[shard.blob]
-        for tensor in manifest.tensors
-        for shard in tensor.shards
-    }
-    return Earlier(catalog.paths.checkpoint(name), manifest.files, blobs)
+    forms: list[Form] = []
+    blobs: list[Blob] = []
+    for tensor in manifest.tensors:
+        about = (tensor.key, tensor.origin, tensor.dtype, tensor.item_bytes, tensor.shape, tensor.sharded)
+        for shard in tensor.shards:
+            blobs.append(manifest.blobs[shard.blob])
+            forms.append((*about, shard.offsets, shard.shape, blobs[-1].size_bytes))
+    return Earlier(catalog.paths.checkpoint(name), manifest.files, forms, blobs, [None] * len(blobs))

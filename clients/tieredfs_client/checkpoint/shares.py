@@ -11,20 +11,18 @@ processes.
 import itertools
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import xxhash
 
 from tieredfs_client.checkpoint.checksums import Digest
-from tieredfs_client.checkpoint.layout import PIECE_BYTES, Blob, Item, Outline, Packed, StoredFile, entry_room
+from tieredfs_client.checkpoint.layout import Item, Outline, StoredFile, entry_room
 from tieredfs_client.checkpoint.memory import Origin
 from tieredfs_client.checkpoint.plan import Box
-from tieredfs_client.checkpoint.tree import Flat, Leaf, Whole
+from tieredfs_client.checkpoint.tree import Flat, Form, Leaf, Whole
 
 IDENTITY_BYTES: Final = 16
-CONTENT_DIGITS: Final = 32
 _SPAN_TEXT: Final = "%d+%d".__mod__
 
 
@@ -78,38 +76,66 @@ class Cargo:
     ranks: tuple[int, ...]
     flats: tuple[Flat, ...]
     leaves: tuple[Leaf, ...]
+    forms: list[Form]
+    """Of the leaves."""
 
     @classmethod
     def of(cls, flats: Mapping[int, Flat]) -> "Cargo":
         leaves = tuple(itertools.chain.from_iterable([flat.leaves for flat in flats.values()]))
-        return cls(tuple(flats), tuple(flats.values()), leaves)
+        forms = list(itertools.chain.from_iterable([flat.forms for flat in flats.values()]))
+        return cls(tuple(flats), tuple(flats.values()), leaves, forms)
 
     @property
     def spans(self) -> list[tuple[int, int]]:
         """Of each rank, the numbers of its first tensor, and of that behind its last."""
         return list(itertools.pairwise(itertools.accumulate([len(flat.leaves) for flat in self.flats], initial=0)))
 
-    def share(self, digests: Mapping[int, Digest]) -> Share:
-        """`digests`: of leaves whose content may be elsewhere, too; those of sharded ones are not asked for."""
+    def share(self, digests: Mapping[int, Digest], last: "LastShare | None" = None) -> Share:
+        """`digests`: of leaves whose content may be elsewhere, too; those of sharded ones are not asked for. `last`: where the
+        layout is that of the last share, its columns are, too, the very objects, but for identities that follow from content."""
+        found = last.found if last is not None else None
+        if found is None or self._layout != found[0]:
+            found = self._layout, self._share()
+        if last is not None:
+            last.found = found
+        if not digests:
+            return found[1]
+        return self._identified(found[1], digests)
+
+    @property
+    def _layout(self) -> tuple[object, ...]:
+        return self.ranks, [len(flat.leaves) for flat in self.flats], self.forms
+
+    def _identified(self, share: Share, digests: Mapping[int, Digest]) -> Share:
+        """`share` has the identities of what has no content."""
+        identities = list(share.identities)
+        for number, digest in digests.items():
+            identities[number] = xxhash.xxh3_128_digest(identities[number] + digest.content.encode())
+        return replace(share, identities=identities)
+
+    def _share(self) -> Share:
         known: dict[tuple[object, ...], int] = {}
         wholes: list[Whole] = []
         named: list[bytes] = []
         kinds, identities = [], []
-        for number, leaf in enumerate(self.leaves):
+        for leaf in self.leaves:
             kind = known.setdefault(leaf[:6], len(wholes))
             if kind == len(wholes):
                 wholes.append(leaf.whole)
                 named.append(xxhash.xxh3_128_digest(repr(leaf[:6]).encode("utf-8", "surrogatepass")))
-            if leaf.sharded:
-                what = b"%a%a" % leaf[6:8]
-            else:
-                digest = digests.get(number)
-                what = digest.content.encode() if digest is not None else b""
+            what = b"%a%a" % leaf[6:8] if leaf.sharded else b""
             kinds.append(kind)
             identities.append(xxhash.xxh3_128_digest(named[kind] + what))
         boxes, sizes = [leaf[6:8] for leaf in self.leaves], [leaf.size_bytes for leaf in self.leaves]
         counts = [len(flat.leaves) for flat in self.flats]
         return Share(self.ranks, counts, wholes, kinds, boxes, sizes, identities)
+
+
+@dataclass(slots=True)
+class LastShare:
+    """What a process had in its last save: layout and share."""
+
+    found: tuple[tuple[object, ...], Share] | None = None
 
 
 class Task(NamedTuple):
@@ -123,13 +149,17 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one process stored: the chosen tensors, in order; `Blob.file` counts in its machine's files. By rank: which of `trees`
-    (JSON, tensors called as in the manifest) it has, and when its bytes were written, from the start of the save."""
+    """What one process stored: the chosen tensors, in order, as rows of the manifest (`layout.blob_rows`), which each process
+    makes of its own; `Blob.file` counts in its machine's files. By rank: which of `trees` (JSON, tensors called as in the
+    manifest) it has, and what else the manifest says of it (`layout.rank_text`)."""
 
-    blobs: Sequence[Blob]
+    blobs: str
+    blob_count: int
+    packed: bool
+    """Whether any of the tensors is."""
     trees: Sequence[str]
     tree_numbers: Sequence[int]
-    seconds: Sequence[float]
+    ranks: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +173,12 @@ class StoredPart:
 # ---- messages --------------------------------------------------------------------------------------------------------
 
 
-def _column(code: str, numbers: Iterable[float]) -> str:
+def column(code: str, numbers: Iterable[float]) -> str:
     """Numbers as hex of an array, which takes a tenth of the time of JSON's."""
     return array(code, numbers).tobytes().hex()
 
 
-def _numbers(code: str, text: str) -> "array[Any]":
+def numbers(code: str, text: str) -> "array[Any]":
     found = array(code)
     found.frombytes(bytes.fromhex(text))
     return found
@@ -163,9 +193,9 @@ def encode_share(share: Share) -> dict[str, object]:
         "ranks": share.ranks,
         "counts": share.counts,
         "wholes": share.wholes,
-        "kinds": _column("I", share.kinds),
-        "boxes": _column("q", [number for box in sharded for row in box for number in _padded(row, depth)]),
-        "sizes": _column("Q", share.sizes),
+        "kinds": column("I", share.kinds),
+        "boxes": column("q", [number for box in sharded for row in box for number in _padded(row, depth)]),
+        "sizes": column("Q", share.sizes),
         "identities": b"".join(share.identities).hex(),
     }
 
@@ -181,15 +211,27 @@ def _padded(row: tuple[int, ...], depth: int) -> tuple[int, ...]:
 
 def decode_share(body: Any) -> Share:
     wholes = [_whole(*row) for row in body["wholes"]]
-    kinds = _numbers("I", body["kinds"])
-    rows = zip(*[iter(_numbers("q", body["boxes"]))] * _depth(wholes), strict=True)
+    kinds = numbers("I", body["kinds"])
+    rows = zip(*[iter(numbers("q", body["boxes"]))] * _depth(wholes), strict=True)
     boxes = _boxes(wholes, kinds, list(zip(rows, rows, strict=True)))
-    joined = bytes.fromhex(body["identities"])
-    identities = [joined[at : at + IDENTITY_BYTES] for at in range(0, len(joined), IDENTITY_BYTES)]
-    ranks, counts, sizes = tuple(body["ranks"]), body["counts"], _numbers("Q", body["sizes"])
+    identities = _identities(body["identities"])
+    ranks, counts, sizes = tuple(body["ranks"]), body["counts"], numbers("Q", body["sizes"])
     if not ranks or len(ranks) != len(counts) or not sum(counts) == len(boxes) == len(identities) == len(sizes):
         raise ValueError("columns of different lengths")
     return Share(ranks, counts, wholes, kinds, boxes, sizes, identities)
+
+
+def identified(share: Share, text: str) -> Share:
+    """Another share of the same layout, with identities as they come in a message."""
+    identities = _identities(text)
+    if len(identities) != len(share.kinds):
+        raise ValueError("columns of different lengths")
+    return share if identities == share.identities else replace(share, identities=identities)
+
+
+def _identities(text: str) -> list[bytes]:
+    joined = bytes.fromhex(text)
+    return [joined[at : at + IDENTITY_BYTES] for at in range(0, len(joined), IDENTITY_BYTES)]
 
 
 def _boxes(wholes: Sequence[Whole], kinds: Sequence[int], sharded: Sequence[Box]) -> Sequence[Box]:
@@ -227,45 +269,25 @@ def decode_task(body: Any) -> Task:
 
 
 def encode_report(report: Report) -> dict[str, object]:
-    files, offsets, sizes, contents, probes, crcs, packed = (
-        zip(*report.blobs, strict=True) if report.blobs else [()] * 7
-    )
     return {
-        "files": _column("I", files),
-        "offsets": _column("Q", offsets),
-        "sizes": _column("Q", sizes),
-        "contents": "".join(contents),
-        "probes": _column("I", probes),
-        "crcs": _column("I", itertools.chain.from_iterable(crcs)),
-        "packed": [[number, *how] for number, how in enumerate(packed) if how is not None],
+        "blobs": report.blobs,
+        "blob_count": report.blob_count,
+        "packed": report.packed,
         "trees": report.trees,
-        "tree_numbers": report.tree_numbers,
-        "seconds": _column("d", report.seconds),
+        "tree_numbers": column("I", report.tree_numbers),
+        "ranks": report.ranks,
     }
 
 
 def decode_report(body: Any) -> Report:
-    sizes, joined = _numbers("Q", body["sizes"]), body["contents"]
-    contents = [joined[at : at + CONTENT_DIGITS] for at in range(0, len(joined), CONTENT_DIGITS)]
-    columns = (
-        _numbers("I", body["files"]),
-        _numbers("Q", body["offsets"]),
-        sizes,
-        contents,
-        _numbers("I", body["probes"]),
+    return Report(
+        body["blobs"],
+        body["blob_count"],
+        body["packed"],
+        body["trees"],
+        numbers("I", body["tree_numbers"]),
+        body["ranks"],
     )
-    blobs = [Blob(*row) for row in zip(*columns, _crcs(sizes, _numbers("I", body["crcs"])), strict=True)]
-    for number, width, ends in body["packed"]:
-        blobs[number] = blobs[number]._replace(packed=Packed(width, tuple(ends)))
-    return Report(blobs, body["trees"], body["tree_numbers"], _numbers("d", body["seconds"]))
-
-
-def _crcs(sizes: Sequence[int], crcs: Sequence[int]) -> Iterable[tuple[int, ...]]:
-    """Of each tensor those of its pieces."""
-    if len(crcs) == len(sizes) and all(sizes):
-        return zip(crcs)  # one piece each, as of most that there are thousands of
-    rest = iter(crcs)
-    return [tuple(islice(rest, -(-size // PIECE_BYTES))) for size in sizes]
 
 
 def encode_part(part: StoredPart) -> dict[str, object]:

@@ -57,7 +57,7 @@ class StagingBuffer:
                 jobs += self._copy(leaf, target)
                 staged.append(leaf._replace(value=Staged(target)))
                 at += _aligned(leaf.size_bytes)
-            found[rank] = Flat(flat.skeleton, tuple(staged))
+            found[rank] = flat._replace(leaves=tuple(staged))
         for job in jobs:
             job.result()
         return found

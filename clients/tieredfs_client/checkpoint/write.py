@@ -15,9 +15,9 @@ import itertools
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 from tieredfs.errors import NoSpaceError, UnavailableError
@@ -28,7 +28,7 @@ from tieredfs_client.checkpoint.checksums import Digest, PieceSums, digest_of, j
 from tieredfs_client.checkpoint.layout import PROBE_BYTES, Blob, StoredFile
 from tieredfs_client.checkpoint.pack import PackedLeaf, PackFlow, PackTarget, PackThreads
 from tieredfs_client.checkpoint.packing import PACKED_BYTES_MIN, Compression, Pace, faster, is_worth
-from tieredfs_client.checkpoint.tree import Leaf
+from tieredfs_client.checkpoint.tree import Form, Leaf
 
 SLICE_BYTES: Final = 16 << 20
 SYNC_EVERY_BYTES: Final = 64 << 20
@@ -48,13 +48,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """Tensors of an earlier checkpoint, by what they are (see `identity`): where their bytes are."""
+    """Tensors of an earlier checkpoint: columns, what they are (see `identity`) and where their bytes are."""
 
     path: bytes
     files: tuple[StoredFile, ...]
-    blobs: Mapping[tuple[object, ...], Blob]
-    heads: Mapping[tuple[object, ...], bytes] = field(default_factory=dict)
+    forms: Sequence[Form]
+    blobs: Sequence[Blob]
+    heads: Sequence[bytes | None]
     """The first `HEAD_BYTES` of some of them."""
+
+    def of(self, forms: Sequence[Form]) -> Sequence[tuple[Blob, bytes | None] | None]:
+        """Blobs and heads of tensors. Of a program that saves the same tensors again and again: without a look at each."""
+        rows = list(zip(self.blobs, self.heads, strict=True))
+        if forms == self.forms:
+            return rows
+        known = dict(zip(map(identity, self.forms), rows, strict=True))
+        return [known.get(identity(form)) for form in forms]
 
 
 class Target(NamedTuple):
@@ -80,9 +89,8 @@ class Written:
     heads: dict[int, bytes]
 
 
-def identity(leaf: Leaf) -> tuple[object, ...]:
-    """Under which a tensor is looked for in an earlier checkpoint."""
-    return (leaf.key, leaf.dtype, leaf.global_shape, leaf.offsets, leaf.shape)
+identity: Final[Callable[[Form], Hashable]] = operator.itemgetter(0, 2, 4, 6, 7)
+"""Under which a tensor is looked for in an earlier checkpoint: key, type, shape of the whole, place in it."""
 
 
 class PartWriter:
@@ -123,34 +131,33 @@ class PartWriter:
         see all of is hashed at once, which it is to be in any case."""
         if earlier is None or not earlier.blobs:
             return {}
-        known, heads = earlier.blobs, earlier.heads
+        known = earlier.of([leaves[index][:-1] for index in chosen])
+        maybe = {
+            index: found[0]
+            for index, found in zip(chosen, known, strict=True)
+            if found is not None and _may_be(leaves[index], found[0], None if index in digests else found[1])
+        }
+        if not maybe:
+            return {}
 
-        def look(index: int) -> tuple[Blob, Digest] | None:
-            leaf = leaves[index]
-            key = identity(leaf)
-            blob = known.get(key)
-            if blob is None or leaf.size_bytes == 0 or blob.size_bytes != leaf.size_bytes:
-                return None
+        def look(index: int) -> Digest | None:
             digest = digests.get(index)
             if digest is None:
-                view = memory.bytes_of(leaf.value)
-                head = heads.get(key)
-                if head is not None and view[:HEAD_BYTES] != head:
-                    return None
-                if len(view) > PROBE_BYTES and probe_of(view) != blob.probe:
+                view = memory.bytes_of(leaves[index].value)
+                if len(view) > PROBE_BYTES and probe_of(view) != maybe[index].probe:
                     return None
                 digest = digest_of(view)
-            return blob, digest
+            return digest
 
-        def looked(batch: Sequence[int]) -> list[tuple[Blob, Digest] | None]:
+        def looked(batch: Sequence[int]) -> list[Digest | None]:
             return [look(index) for index in batch]
 
         same: dict[int, Blob] = {}
-        every = itertools.chain.from_iterable(self._pool.map(looked, _batches(leaves, chosen)))
-        for index, found in zip(chosen, every, strict=True):
-            if found is not None:
-                blob, digests[index] = found
-                if digests[index].content == blob.content:
+        every = itertools.chain.from_iterable(self._pool.map(looked, _batches(leaves, list(maybe))))
+        for (index, blob), digest in zip(maybe.items(), every, strict=True):
+            if digest is not None:
+                digests[index] = digest
+                if digest.content == blob.content:
                     same[index] = blob
         return same
 
@@ -199,6 +206,14 @@ class PartWriter:
                 packing.settle()
                 plain.settle()
                 behind.settle()
+
+
+def _may_be(leaf: Leaf, blob: Blob, head: bytes | None) -> bool:
+    """Whether a tensor may be what `blob` has, so that a checksum is worth its price. Most that change do so from the start."""
+    size = leaf[8]
+    if size != blob[2] or not size:
+        return False
+    return head is None or memory.bytes_of(leaf[9])[:HEAD_BYTES] == head
 
 
 def _batches(leaves: Sequence[Leaf], numbers: Sequence[int]) -> list[Sequence[int]]:
