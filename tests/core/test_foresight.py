@@ -31,6 +31,7 @@ def visit_all(uses: Sequence[Use], capacity: int) -> int:
                 coming.here(use.inode)
             fetched += use.size_bytes if decision.keep else use.read_bytes
         assert coming.copied_bytes <= capacity
+        assert not (coming.is_all_here and coming.ahead(len(uses)))
         coming.used(SOURCE, use.inode)
     assert coming.left(SOURCE) == 0
     return fetched
@@ -152,6 +153,19 @@ def test_readers_are_known_together_and_leave_alone() -> None:
     coming.cancel(2)
     assert coming.copies == {near, far}
     assert not coming.is_expected(shared)
+
+
+def test_nothing_is_ahead_when_all_is_here() -> None:
+    coming = ComingUses()
+    assert coming.is_all_here
+    coming.replace(SOURCE, [Use(InodeId(inode), 10, 10) for inode in (1, 2, 1)])
+    for inode, is_all in ((1, False), (3, False), (2, True)):  # 3: nobody names it
+        coming.here(InodeId(inode))
+        assert coming.is_all_here is is_all
+    assert coming.ahead(3) == []
+    coming.gone(InodeId(1))
+    assert not coming.is_all_here
+    assert coming.ahead(3) == [1]
 
 
 def test_visits_that_never_come_are_given_up() -> None:

@@ -112,7 +112,8 @@ class Foresight:
         """See `Expectation.used`."""
         with self._lock:
             self._coming.used(source, inode)
-            self._tell()
+            if not self._coming.is_all_here:  # else a thread wakes at each visit, for nothing
+                self._tell()
 
     def left(self, source: int) -> int:
         """See `Expectation.left`."""

@@ -142,6 +142,11 @@ class ComingUses:
         """Every file that some source names."""
         return self._visits.keys()
 
+    @property
+    def is_all_here(self) -> bool:
+        """Of every file that some source names there is a copy: `ahead` has nothing."""
+        return len(self._copies) == len(self._visits)
+
     def ahead(self, count: int) -> list[InodeId]:
         """The next files to be visited that are not here: from the next `count` visits of each source, soonest first."""
         found: dict[InodeId, int] = {}

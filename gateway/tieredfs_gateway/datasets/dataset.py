@@ -73,6 +73,7 @@ class Dataset:
         self._source = source
         self._sized = source if isinstance(source, HasStoredBytes) else None
         self._paged = source if isinstance(source, HasPages) else None
+        self._known = source if isinstance(source, HasStatistics) else None
         self._look = look
         self._visited = visited
         self._skips = spec.on_bad_shard is OnBadShard.SKIP
@@ -84,6 +85,8 @@ class Dataset:
         self._can: dict[int, bool] = {}
         self._stored: dict[int, int] = {}
         """Bytes of splits, before any narrowing: each epoch is announced twice."""
+        self._decoded: dict[int, int] = {}
+        """And when they are decoded: asked for each time that more is to be read ahead."""
         self._narrow_rows = self._narrowed_rows = 0
         """Of splits that have pages: all rows, and those that were read. Under the lock."""
         self.splits_decoded = self.rows_decoded = self.bytes_decoded = 0
@@ -143,7 +146,7 @@ class Dataset:
         split = self.splits[number]
         each = self.files[split.file]
         try:
-            table = self._read(each, split)
+            table = self._read(each, split, number)
         except IntegrityError as error:
             self.skip(each.file, error)
             return None
@@ -178,10 +181,13 @@ class Dataset:
 
     def decoded_bytes(self, number: int) -> int:
         """About how much memory a split takes, before the filter."""
-        split = self.splits[number]
-        each = self.files[split.file]
-        paths = [path for _, path, _ in self.selected]
-        return self._source.decoded_bytes(each.index, split.part, paths)
+        found = self._decoded.get(number)
+        if found is None:
+            split = self.splits[number]
+            paths = [path for _, path, _ in self.selected]
+            found = self._source.decoded_bytes(self.files[split.file].index, split.part, paths)
+            self._decoded[number] = found
+        return found
 
     def file_of(self, number: int) -> PinnedFile:
         return self.files[self.splits[number].file].file
@@ -238,10 +244,10 @@ class Dataset:
         """Of single rows, where there is no filter and the format has a row in one place."""
         return self._source if self.filter is None and isinstance(self._source, HasRows) else None
 
-    def _read(self, each: DatasetFile, split: Split) -> pa.Table:
+    def _read(self, each: DatasetFile, split: Split, number: int) -> pa.Table:
         if self.filter is None:
             return self._conformed(each, split, self.selected)
-        if not split.rows or not self._may_match(each, split.part):
+        if not split.rows or not self._can_match(number):
             return self.schema.empty_table()
         filtering = self._filter_columns()
         seen = {path for _, path, _ in filtering}
@@ -263,19 +269,19 @@ class Dataset:
 
     def _narrowed(self, each: DatasetFile, split: Split, wanted: Wanted) -> Ranges | None:
         """The rows that may match, where the file says more than that the split does. None: all of them."""
-        if not isinstance(self._source, HasPages):
+        if self._paged is None:
             return None
         assert self.filter is not None
         filtering = [path for path in self.filter.paths if path[0] not in each.constants]
         may_match, of_part = self.filter.may_match, self._statistics(each, split.part)
-        if not (self._source.may_narrow(each.index, split.part, filtering) and self.filter.may_refuse(of_part)):
+        if not (self._paged.may_narrow(each.index, split.part, filtering) and self.filter.may_refuse(of_part)):
             return None
         paths = [path for _, path, _ in wanted if path[0] not in each.constants]
 
         def may(of_page: Callable[[Path], Bounds | None]) -> bool:
             return may_match(lambda path: of_page(path) or of_part(path))
 
-        rows = self._source.narrow(each.file, each.index, split.part, filtering, paths, may)
+        rows = self._paged.narrow(each.file, each.index, split.part, filtering, paths, may)
         with self._lock:
             self._narrow_rows += split.rows
             self._narrowed_rows += split.rows if rows is None else sum(end - start for start, end in rows)
@@ -306,8 +312,8 @@ class Dataset:
         if rows is None:
             table = self._source.read(each.file, each.index, split.part, paths)
         else:
-            assert isinstance(self._source, HasPages)
-            table = self._source.read_rows(each.file, each.index, split.part, paths, rows)
+            assert self._paged is not None
+            table = self._paged.read_rows(each.file, each.index, split.part, paths, rows)
         return self.fitted(each, table, wanted)
 
     def fitted(self, each: DatasetFile, table: pa.Table, wanted: Wanted) -> pa.Table:
@@ -332,7 +338,7 @@ class Dataset:
                 return Bounds(value, value, rows if value is None else 0, rows)
             if each.index.schema.get_field_index(path[0]) < 0:
                 return Bounds(None, None, rows, rows)
-            return self._source.bounds(each.index, part, path) if isinstance(self._source, HasStatistics) else None
+            return self._known.bounds(each.index, part, path) if self._known is not None else None
 
         return statistics
 

@@ -14,8 +14,8 @@ import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Self
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from tieredfs.errors import ConflictError, InvalidRequestError, NotFoundError, StaleError, UnavailableError
 from tieredfs.model import NO_CACHE, Attributes, InodeId
@@ -29,7 +29,18 @@ HOLD_FILES_MAX: Final = 4096
 OPEN_FILES_MAX: Final = 64
 OPEN_BYTES_SHARE: Final = 1 / 16
 """Of the SSD, for files that are open and not being read."""
+DECODERS_MAX: Final = 8
+"""That are kept, of all files: what reads in order needs one for each of its threads."""
 _RACES_MAX: Final = 5
+
+
+class Decoder(Protocol):
+    """What reads an open file, and costs more to make than to use again."""
+
+    def close(self) -> None: ...
+
+
+D = TypeVar("D", bound=Decoder)
 
 
 def version_of(files: Sequence[PinnedFile]) -> str:
@@ -50,6 +61,8 @@ class Snapshot:
         self._holds: list[Writing] = []
         self._own: dict[bytes, Writing] = {}
         self._open: OrderedDict[bytes, _Shared] = OrderedDict()
+        self._decoders: list[tuple[_Shared, Hashable, Any]] = []
+        """That nobody uses, of files that are open; the longest idle first."""
         self._lock = threading.Lock()
         self._closed = False
         self._open_bytes_max = int(volume.cache_bytes * OPEN_BYTES_SHARE)
@@ -151,6 +164,40 @@ class Snapshot:
         finally:
             self._leave(shared)
 
+    @contextlib.contextmanager
+    def decoding(self, file: PinnedFile, kind: Hashable, make: Callable[[Reading], D]) -> Iterator[D]:
+        """What `make` makes of the file, open as in `reading`, for one user at a time. Of a file that is whole on this SSD it is
+        kept for the next one who asks for that `kind`, at most as long as the file is open; after a failure it is not."""
+        shared = self._enter(file)
+        try:
+            reading = shared.reading(lambda: self._opened(file))
+            is_whole = reading.descriptor is not None
+            with contextlib.ExitStack() as stack:
+                decoder = self._idle_decoder(shared, kind) or make(reading)
+                closing = stack.enter_context(contextlib.closing(decoder))
+                yield closing
+                if is_whole:
+                    stack.pop_all()
+                    self._keep_decoder(shared, kind, decoder)
+        finally:
+            self._leave(shared)
+
+    def _idle_decoder(self, shared: "_Shared", kind: Hashable) -> Any:
+        with self._lock:
+            for number, (of, its_kind, decoder) in enumerate(self._decoders):
+                if of is shared and its_kind == kind:
+                    del self._decoders[number]
+                    return decoder
+        return None
+
+    def _keep_decoder(self, shared: "_Shared", kind: Hashable, decoder: Decoder) -> None:
+        with self._lock:
+            self._decoders.append((shared, kind, decoder))
+            surplus = self._decoders if self._closed else self._decoders[:-DECODERS_MAX]
+            self._decoders = self._decoders[len(surplus) :]
+        for _, _, each in surplus:
+            each.close()
+
     def _enter(self, file: PinnedFile) -> "_Shared":
         with self._lock:
             if self._closed:
@@ -176,8 +223,17 @@ class Snapshot:
                 held -= each.held_bytes
                 surplus -= 1
                 closing.append(self._open.pop(path))
+            decoders = self._decoders_of(closing) if closing else ()
+        for decoder in decoders:
+            decoder.close()
         for each in closing:
             each.close()
+
+    def _decoders_of(self, closing: "Sequence[_Shared]") -> list[Decoder]:
+        """Under the lock: they are not kept any more."""
+        ended = [decoder for of, _, decoder in self._decoders if of in closing]
+        self._decoders = [one for one in self._decoders if one[0] not in closing]
+        return ended
 
     def _opened(self, file: PinnedFile) -> Reading:
         with self._lock:
@@ -204,7 +260,10 @@ class Snapshot:
         with self._lock:
             self._closed = True
             shared, self._open = list(self._open.values()), OrderedDict()
+            decoders, self._decoders = self._decoders, []
             held, self._holds, self._own = [*self._own.values(), *self._holds], [], {}
+        for _, _, decoder in decoders:
+            decoder.close()
         for each in shared:
             each.close()
         for hold in held:
