@@ -166,7 +166,7 @@ def decode_inode(number: InodeId, value: bytes) -> InodeRecord:
 
 
 def decode_attributes(number: InodeId, value: bytes) -> Attributes:
-    """`decode_inode(…).attributes()`, in half the time: every look at a file is one."""
+    """`decode_inode(…).attributes()`, a fifth faster: every look at a file is one."""
     fields = _inode_fields(number, value)
     return _tuple(Attributes, (number, _KINDS[fields[1]], *fields[3:17]))
 

@@ -23,7 +23,7 @@ BLOCK_BYTES: Final = 4 * KIB
 _NANOSECONDS: Final = 1_000_000_000
 _DATA: Final = wire.IN_HEADER_BYTES
 
-_TYPE_BITS: Final[dict[FileKind, int]] = {
+TYPE_BITS: Final[dict[FileKind, int]] = {
     FileKind.FIFO: 0o010000,
     FileKind.CHARACTER_DEVICE: 0o020000,
     FileKind.DIRECTORY: 0o040000,
@@ -32,9 +32,7 @@ _TYPE_BITS: Final[dict[FileKind, int]] = {
     FileKind.SYMLINK: 0o120000,
     FileKind.SOCKET: 0o140000,
 }
-TYPE_BITS: Final = tuple(_TYPE_BITS.get(FileKind(number), 0) if number else 0 for number in range(len(FileKind) + 1))
-"""By `FileKind`, as a tuple: an enum as the key of a dict is hashed by Python code, 0.3 us."""
-DIRENT_TYPE: Final = tuple(bits >> 12 for bits in TYPE_BITS)
+DIRENT_TYPE: Final = {kind: bits >> 12 for kind, bits in TYPE_BITS.items()}
 
 
 Reply = bytes | None
