@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from tests.cache.rigs import pack_named
 from tieredfs.config import parse_code
 from tieredfs.errors import TieredError
 from tieredfs.fuse.operations import Caller
@@ -23,9 +24,7 @@ from tieredfs.fuse.undertaker import Undertaker
 from tieredfs.fuse.volume_operations import VolumeOperations
 from tieredfs.host import local_host
 from tieredfs.limits import GIB, KIB, MIB
-from tieredfs.meta.changes import Content, Creation, Placement
-from tieredfs.meta.placing import Wanted
-from tieredfs.model import ROOT, Durability, FileKind, InodeId
+from tieredfs.model import ROOT, Durability, InodeId
 from tieredfs.testing.forgetful import ForgetfulFiles
 from tieredfs.volume import SsdTier, Volume, format_volume
 
@@ -165,20 +164,7 @@ class Life:
 
     def pack(self, contents: dict[str, bytes]) -> None:
         """New files that are written together, as small uploads are; acknowledged when this returns."""
-        inodes = [self.metadata.new_inode_id() for _ in contents]
-        files = self.tier.pack(list(contents.values()), inodes, 1)
-        wanted = [
-            Wanted(
-                Placement(file.inode, ROOT, name.encode(), 0o644, True, (), b""),
-                Content(file.size_bytes, file.mtime_ns, file.size_bytes, file.place),
-            )
-            for name, file in zip(contents, files, strict=True)
-        ]
-        creation = Creation(FileKind.REGULAR, 0o644, 0, 0, staged_in=self.tier.cache)
-        self.metadata.create_placed(wanted, creation, self.volume.session)
-        self.metadata.sync()
-        for file in files:
-            self.tier.packed(file)
+        pack_named(self.tier, self.volume, contents)
 
     def unlink(self, name: str) -> None:
         self.operations.unlink(ROOT, name.encode(), CALLER)

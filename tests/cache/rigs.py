@@ -17,13 +17,15 @@ from typing import Any
 
 from tieredfs.block.loans import BlockLoans
 from tieredfs.cache.local import LocalFile
+from tieredfs.cache.tier import Tier
 from tieredfs.config import parse_code
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NotFoundError
 from tieredfs.host import Clock, Host, SystemClock, local_host
 from tieredfs.host.files import LocalFiles
 from tieredfs.limits import GIB, KIB, MIB
-from tieredfs.meta.metadata import Creation
+from tieredfs.meta.changes import Content, Creation, Placement
+from tieredfs.meta.placing import Wanted
 from tieredfs.model import ROOT, Block, BlockId, Durability, FileKind, InodeId
 from tieredfs.volume import SsdTier, Volume, format_volume
 
@@ -127,6 +129,25 @@ class GatedBlocks:
         self._pass("write", number)
         made: Block = self._inner.write(buffer, size_bytes)
         return made
+
+
+def pack_named(tier: Tier, volume: Volume, contents: dict[str, bytes]) -> list[InodeId]:
+    """New files that are written together and recorded in one transaction, as small uploads are; durable when this returns."""
+    inodes = [volume.metadata.new_inode_id() for _ in contents]
+    files = tier.pack(list(contents.values()), inodes, 1)
+    wanted = [
+        Wanted(
+            Placement(file.inode, ROOT, name.encode(), 0o644, True, (), b""),
+            Content(file.size_bytes, file.mtime_ns, file.size_bytes, file.place),
+        )
+        for name, file in zip(contents, files, strict=True)
+    ]
+    creation = Creation(FileKind.REGULAR, 0o644, 0, 0, staged_in=tier.cache)
+    volume.metadata.create_placed(wanted, creation, volume.session)
+    volume.metadata.sync()
+    for file in files:
+        tier.packed(file)
+    return inodes
 
 
 class Rig:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache.rigs import WIDE, Rig, in_threads, noise, opened, rig, volume_folder, wait_until
+from tests.cache.rigs import WIDE, Rig, in_threads, noise, opened, pack_named, rig, volume_folder, wait_until
 from tests.cache.test_elsewhere import serving, two_hosts
 from tieredfs.cache import segments
 from tieredfs.cache.recover import Recovered
@@ -16,9 +16,7 @@ from tieredfs.core.file_life import FileState
 from tieredfs.errors import CorruptError, NotFoundError
 from tieredfs.format.segment import record_bytes
 from tieredfs.limits import GIB, KIB, MIB, SEGMENT_BYTES, SEGMENTS_IDLE_MAX
-from tieredfs.meta.changes import Content, Creation, Placement
-from tieredfs.meta.placing import Wanted
-from tieredfs.model import ROOT, FileKind, InodeId
+from tieredfs.model import ROOT, InodeId
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -26,22 +24,7 @@ SMALL = 64 * KIB
 
 
 def pack(made: Rig, contents: dict[str, bytes]) -> list[InodeId]:
-    """As small uploads are carried out: written together, then recorded in one transaction."""
-    inodes = [made.meta.new_inode_id() for _ in contents]
-    files = made.tier.pack(list(contents.values()), inodes, 1)
-    wanted = [
-        Wanted(
-            Placement(file.inode, ROOT, name.encode(), 0o644, True, (), b""),
-            Content(file.size_bytes, file.mtime_ns, file.size_bytes, file.place),
-        )
-        for name, file in zip(contents, files, strict=True)
-    ]
-    creation = Creation(FileKind.REGULAR, 0o644, 0, 0, staged_in=made.tier.cache)
-    made.meta.create_placed(wanted, creation, made.volume.session)
-    made.meta.sync()
-    for file in files:
-        made.tier.packed(file)
-    return inodes
+    return pack_named(made.tier, made.volume, contents)
 
 
 def in_segments(made: Rig) -> list[Path]:

@@ -3,14 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from planted import TREE, assert_clean, overwrite, plant, put, quiet, shown
 
 from tests.whole_files import get
-from tieredfs.config import parse_code
 from tieredfs.errors import (
     AlreadyExistsError,
     DeadlineError,
@@ -20,25 +17,11 @@ from tieredfs.errors import (
 )
 from tieredfs.host import crash
 from tieredfs.limits import MIB
-from tieredfs.model import Durability, FileKind
-from tieredfs.volume import FileSystem, clone, format_volume
+from tieredfs.model import FileKind
+from tieredfs.volume import FileSystem, clone
 from tieredfs.volume import filesystem as filesystem_module
 
 FLUSH_S = 30.0
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    made = f"sqlite://{tmp_path}/volume.db"
-    disks = [f"disk://{tmp_path}/d{{0..2}}"]
-    format_volume(made, disks, code=parse_code("rs:2+1"), durability=Durability.SSD, name="clones", block_bytes=MIB)
-    return made
-
-
-@pytest.fixture
-def volume(url: str) -> Iterator[FileSystem]:
-    with FileSystem.at(url, purpose="test") as opened:
-        yield opened
 
 
 def blocks_of(volume: FileSystem) -> int:

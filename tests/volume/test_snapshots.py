@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import pytest
 from planted import TREE, assert_clean, overwrite, plant, put, quiet, shown
 
 from tests.whole_files import get
-from tieredfs.config import parse_code
 from tieredfs.errors import (
     AlreadyExistsError,
     BusyError,
@@ -28,26 +26,12 @@ from tieredfs.limits import MIB, NAME_BYTES_MAX
 from tieredfs.meta.cloning import Late
 from tieredfs.meta.matching import Captured, Compared, Difference
 from tieredfs.meta.metadata import Creation
-from tieredfs.model import AttributeChange, Durability, FileKind, InodeId
-from tieredfs.volume import FileSystem, Volume, clone, format_volume, snapshots
+from tieredfs.model import AttributeChange, FileKind, InodeId
+from tieredfs.volume import FileSystem, Volume, clone, snapshots
 from tieredfs.volume import filesystem as filesystem_module
 
 FLUSH_S = 30.0
 WORKPLACES = b".tieredfs/clones"
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    made = f"sqlite://{tmp_path}/volume.db"
-    disks = [f"disk://{tmp_path}/d{{0..2}}"]
-    format_volume(made, disks, code=parse_code("rs:2+1"), durability=Durability.SSD, name="kept", block_bytes=MIB)
-    return made
-
-
-@pytest.fixture
-def volume(url: str) -> Iterator[FileSystem]:
-    with FileSystem.at(url, purpose="test") as opened:
-        yield opened
 
 
 def restore(volume: FileSystem, path: bytes, name: bytes, target: bytes, *, force: bool = False) -> None:

@@ -1,35 +1,17 @@
 """Snapshots count in no quota, and going back keeps the quotas of what is gone back to, with exact counts."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from planted import assert_clean, overwrite, put, quiet
 
 from tests.whole_files import get
-from tieredfs.config import parse_code
 from tieredfs.errors import QuotaExceededError, ReadOnlyError
 from tieredfs.limits import MIB, QUOTA_MOVED_MAX
-from tieredfs.model import Durability, Quota
+from tieredfs.model import Quota
 from tieredfs.testing.metadata_check import broken_invariants
-from tieredfs.volume import FileSystem, format_volume, snapshots
+from tieredfs.volume import FileSystem, snapshots
 
 FLUSH_S = 30.0
 PAGE = 4096
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    made = f"sqlite://{tmp_path}/volume.db"
-    disks = [f"disk://{tmp_path}/d{{0..2}}"]
-    format_volume(made, disks, code=parse_code("rs:2+1"), durability=Durability.SSD, name="kept", block_bytes=MIB)
-    return made
-
-
-@pytest.fixture
-def volume(url: str) -> Iterator[FileSystem]:
-    with FileSystem.at(url, purpose="test") as opened:
-        yield opened
 
 
 def limited(volume: FileSystem, path: bytes, limit_bytes: int = 0, limit_inodes: int = 0) -> None:
