@@ -170,7 +170,7 @@ class Segments:
         return segment_path(self._directory.path, number)
 
     def _make(self) -> _Segment:
-        """With its length, its blocks and its name durable: 10 ms, once for some thousand contents."""
+        """With its length, its blocks and its name durable; once for some thousand contents."""
         number, self._next = self._next, self._next + 1
         path = self._path(number)
         descriptor = self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
