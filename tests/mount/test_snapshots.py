@@ -13,6 +13,7 @@ import pytest
 
 from tests.mount import volumes
 from tests.mount.test_pushing import eventually
+from tieredfs.errors import InvalidRequestError
 
 pytestmark = [pytest.mark.timeout(120)]
 
@@ -227,3 +228,10 @@ def one_look(run: Path) -> tuple[str, ...]:
     finally:
         os.close(directory)
     return tuple(found)
+
+
+@pytest.mark.parametrize("inodes", [None, "all", [[1]], ["1"], {}])
+def test_a_mount_is_asked_to_store_inodes_and_nothing_else(mounted: volumes.Lab, inodes: object) -> None:
+    with pytest.raises(InvalidRequestError, match="list of inodes"):
+        mounted.ask("store", inodes=inodes)
+    assert mounted.ask("store", inodes=[12345]) == {"stored": []}

@@ -155,7 +155,7 @@ class MountVerbs:
         """`drain` of some files, by inode. Those that were staged here, with their versions then: what is open was stored as it
         was at a moment since the call."""
         wanted = arguments.get("inodes")
-        if not isinstance(wanted, list):
+        if not isinstance(wanted, list) or not all(isinstance(inode, int) for inode in wanted):
             raise InvalidRequestError("'inodes' must be a list of inodes")
         asked = set(wanted)
         files = [file for file in self._ssd.room.dirty_files() if file.inode in asked]
