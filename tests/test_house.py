@@ -144,23 +144,54 @@ def test_what_the_project_declares_is_pinned() -> None:
     assert {re.split(r"[<>=]", name)[0] for name in declared} - pinned == set()
 
 
-def test_the_readme_names_every_verb() -> None:
-    from tieredfs.cli import disk_verbs, quota_verbs
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def names_of(path: Path) -> set[str]:
+    """What a link may follow `#` with: headings, in small letters, words joined by hyphens, punctuation left out."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_between_the_documents_leads_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    for link in [link for link in links if "://" not in link]:
+        file, _, name = link.partition("#")
+        target = (document.parent / file).resolve() if file else document
+        assert target.exists(), link
+        assert not name or name in names_of(target), link
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [path.name for path in DOCUMENTS if f"]({path.relative_to(ROOT)})" not in text] == ["README.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_python_snippet_is_python(document: Path) -> None:
+    for snippet in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
+        compile(snippet, document.name, "exec")
+
+
+def test_the_documents_name_every_verb() -> None:
+    from tieredfs.cli import disk_verbs, quota_verbs, snapshot_verbs
     from tieredfs.cli.app import app
 
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "commands.md").read_text()
     names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
     assert len(names) > 10
     assert [name for name in names if f"tieredfs {name}" not in text] == []
-    for group, below in (("disk", disk_verbs.verbs), ("quota", quota_verbs.verbs)):
-        names = [command.name or getattr(command.callback, "__name__", "") for command in below.registered_commands]
-        assert [name for name in names if f"{group} {name}" not in text] == []
+    for group, below in (("disk", disk_verbs), ("quota", quota_verbs), ("snapshot", snapshot_verbs)):
+        commands = below.verbs.registered_commands
+        names = [command.name or getattr(command.callback, "__name__", "") for command in commands]
+        assert [name for name in names if f"tieredfs {group} {name}" not in text] == []
 
 
 def test_the_documents_name_no_limit_that_is_not_so() -> None:
     from tieredfs import limits
 
-    text = (ROOT / "README.md").read_text()
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
     assert f"Names of {limits.NAME_BYTES_MAX} bytes, paths of {limits.PATH_BYTES_MAX:,}" in text
     assert f"{limits.LINK_COUNT_MAX:,} links" in text
     assert f"at most {limits.QUOTA_MOVED_MAX:,} entries" in text

@@ -1,4 +1,4 @@
-"""The snippets of README's "Drop-ins" run as they stand, on a volume of their own."""
+"""The snippets of docs/drop-ins.md run as they stand, on a volume of their own."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 from tieredfs_client.filesystem import TieredFileSystem
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README.partition("## Drop-ins")[2].partition("\n## ")[0], re.DOTALL)
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "drop-ins.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -16,7 +16,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README.partition("## Drop-ins")[2]
 def test_a_snippet_runs(number: int, url: str, fs: TieredFileSystem) -> None:
     assert "/data/volume.db" in SNIPPETS[number]
     text = SNIPPETS[number].replace("/data/volume.db", url.removeprefix("sqlite://"))
-    exec(compile(text, f"README snippet {number + 1}", "exec"), {"__name__": "snippet"})
+    exec(compile(text, f"snippet {number + 1}", "exec"), {"__name__": "snippet"})
     assert fs.find("") or "Trainer" in text, "it wrote something"
 
 
