@@ -287,6 +287,10 @@ class Place:
     offset: int
 
 
+PLACE_UNKNOWN: Final = Place(0, 0)
+"""Of a content that was staged somewhere in the cache directory, as nobody knows any more where: no segment has number 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class StagedRecord:
     """A content that is on an SSD only: version `version` of `inode`, since `since_ns`. `place` None: it has a local file."""

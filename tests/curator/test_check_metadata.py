@@ -159,6 +159,14 @@ MENDED: dict[str, tuple[FindingKind, Break]] = {
         FindingKind.STAGED,
         put(lambda scene: keys.staged(scene.cache, scene.staged), records.encode_staged(9, 4)),
     ),
+    "listing torn": (
+        FindingKind.STAGED,
+        put(lambda scene: keys.staged(scene.cache, scene.staged), b"\x01torn"),
+    ),
+    "listing of nothing torn": (
+        FindingKind.STAGED,
+        put(lambda scene: keys.staged(scene.cache, scene.file), b"\x01torn"),
+    ),
     "orphan with a name": (FindingKind.ORPHAN, put(lambda scene: keys.orphan(scene.volume.session, scene.file))),
     "orphan of nobody": (
         FindingKind.ORPHAN,

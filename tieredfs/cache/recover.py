@@ -1,6 +1,7 @@
 """Recovery: after a crash, exactly what was acknowledged.
 
-The metadata names what exists on this SSD only (`Metadata.staged`). For each such content there is a local file
+The metadata names what exists on this SSD only (`Metadata.staged`; what a damaged database does not list any more is looked
+for first: `tieredfs.cache.unlisted`). For each such content there is a local file
 
 - under that version;
 - under a later one, when a power cut took back the last transactions but not the renaming: then it is this content, and
@@ -18,27 +19,28 @@ is killed half-way is repeated by one that trusts no more than it did.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.tier import Tier
+from tieredfs.cache.unlisted import in_batches, list_again
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NotFoundError
 from tieredfs.model import Attributes, InodeId, StagedRecord
 
 _log: Final = logging.getLogger("tieredfs.cache.recover")
-_COPIES_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What recovery found. `rolled_back`: staged contents whose local file is gone; the last stored content is valid again."""
+    """What recovery found. `rolled_back`: staged contents whose local file is gone; the last stored content is valid again.
+    `listed_again`: staged contents whose record was lost (`tieredfs.cache.unlisted`)."""
 
     staged: int
     rolled_back: tuple[InodeId, ...]
+    listed_again: int
     copies_kept: int
     files_removed: int
 
@@ -50,6 +52,7 @@ def recover(tier: Tier) -> Recovered:
     found: dict[InodeId, list[int]] = {}
     for name in part.directory.contents():
         found.setdefault(name.inode, []).append(name.version)
+    listed_again = list_again(part, found.keys())
     rolled_back: list[InodeId] = []
     staged = 0
     for record in tier.staged_records():
@@ -80,7 +83,7 @@ def recover(tier: Tier) -> Recovered:
         _log.warning(
             "%d staged file(s) were not on the SSD any more and are back at their last stored content", len(rolled_back)
         )
-    return Recovered(staged, tuple(rolled_back), kept, removed)
+    return Recovered(staged, tuple(rolled_back), listed_again, kept, removed)
 
 
 def newest_of(version: int, versions: Sequence[int]) -> int | None:
@@ -143,7 +146,7 @@ def _sort_copies(tier: Tier, found: Mapping[InodeId, Sequence[int]]) -> tuple[in
     """Keep the copies that are some content and can be trusted; (kept, removed)."""
     part = tier.part
     kept = removed = 0
-    for inodes in _batches(found):
+    for inodes in in_batches(found):
         valid = part.metadata.versions(inodes) if part.directory.same_boot else {}
         for inode in inodes:
             for version in found[inode]:
@@ -155,9 +158,3 @@ def _sort_copies(tier: Tier, found: Mapping[InodeId, Sequence[int]]) -> tuple[in
                     part.host.files.unlink(path)
                     removed += 1
     return kept, removed
-
-
-def _batches(found: Mapping[InodeId, Sequence[int]]) -> Iterator[list[InodeId]]:
-    remaining = iter(found)
-    while batch := list(islice(remaining, _COPIES_AT_ONCE)):
-        yield batch

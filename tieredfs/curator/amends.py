@@ -7,12 +7,13 @@ and where all is well by now it changes nothing. Repeating one is harmless. Reco
 
 from collections.abc import Collection
 
+from tieredfs.errors import CorruptError
 from tieredfs.format import keys, records
 from tieredfs.format.keys import END_OF_KEYS, Counter, Tag
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import blocks as block_layer
 from tieredfs.meta import inodes, names, quota_walks, quotas, sessions, shortage
-from tieredfs.model import BlockId, CacheId, DiskId, FileKind, InodeId, SessionId
+from tieredfs.model import PLACE_UNKNOWN, BlockId, CacheId, DiskId, FileKind, InodeId, SessionId
 
 LOST_AND_FOUND = b"lost+found"
 
@@ -101,14 +102,23 @@ def every_quota(writer: Writer) -> None:
 
 
 def staged(writer: Writer, cache: CacheId, inode: InodeId, now_ns: int) -> None:
+    """Where the content lies in that cache's directory follows from no record: who opens the cache next looks for it
+    (`tieredfs.cache.unlisted`)."""
     record = inodes.find(writer, inode)
     key = keys.staged(cache, inode)
     if record is None or record.staged_in != cache:
         writer.delete(key)
         return
-    value = writer.get(key)
-    if value is None or records.decode_staged(cache, inode, value).version != record.version:
-        writer.put(key, records.encode_staged(record.version, now_ns))
+    if _listed_version(writer.get(key), cache, inode) != record.version:
+        writer.put(key, records.encode_staged(record.version, now_ns, PLACE_UNKNOWN))
+
+
+def _listed_version(value: bytes | None, cache: CacheId, inode: InodeId) -> int | None:
+    """None: there is no staged record, or one that cannot be read. Raises NewerFormatError."""
+    try:
+        return None if value is None else records.decode_staged(cache, inode, value).version
+    except CorruptError:
+        return None
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------

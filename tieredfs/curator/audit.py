@@ -322,10 +322,15 @@ class _FirstPass:
 
     def _staged(self, key: bytes, value: bytes) -> None:
         cache, inode = CacheId(keys.first_u64(key)), InodeId(keys.last_u64(key))
-        staged = records.decode_staged(cache, inode, value)
+        amendment = partial(amends.staged, cache=cache, inode=inode, now_ns=self.now_ns)
+        try:
+            staged = records.decode_staged(cache, inode, value)
+        except CorruptError as error:
+            detail = f"how it is staged in cache {cache} cannot be read: {error}"
+            self._suspect(FindingKind.STAGED, f"inode {inode}", detail, amendment, inode)
+            return
         record = inodes.find(self.reader, inode)
         if record is None or record.staged_in != cache or record.version != staged.version:
-            amendment = partial(amends.staged, cache=cache, inode=inode, now_ns=self.now_ns)
             detail = f"it is listed as staged in cache {cache} at version {staged.version}, which it is not"
             self._suspect(FindingKind.STAGED, f"inode {inode}", detail, amendment, inode)
 

@@ -6,11 +6,13 @@ describe the newest content that is safe, so a lost SSD leaves that, and nothing
 successor is recorded.
 """
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 
 from tieredfs.errors import (
     AlreadyExistsError,
     BusyError,
+    CorruptError,
     InvalidRequestError,
     IsDirectoryError,
     NameTooLongError,
@@ -31,6 +33,7 @@ from tieredfs.model import (
     Extent,
     FileKind,
     InodeId,
+    Place,
     StagedRecord,
     StoredContent,
 )
@@ -197,6 +200,27 @@ def staged(reader: Reader, caches: Iterable[CacheId]) -> list[StagedRecord]:
 def staged_as(reader: Reader, cache: CacheId, inode: InodeId) -> StagedRecord | None:
     value = reader.get(keys.staged(cache, inode))
     return None if value is None else records.decode_staged(cache, inode, value)
+
+
+def staged_sizes(reader: Reader, cache: CacheId, wanted: Sequence[InodeId]) -> dict[InodeId, tuple[int, int]]:
+    """What cannot be read is passed over: `fsck` tells of it."""
+    found: dict[InodeId, tuple[int, int]] = {}
+    values = reader.get_many([keys.inode(inode) for inode in wanted])
+    for inode, value in zip(wanted, values, strict=True):
+        with contextlib.suppress(CorruptError):
+            record = None if value is None else records.decode_inode(inode, value)
+            if record is not None and record.staged_in == cache:
+                found[inode] = record.version, record.size_bytes
+    return found
+
+
+def list_staged(writer: Writer, cache: CacheId, places: Mapping[InodeId, Place | None], now_ns: int) -> None:
+    """Those that are staged in another cache by now, or in none, are left alone."""
+    for inode, (version, _) in staged_sizes(writer, cache, list(places)).items():
+        key = keys.staged(cache, inode)
+        value = writer.get(key)
+        since_ns = now_ns if value is None else records.decode_staged(cache, inode, value).since_ns
+        writer.put(key, records.encode_staged(version, since_ns, places[inode]))
 
 
 # ---- stored contents -------------------------------------------------------------------------------------------------

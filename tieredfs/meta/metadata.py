@@ -6,7 +6,7 @@ one, and what is taken before it begins: the time, ids, and checks that need no 
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from tieredfs.errors import NotFoundError, TieredError
@@ -33,6 +33,7 @@ from tieredfs.model import (
     FileKind,
     InodeId,
     Peer,
+    Place,
     Session,
     SessionId,
     StagedRecord,
@@ -379,6 +380,16 @@ class Metadata(QuotaMethods):
     def staged_as(self, cache: CacheId, inode: InodeId) -> StagedRecord | None:
         """How a content is staged in that cache; None: it is not."""
         return self._engine.read(lambda reader: files.staged_as(reader, cache, inode))
+
+    def staged_sizes(self, cache: CacheId, wanted: Sequence[InodeId]) -> dict[InodeId, tuple[int, int]]:
+        """Version and size in bytes of each inode whose own record says that its newest content is in `cache`, listed or not."""
+        return self._engine.read(lambda reader: files.staged_sizes(reader, cache, wanted))
+
+    def list_staged(self, cache: CacheId, places: Mapping[InodeId, Place | None]) -> None:
+        """Make the staged records anew of contents that were found in `cache`: in a local file (None), or at a place. Those
+        whose own records say something else are left alone."""
+        now_ns = self._clock.wall_ns()
+        self._write(lambda writer: files.list_staged(writer, cache, places, now_ns))
 
     # ---- orphans and sessions ----------------------------------------------------------------------------------------
 
