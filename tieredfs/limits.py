@@ -162,6 +162,8 @@ SEGMENT_BYTES: Final = 8 * MIB
 made once and used again."""
 SEGMENTS_IDLE_MAX: Final = 4
 """So many that have nothing in them are kept for that."""
+SEGMENT_QUIET_S: Final = 5.0
+"""Where room is short, one that nobody has written into for so long gives its rest back. Who writes next makes another, whole."""
 SEGMENT_CONTENT_BYTES_MAX: Final = 1 * MIB
 """A larger content is a file of its own."""
 DRAIN_DELAY_S: Final = 1.0

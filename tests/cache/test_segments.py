@@ -3,11 +3,12 @@
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.cache.rigs import WIDE, Rig, in_threads, noise, opened, pack_named, rig, volume_folder, wait_until
+from tests.cache.rigs import WIDE, FastClock, Rig, in_threads, noise, opened, pack_named, rig, volume_folder, wait_until
 from tests.cache.test_elsewhere import serving, two_hosts
 from tieredfs.cache import segments
 from tieredfs.cache.recover import Recovered
@@ -15,7 +16,8 @@ from tieredfs.cache.segments import Segments, Whole
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import CorruptError, NotFoundError
 from tieredfs.format.segment import record_bytes
-from tieredfs.limits import GIB, KIB, MIB, SEGMENT_BYTES, SEGMENTS_IDLE_MAX
+from tieredfs.host import Clock, SystemClock
+from tieredfs.limits import GIB, KIB, MIB, SEGMENT_BYTES, SEGMENT_QUIET_S, SEGMENTS_IDLE_MAX
 from tieredfs.model import ROOT, InodeId
 
 pytestmark = pytest.mark.timeout(60)
@@ -258,8 +260,17 @@ def test_what_is_pinned_stays_on_the_ssd_as_a_copy(still: Rig) -> None:
 # ---- room -----------------------------------------------------------------------------------------------------------
 
 
-def many(made: Rig, segment_bytes: int = SMALL) -> Segments:
-    return Segments(made.ssd.directory, made.files, segment_bytes)
+class StillClock(SystemClock):
+    """Moves when it is told to."""
+
+    now_s = 1000.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+def many(made: Rig, segment_bytes: int = SMALL, clock: Clock | None = None) -> Segments:
+    return Segments(made.ssd.directory, replace(made.host, clock=clock or made.host.clock), segment_bytes)
 
 
 def wholes(count: int, size: int, first: int = 1) -> list[Whole]:
@@ -298,13 +309,15 @@ def test_a_group_that_no_segment_has_room_for_goes_into_several(still: Rig) -> N
 
 def test_of_a_segment_that_is_mostly_dead_the_ssd_gets_its_room_back(still: Rig) -> None:
     """While the store takes nothing, one content that is in use must not hold thousands of others' room."""
-    made = many(still, MIB)
+    clock = StillClock()
+    made = many(still, MIB, clock)
     places = made.write(wholes(180, 5000))
     more = made.write(wholes(60, 5000, first=1000))
-    assert made.spare_bytes() >= MIB // 4
+    assert made.spare_bytes() + made.ready_bytes() >= MIB // 4
     made.release([place for number, place in enumerate(places) if number % 60])
     left = [place for number, place in enumerate(places) if not number % 60]
     before = made.spare_bytes()
+    clock.now_s += SEGMENT_QUIET_S
     made.shrink()
     assert made.spare_bytes() < before - MIB // 2
     assert [made.read(place, InodeId(1 + 60 * n), 1) for n, place in enumerate(left)] == [
@@ -316,23 +329,49 @@ def test_of_a_segment_that_is_mostly_dead_the_ssd_gets_its_room_back(still: Rig)
     assert in_segments(still) == []
 
 
+def test_while_room_is_short_who_writes_makes_no_segment_after_the_other(still: Rig) -> None:
+    """Each is whole from the beginning, so to end one that is being filled takes room instead of giving it."""
+    clock = StillClock()
+    made = many(still, MIB, clock)
+    places = []
+    for turn in range(60):
+        places += made.write(wholes(1, 5000, first=1 + turn))
+        made.shrink()
+        clock.now_s += SEGMENT_QUIET_S / 2
+    assert len(in_segments(still)) == 1
+    assert made.ready_bytes() > MIB // 2
+    clock.now_s += SEGMENT_QUIET_S / 2
+    made.shrink()
+    assert made.ready_bytes() == 0
+    assert made.spare_bytes() < MIB // 4, "nobody writes any more: its rest is given back"
+    assert [made.read(place, InodeId(1 + n), 1) for n, place in enumerate(places)] == [
+        noise(5000, 1 + n) for n in range(60)
+    ]
+    places += made.write(wholes(1, 5000, first=1000))
+    assert places[-1].segment != places[0].segment
+    made.release(places)
+    made.close()
+    assert in_segments(still) == []
+
+
 def test_of_a_small_ssd_tier_segments_are_smaller() -> None:
     sizes = [segments.segment_bytes(capacity) for capacity in (1, 64 * MIB, 512 * MIB, GIB, 1024 * GIB)]
     assert sizes == [2 * MIB, 2 * MIB, 4 * MIB, SEGMENT_BYTES, SEGMENT_BYTES]
 
 
 def test_what_segments_take_counts_and_a_full_ssd_shrinks_them() -> None:
-    with rig(capacity=64 * MIB, start=False) as made:
+    with volume_folder() as root, opened(root, capacity=64 * MIB, start=False, clock=FastClock()) as made:
         inodes = pack(made, {f"f{number}": noise(100_000, number) for number in range(45)})
         taken = sum(path.stat().st_blocks * 512 for path in in_segments(made))
-        assert made.tier.room.dirty_bytes() + made.tier.segments.spare_bytes() == taken
+        assert (
+            made.tier.room.dirty_bytes() + made.tier.segments.spare_bytes() + made.tier.segments.ready_bytes() == taken
+        )
         assert taken == len(in_segments(made)) * segments.segment_bytes(64 * MIB)
         made.ssd.start()
         made.flush()
         assert len(in_segments(made)) >= 2, "empty ones are kept to be used again"
         made.files.free[str(made.root / "cache")] = 0
-        made.ssd.evictor.turn()
-        assert in_segments(made) == []
+        wait_until(lambda: in_segments(made) == [], "the evictor has seen that nobody writes any more")
         del made.files.free[str(made.root / "cache")]
         assert made.get(inodes[0]) == noise(100_000, 0)
 

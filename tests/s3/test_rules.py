@@ -1,5 +1,6 @@
 """The small pure parts: errors, XML, ranges, conditions, checksums, multipart rules."""
 
+import errno
 import hashlib
 import re
 import zlib
@@ -30,6 +31,8 @@ def test_every_domain_error_has_a_code_and_every_code_a_status() -> None:
     assert set(CODE_OF) >= {kind for kind in domain_errors() if kind.__module__ == "tieredfs.errors"}
     assert set(CODE_OF.values()) <= set(CODES)
     assert told(ValueError("secret detail")).message == CODES["InternalError"].message
+    codes = [told(OSError(number, "")).code for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)]
+    assert codes == ["ServiceUnavailable", "ServiceUnavailable", "InternalError"]
 
 
 def test_every_code_that_is_raised_is_in_the_table_and_every_one_there_is_raised() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tieredfs.config import parse_code
-from tieredfs.errors import UnavailableError
+from tieredfs.errors import NoSpaceError, UnavailableError
 from tieredfs.host.files import LocalFiles
 from tieredfs.meta import names
 from tieredfs.model import Durability, FileKind
@@ -197,6 +197,32 @@ def test_a_group_whose_sync_fails_is_refused_and_the_next_one_goes_elsewhere(
     assert content_of(store, PLAIN, b"before") == b"b"
     volume.flush(30)
     assert not os.path.exists(failed[0]), "what is left of it is used no more"
+
+
+@pytest.mark.parametrize("volume", [Durability.SSD], indirect=True)
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_without_room_for_a_segment_a_group_waits_for_some_and_is_refused_if_there_is_none(
+    volume: FileSystem, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    """Others filled the file system since the evictor's last look."""
+    store = Store(volume, volume.volume.host.clock)
+    puts = [put_of(store, PLAIN, b"k%d" % number, b"%d" % number) for number in range(6)]
+    write, refused = LocalFiles.write, list[str]()
+
+    def full(files: LocalFiles, descriptor: int, buffers: list[bytes], offset: int) -> int:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if "/segments/" in path and len(refused) < refusals:
+            refused.append(path)
+            raise OSError(errno.ENOSPC, "no space left")
+        return write(files, descriptor, buffers, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFiles, "write", full)
+        outcomes = carried_out(volume, puts)
+    assert len(refused) == refusals
+    assert [type(outcome) for outcome in outcomes] == [Response if refusals == 1 else NoSpaceError] * 6
+    assert [type(outcome) for outcome in carried_out(volume, puts)] == [Response] * 6
+    assert [content_of(store, PLAIN, b"k%d" % number) for number in range(6)] == [b"%d" % n for n in range(6)]
 
 
 def test_large_and_small_bodies_of_one_group_come_back(volume: FileSystem) -> None:

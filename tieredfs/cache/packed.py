@@ -5,8 +5,10 @@ alone; a writer a local file (`unpack`), and from then on everything is as ever.
 let go as soon as it is stored or deleted.
 """
 
+import errno
 import os
 from collections.abc import Sequence
+from typing import Final
 
 from tieredfs.cache.local import LocalFile
 from tieredfs.cache.part import TierPart
@@ -14,11 +16,14 @@ from tieredfs.cache.room import Room
 from tieredfs.cache.segments import Segments, Whole, segment_bytes
 from tieredfs.cache.table import FileTable
 from tieredfs.core.file_life import FileEvent, FileState
+from tieredfs.errors import NoSpaceError
 from tieredfs.format.segment import record_bytes
 from tieredfs.host import crash
 from tieredfs.host.files import Buffer, in_memory
 from tieredfs.limits import PACK_DELAY_S
 from tieredfs.model import InodeId, Place, StagedRecord
+
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class PackedFiles(FileTable):
@@ -27,14 +32,20 @@ class PackedFiles(FileTable):
     def __init__(self, part: TierPart, room: Room) -> None:
         super().__init__(part)
         self.room = room
-        self.segments = Segments(part.directory, part.host.files, segment_bytes(room.capacity_bytes))
-        room.count_segments(self.segments.spare_bytes)
+        self.segments = Segments(part.directory, part.host, segment_bytes(room.capacity_bytes))
+        room.count_segments(self.segments.spare_bytes, self.segments.ready_bytes)
 
     def pack(self, contents: Sequence[Buffer], inodes: Sequence[InodeId], version: int) -> list[LocalFile]:
-        """Small contents that are whole, under new inodes: durable, and not drained before `packed`. Raises OSError: none of
-        them is."""
+        """Small contents that are whole, under new inodes: durable, and not drained before `packed`. Waits, bounded, for room.
+        Raises NoSpaceError, OSError: none of them is."""
         wholes = [Whole(inode, version, content) for inode, content in zip(inodes, contents, strict=True)]
-        places = self.segments.write(wholes)
+        self.room.wait_for_room()
+        try:
+            places = self.segments.write(wholes)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            places = self._write_later(wholes)
         crash.here("pack.written")
         now_ns = self.part.host.clock.wall_ns()
         made = [
@@ -44,6 +55,17 @@ class PackedFiles(FileTable):
         with self._lock:
             self._files |= {file.inode: file for file in made}
         return made
+
+    def _write_later(self, wholes: Sequence[Whole]) -> list[Place]:
+        """There is no room for a segment: others have filled the file system since the last look. The drain may make some."""
+        self.room.found_full()
+        self.room.wait_for_room()
+        try:
+            return self.segments.write(wholes)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            raise NoSpaceError(f"the SSD has no room for {len(wholes)} small file(s): {error}") from error
 
     def packed(self, file: LocalFile) -> None:
         """The record of a content of `pack` is committed."""

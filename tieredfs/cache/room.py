@@ -41,10 +41,15 @@ class Room:
         self._hurry: Callable[[], None] = lambda: None
         self._others_drain: Callable[[], bool] = lambda: False
         self.spare_bytes: Callable[[], int] = lambda: 0
+        self._ready_bytes: Callable[[], int] = lambda: 0
 
-    def count_segments(self, spare_bytes: Callable[[], int]) -> None:
-        """`spare_bytes`: what they take beyond the contents in them."""
-        self.spare_bytes = spare_bytes
+    def count_segments(self, spare_bytes: Callable[[], int], ready_bytes: Callable[[], int]) -> None:
+        """`spare_bytes`: what they take beyond the contents in them; `ready_bytes`: what is taken already for the next ones. Who
+        is to write there must not wait for room because of it."""
+        self.spare_bytes, self._ready_bytes = spare_bytes, ready_bytes
+
+    def _free_bytes(self) -> int:
+        return self._files.free_bytes(self.path) + self._ready_bytes()
 
     def on_pressure(self, hurry: Callable[[], None], others_drain: Callable[[], bool]) -> None:
         """`hurry` is called, from any thread, when somebody begins to wait; `others_drain`, whether other caches have staged
@@ -85,7 +90,7 @@ class Room:
     def excess(self, clean_bytes: int) -> int:
         """Bytes that must be evicted now, given what clean copies use; 0 below the high watermark."""
         used = clean_bytes + self.dirty_bytes() + self.spare_bytes()
-        free = self._files.free_bytes(self.path)
+        free = self._free_bytes()
         excess = 0
         if used > CACHE_HIGH_WATERMARK * self.capacity_bytes:
             excess = used - int(CACHE_LOW_WATERMARK * self.capacity_bytes)
@@ -96,7 +101,7 @@ class Room:
     def settle(self, clean_bytes: int) -> bool:
         """Decide, after eviction, whether writers must wait; wakes those who need not any more."""
         used = clean_bytes + self.dirty_bytes() + self.spare_bytes()
-        full = used >= self.capacity_bytes or self._files.free_bytes(self.path) < CACHE_FREE_RESERVE_BYTES
+        full = used >= self.capacity_bytes or self._free_bytes() < CACHE_FREE_RESERVE_BYTES
         with self._lock:
             self._full, self._copied_bytes = full, clean_bytes
             self._told = self._told and full
@@ -108,12 +113,17 @@ class Room:
         """There is no room, and neither a drain nor an eviction here makes any."""
         if self._dirty or self._copied_bytes:
             return False
-        return self._files.free_bytes(self.path) < CACHE_FREE_RESERVE_BYTES
+        return self._free_bytes() < CACHE_FREE_RESERVE_BYTES
 
     @property
     def is_full(self) -> bool:
         """Writers must wait, as of the last look."""
         return self._full
+
+    def found_full(self) -> None:
+        """The file system has refused a write, which the last look did not foresee; the next one decides."""
+        with self._lock:
+            self._full = True
 
     def wait_for_room(self, timeout_s: float = BACKPRESSURE_WAIT_S) -> None:
         """Returns when there is room to write. Raises NoSpaceError after `timeout_s`, or at once where waiting cannot help."""

@@ -27,10 +27,10 @@ from typing import Final
 from tieredfs.cache.layout import CacheDirectory, segment_path
 from tieredfs.errors import CorruptError, NotFoundError
 from tieredfs.format.segment import HEADER_BYTES, PackedHeader, decode_header, encode_header, record_bytes
-from tieredfs.host import Files, isal
+from tieredfs.host import Files, Host, isal
 from tieredfs.host.files import Buffer
 from tieredfs.host.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-from tieredfs.limits import MIB, SEGMENT_BYTES, SEGMENT_CONTENT_BYTES_MAX, SEGMENTS_IDLE_MAX
+from tieredfs.limits import MIB, SEGMENT_BYTES, SEGMENT_CONTENT_BYTES_MAX, SEGMENT_QUIET_S, SEGMENTS_IDLE_MAX
 from tieredfs.model import InodeId, Place
 
 _PAGE_BYTES: Final = 4096
@@ -74,9 +74,10 @@ class Segments:
     Order of locks: `_filling` (over the write and sync of a group), then `_lock` (over look-ups and what follows from them).
     """
 
-    def __init__(self, directory: CacheDirectory, files: Files, segment_bytes: int) -> None:
+    def __init__(self, directory: CacheDirectory, host: Host, segment_bytes: int) -> None:
         self._directory = directory
-        self._files = files
+        self._files = host.files
+        self._clock = host.clock
         self._segment_bytes = segment_bytes
         self._segments: dict[int, _Segment] = {}
         self._idle: list[_Segment] = []
@@ -85,6 +86,7 @@ class Segments:
         self._filling = threading.Lock()
         self._lock = threading.Lock()
         self._used_bytes = 0
+        self._written_s = 0.0
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -133,6 +135,7 @@ class Segments:
             offset += length
         self._files.write(segment.descriptor, buffers, start)
         self._files.sync(segment.descriptor)
+        self._written_s = self._clock.monotonic_s()
         segment.end = offset + -offset % _PAGE_BYTES
         with self._lock:
             segment.used |= {place.offset: length for place, length in zip(places, lengths, strict=True)}
@@ -246,17 +249,30 @@ class Segments:
     # ---- room -------------------------------------------------------------------------------------------------------
 
     def spare_bytes(self) -> int:
-        """What segments take of the SSD beyond the contents in them."""
+        """What segments take of the SSD beyond the contents in them, and beyond what is ready for the next ones."""
         with self._lock:
             held = sum(segment.held_bytes for segment in (*self._segments.values(), *self._idle))
-            return max(0, held - self._used_bytes)
+            return max(0, held - self._used_bytes - self._ready_bytes())
+
+    def ready_bytes(self) -> int:
+        """What may be written without taking more of the SSD: the rest of the one that is being filled."""
+        with self._lock:
+            return self._ready_bytes()
+
+    def _ready_bytes(self) -> int:
+        current = self._current
+        if current is None:
+            return 0
+        return self._segment_bytes - (current.end if current.used else 0)
 
     def shrink(self) -> None:
-        """Room is short: empty segments go, and of others those pages that have nothing in use. Does not wait for a group that is
-        being written."""
+        """Room is short: empty segments go, and of others those pages that have nothing in use. The one that is being filled is
+        left alone while somebody fills it: to end it would cost more room, that of another, than its rest gives. Does not wait
+        for a group that is being written."""
         if self._filling.acquire(blocking=False):
             try:
-                self._end_current()
+                if self._clock.monotonic_s() - self._written_s >= SEGMENT_QUIET_S:
+                    self._end_current()
             finally:
                 self._filling.release()
         with self._lock:

@@ -364,7 +364,6 @@ class FileSystem(UnnamedOwner):
         as of `create`: to be stored, a file must be recorded."""
         if self.volume.config.durability is not Durability.SSD:
             return [self._written(content) for content in contents]
-        self._tier.room.wait_for_room()
         inodes = [self._metadata.new_inode_id() for _ in contents]
         packed = self._tier.pack(contents, inodes, FIRST_VERSION)
         return [Unnamed(file.inode, file, self, recorded=False) for file in packed]

@@ -147,7 +147,10 @@ class Endpoint:
                 _log.info("request %s: %s: %s", exchange.request_id, type(error).__name__, error)
         except Exception as error:  # noqa: BLE001 - the edge: a client is told, the log has the traceback
             failure = told(error)
-            _log.exception("request %s failed", exchange.request_id)
+            if failure.code == "InternalError":
+                _log.exception("request %s failed", exchange.request_id)
+            else:
+                _log.warning("request %s: %s", exchange.request_id, error)
         response = error_response(failure, exchange.resource, exchange.request_id)
         with contextlib.suppress(S3Error, TieredError):
             return await self._with_cors(exchange, response)

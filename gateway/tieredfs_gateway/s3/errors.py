@@ -4,6 +4,7 @@ A code has one status and a sentence; a domain error of the volume has one code.
 over `tieredfs.errors.domain_errors()`.
 """
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -168,4 +169,9 @@ def told(error: Exception) -> S3Error:
         return S3Error(CODE_OF[type(error)], str(error))
     if isinstance(error, errors.TieredError):
         return S3Error(CODE_OF[type(error)])
+    if isinstance(error, OSError) and error.errno in {
+        errno.ENOSPC,
+        errno.EDQUOT,
+    }:  # others have filled the SSD meanwhile
+        return S3Error(CODE_OF[errors.NoSpaceError])
     return S3Error("InternalError")
