@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-from tieredfs.kv.engine import Reader, Writer
+from tieredfs.kv.engine import Engine, Reader, Writer
 from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.meta.metadata import Metadata, format_volume
 from tieredfs.model import (
@@ -53,7 +53,7 @@ class ManualClock:
 @dataclass
 class Volume:
     path: str
-    engine: SqliteEngine
+    engine: Engine
     clock: ManualClock
     metadata: Metadata
     cache: CacheId
@@ -81,7 +81,12 @@ class SecondThoughts(SqliteEngine):
 
 
 def make_volume(path: str, kind: type[SqliteEngine] = SqliteEngine) -> Volume:
-    engine, clock = kind(path, create=True), ManualClock()
+    return volume_in(kind(path, create=True), path)
+
+
+def volume_in(engine: Engine, path: str) -> Volume:
+    """`path`: where the engine has it, for who opens another."""
+    clock = ManualClock()
     format_volume(engine, CONFIG, DISKS)
     metadata = Metadata(engine, clock)
     return Volume(path, engine, clock, metadata, metadata.register_cache("cache", "host", "/cache").cache)

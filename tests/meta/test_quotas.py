@@ -365,7 +365,7 @@ class QuotaMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.place = tempfile.TemporaryDirectory(prefix="tieredfs-quotas-")
-        self.volume = make_volume(str(Path(self.place.name) / "volume.db"), self.engine_kind)
+        self.volume = self.open_volume()
         self.metadata = self.volume.metadata
         self.session = self.metadata.open_session("host", 1, "test").session
         self.directories = [ROOT]
@@ -374,6 +374,9 @@ class QuotaMachine(RuleBasedStateMachine):
             self.directories.append(make(self.metadata, self.directories[where], name))
         self.metadata.set_quota(b"/a", 12 * UNIT, 9)
         self.metadata.set_quota(b"/a/b", 6 * UNIT, None)
+
+    def open_volume(self) -> Volume:
+        return make_volume(str(Path(self.place.name) / "volume.db"), self.engine_kind)
 
     def teardown(self) -> None:
         if hasattr(self, "volume"):

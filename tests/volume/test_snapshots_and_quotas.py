@@ -1,8 +1,8 @@
 """Snapshots count in no quota, and going back keeps the quotas of what is gone back to, with exact counts."""
 
 import pytest
-from planted import assert_clean, overwrite, put, quiet
 
+from tests.volume.planted import assert_clean, overwrite, put, quiet
 from tests.whole_files import get
 from tieredfs.errors import QuotaExceededError, ReadOnlyError
 from tieredfs.limits import MIB, QUOTA_MOVED_MAX
