@@ -58,6 +58,16 @@ def test_a_group_is_one_file_that_is_synced_once(still: Rig) -> None:
     assert {still.state(inode) for inode in inodes} == {FileState.SEALED}
 
 
+def test_a_group_may_have_more_contents_than_the_kernel_writes_at_once(still: Rig) -> None:
+    contents = {f"f{number}": noise(100, number) for number in range(1200)}
+    still.files.synced.clear()
+    inodes = pack(still, contents)
+    assert [path for path in still.files.synced if "segments/" in path].count(str(in_segments(still)[0])) == 2, (
+        "made, filled"
+    )
+    assert [still.get(inode) for inode in inodes] == list(contents.values())
+
+
 def test_it_is_drained_into_shared_blocks_and_leaves_nothing(still: Rig) -> None:
     inodes = pack(still, {f"f{number}": noise(1000, number) for number in range(40)})
     still.ssd.start()

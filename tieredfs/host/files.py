@@ -15,6 +15,8 @@ from typing import Final, Protocol
 Buffer = bytes | bytearray | memoryview
 
 
+_BUFFERS_MAX: Final = 1024
+"""Of one pwritev(2): UIO_MAXIOV of `include/uapi/linux/uio.h`."""
 _GET_FLAGS: Final = 0x80086601
 _SET_FLAGS: Final = 0x40086602
 _NO_ACCESS_TIME: Final = 0x80
@@ -138,7 +140,7 @@ class LocalFiles:
         total = sum(len(buffer) for buffer in pending)
         done = 0
         while pending:
-            count = os.pwritev(descriptor, pending, offset + done)
+            count = os.pwritev(descriptor, pending[:_BUFFERS_MAX], offset + done)
             done += count
             while pending and count >= len(pending[0]):
                 count -= len(pending.pop(0))
