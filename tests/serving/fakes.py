@@ -9,7 +9,7 @@ from typing import Self
 import pyarrow as pa
 
 from tests.serving.rig import numbers
-from tieredfs_gateway.datasets.contract import NumberedBatch, Position
+from tieredfs_gateway.datasets.contract import NumberedBatch, Position, Views
 
 
 class TableReader:
@@ -33,6 +33,10 @@ class TableReader:
     @property
     def schema(self) -> pa.Schema:
         return self._table.schema
+
+    @property
+    def views(self) -> Views | None:
+        return None
 
     def row_count(self) -> int:
         return int(self._table.num_rows)

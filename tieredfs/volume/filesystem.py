@@ -328,6 +328,10 @@ class FileSystem(UnnamedOwner):
         """Of this process's SSD tier."""
         return self._tier.room.capacity_bytes
 
+    def open_bytes(self) -> int:
+        """Of copies on this SSD that somebody has open: they cannot be evicted."""
+        return sum(file.held_bytes for file in self._tier.active() if file.state not in DIRTY)
+
     def expect(self, uses: Iterable[Use] = ()) -> Expectation:
         """Announce what will be read next, in order: the SSD keeps, fetches and evicts by it. A hint: nothing depends on it."""
         return self._ssd.foresight.expect(uses)

@@ -12,7 +12,8 @@ This module is pure: values and protocols, no I/O.
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -63,6 +64,9 @@ class DatasetSpec:
     `filter`: an expression over columns, as text (`dep_delay > 0 and origin in ("JFK", "LGA")`); parsed, never evaluated as
     code. `format`: parquet, ipc, csv, jsonl, tar, raw, or None to tell it by names and contents. `transforms`: names that
     the gateway's configuration allows, applied in turn to what a `Reader` gives; readers do not look at them.
+
+    `views`: columns of bytes may say where in a file a value is, instead of having it (`Reader.views`): nothing that a trainer
+    asks for in a session, for it changes no value, but what the gateway opens for those of its own host that can look there.
     """
 
     source: str
@@ -71,6 +75,7 @@ class DatasetSpec:
     format: str | None = None
     on_bad_shard: OnBadShard = OnBadShard.FAIL
     transforms: tuple[str, ...] = ()
+    views: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,37 @@ class NumberedBatch:
         return int(self.whole.num_rows) - self.start if self.count is None else self.count
 
 
+@dataclass(frozen=True, slots=True)
+class LentFile:
+    """A file that has the bytes of values, and nothing that the dataset has not. `number`: unique in this process; `descriptor` is
+    open for reading only."""
+
+    number: int
+    descriptor: int
+    size_bytes: int
+
+
+class LentFiles(Protocol):
+    """The files that batches refer to. Their contents never change. Safe from any thread."""
+
+    def numbers(self) -> set[int]:
+        """Of all that were lent so far: those of any batch that was made before are among them."""
+        ...
+
+    def beyond(self, known: set[int]) -> AbstractContextManager[Sequence[LentFile]]:
+        """Those of them that are not known. Their descriptors are good for as long as the context."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """`columns` are structs instead of bytes: `file` (the number of one of `files`, or -1), `offset`, `length`, and `bytes`, which
+    are empty where the value is in a file. A null is a null struct."""
+
+    columns: tuple[str, ...]
+    files: LentFiles
+
+
 class Reader(Protocol):
     """One selection of a pinned dataset version in one order. Safe from any thread; a context manager.
 
@@ -131,6 +167,11 @@ class Reader(Protocol):
     @property
     def schema(self) -> "pa.Schema":
         """Of every batch."""
+        ...
+
+    @property
+    def views(self) -> Views | None:
+        """None: every value is in its batch."""
         ...
 
     def row_count(self) -> int:
@@ -156,7 +197,7 @@ class Reader(Protocol):
 
     def counters(self) -> dict[str, int]:
         """What was done so far; they only rise. `splits_decoded`, `rows_decoded`, `bytes_read`, `bytes_decoded`,
-        `spilled_bytes`, `segments_built`, `segments_shared`."""
+        `bytes_viewed` (of values that were neither read nor copied), `spilled_bytes`, `segments_built`, `segments_shared`."""
         ...
 
     def close(self) -> None:

@@ -7,23 +7,25 @@ that are free.
 
 What bounds it is that copy: 100 KB take 8 us, and 11 us while another thread reads memory, where a consumer's hash of them takes
 4 us. On two cores 4,000 pictures take 78 ms of CPU in 48 ms, from opening to closing; two threads that copy and hash them, and do
-nothing else, take 58 ms in 39 ms. Views of a mapped file are not copied, but a column of `binary` has its values one after another
-in one buffer, and in a shuffled order those of a file are not; and where the SSD fails to read a page, a mapping ends the process,
-here a trainer's, and a read raises an error.
+nothing else, take 58 ms in 39 ms. A column of `binary` has its values one after another in one buffer, and in a shuffled order
+those of a file are not; so what spares the copy are columns of another type, for who asks for them (`sources.viewed`): values that
+lie in files that can be looked at have places there, and only the others are read here.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from tieredfs.errors import IntegrityError, TooLargeError
+from tieredfs.errors import IntegrityError
 from tieredfs_gateway.datasets.dataset import Dataset, DatasetFile
 from tieredfs_gateway.datasets.order import Indices
+from tieredfs_gateway.datasets.payloads import Payloads
 from tieredfs_gateway.datasets.schemas import Path
-from tieredfs_gateway.datasets.sources.protocol import HasRows
-from tieredfs_gateway.datasets.sources.tar import COLUMN_BYTES_MAX
+from tieredfs_gateway.datasets.sources.protocol import HasPlaces, HasRows, Places
+from tieredfs_gateway.datasets.sources.viewed import viewed_column
 from tieredfs_gateway.datasets.threads import Threads, share_out
 from tieredfs_gateway.datasets.warm_memory import MEMORY
 
@@ -56,30 +58,6 @@ def gather(dataset: Dataset, groups: Sequence[Group], threads: Threads, keep_byt
     return dataset.schema.empty_table(), np.empty(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Payloads:
-    """A column of bytes: `lengths` (-1: null) and `starts` in `data` of the rows in the order of the groups; `final` lengths, and
-    `ends`, in that of their places."""
-
-    path: Path
-    lengths: Indices
-    starts: Indices
-    final: Indices
-    ends: Indices
-    data: pa.Buffer
-
-    def targets(self, first: int, end: int) -> list[memoryview]:
-        view = memoryview(self.data).cast("B") if self.data.size else memoryview(b"")
-        starts, stops = self.starts[first:end], self.starts[first:end] + np.maximum(self.lengths[first:end], 0)
-        return [view[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
-
-    def array(self) -> pa.BinaryArray:
-        missing = self.final < 0
-        validity = pa.array(~missing).buffers()[1] if missing.any() else None
-        buffers = [validity, pa.py_buffer(self.ends.astype(np.int32)), self.data]
-        return pa.BinaryArray.from_buffers(pa.binary(), len(self.final), buffers)
-
-
 class _Gathering:
     """One attempt. `damaged`: the groups that could not be read, by number. `fill` of different groups from any threads; `table`
     when all of them are full."""
@@ -88,22 +66,24 @@ class _Gathering:
         self._dataset = dataset
         self._source = source
         self._groups = groups
-        self._keep_bytes = keep_bytes
         self.damaged: dict[int, IntegrityError] = {}
         places = np.concatenate([group.places for group in groups])
         self._order = np.argsort(places, kind="stable")
         self.places: Indices = places[self._order]
         self._firsts = np.cumsum([0, *(len(group.rows) for group in groups)]).tolist()
-        self._payloads: dict[str, _Payloads] = {}
+        self._payloads: dict[str, tuple[Path, Payloads]] = {}
+        self._places: dict[str, Places] = {}
+        """Of the columns among those that are shown where they lie, in the final order."""
         self._small: list[tuple[str, Path, pa.DataType]] = []
         self._tables: list[pa.Table | None] = [None] * len(groups)
         for one in dataset.selected:
             name, path, kind = one
-            lengths = self._lengths(path) if kind == pa.binary() else None
+            lengths = self._lengths(path) if kind == pa.binary() else self._shown(name, path)
             if lengths is None:
                 self._small.append(one)
             else:
-                self._payloads[name] = self._laid_out(path, lengths)
+                allocate = partial(MEMORY.take, keep_bytes=keep_bytes)
+                self._payloads[name] = path, Payloads.laid_out(path[0], lengths, self._order, allocate)
         self._small_schema = pa.schema([pa.field(name, kind) for name, _, kind in self._small])
 
     def fill(self, number: int) -> None:
@@ -112,9 +92,9 @@ class _Gathering:
         each, part = self._place(group)
         first, end = self._firsts[number], self._firsts[number + 1]
         try:
-            for column in self._payloads.values():
+            for path, column in self._payloads.values():
                 targets = column.targets(first, end)
-                self._source.fill(each.file, each.index, part, group.rows, column.path, targets)
+                self._source.fill(each.file, each.index, part, group.rows, path, targets)
             if self._small:
                 paths = [path for _, path, _ in self._small if path[0] not in each.constants]
                 table = self._source.take(each.file, each.index, part, group.rows, paths)
@@ -125,7 +105,7 @@ class _Gathering:
 
     def table(self) -> pa.Table:
         columns: dict[str, pa.ChunkedArray | pa.Array] = {
-            name: column.array() for name, column in self._payloads.items()
+            name: self._column(name, payloads.array()) for name, (_, payloads) in self._payloads.items()
         }
         if self._small:
             table = pa.concat_tables([table for table in self._tables if table is not None])
@@ -146,19 +126,25 @@ class _Gathering:
             found.append(lengths)
         return np.concatenate(found)
 
-    def _laid_out(self, path: Path, lengths: Indices) -> _Payloads:
-        """Raises TooLargeError."""
-        final = lengths[self._order]
-        ends = np.zeros(len(final) + 1, np.int64)
-        np.cumsum(np.maximum(final, 0), out=ends[1:])
-        total = int(ends[-1])
-        if total > COLUMN_BYTES_MAX:
-            raise TooLargeError(
-                f"{len(final)} rows of {path[0]!r} have {total} bytes; {COLUMN_BYTES_MAX} fit one column"
-            )
-        starts = np.empty(len(final), np.int64)
-        starts[self._order] = ends[:-1]
-        return _Payloads(path, lengths, starts, final, ends, MEMORY.take(total, self._keep_bytes))
+    def _shown(self, name: str, path: Path) -> Indices | None:
+        """The lengths of what has to be carried of a column that is shown where it lies; None: it is no such column."""
+        if not isinstance(self._source, HasPlaces):
+            return None
+        found = []
+        for group in self._groups:
+            each, part = self._place(group)
+            is_there = path[0] not in each.constants
+            places = self._source.places(each.file, each.index, part, group.rows, path) if is_there else None
+            if places is None:
+                return None
+            found.append(places)
+        joined = Places.joined(found)
+        self._places[name] = joined.taken(self._order)
+        return joined.carried
+
+    def _column(self, name: str, carried: pa.BinaryArray) -> pa.Array:
+        places = self._places.get(name)
+        return carried if places is None else viewed_column(places, carried)
 
     def _place(self, group: Group) -> tuple[DatasetFile, int]:
         split = self._dataset.splits[group.split]

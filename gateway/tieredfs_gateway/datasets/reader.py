@@ -19,14 +19,22 @@ from typing import Any, Final, Self
 import numpy as np
 import pyarrow as pa
 
-from tieredfs.errors import ConfigurationError, DeadlineError, InvalidRequestError, NotFoundError, StaleError
+from tieredfs.errors import (
+    ConfigurationError,
+    DeadlineError,
+    InvalidRequestError,
+    NotFoundError,
+    NotSupportedError,
+    StaleError,
+)
 from tieredfs.limits import MEMORY_BYTES_DEFAULT
 from tieredfs.volume.filesystem import FileSystem
 from tieredfs_gateway.datasets import frames
 from tieredfs_gateway.datasets.arrow_files import ByteCount
 from tieredfs_gateway.datasets.coming import Schedule
-from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Shuffle
+from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Shuffle, Views
 from tieredfs_gateway.datasets.dataset import Dataset
+from tieredfs_gateway.datasets.lending import Lending
 from tieredfs_gateway.datasets.listing import list_source, partitions
 from tieredfs_gateway.datasets.order import Permutation, Sequence, epoch_key, split_order
 from tieredfs_gateway.datasets.pieces import Pieces
@@ -38,9 +46,10 @@ from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
 from tieredfs_gateway.datasets.shuffling import BucketPlan, Buckets, GatherPlan, bucket_rows
 from tieredfs_gateway.datasets.sources.formats import Chosen, choose, source_of
 from tieredfs_gateway.datasets.sources.indexes import IndexCache
-from tieredfs_gateway.datasets.sources.protocol import HasStoredBytes
+from tieredfs_gateway.datasets.sources.protocol import FileIndex, HasOffsets, HasStoredBytes, Source
+from tieredfs_gateway.datasets.sources.viewed import VIEWED, ViewedSource
 from tieredfs_gateway.datasets.threads import Threads
-from tieredfs_gateway.datasets.versions import Snapshot
+from tieredfs_gateway.datasets.versions import PinnedFile, Snapshot
 
 SCRATCH_BYTES_DEFAULT: Final = 16 << 30
 INDEXES: Final = IndexCache()
@@ -63,7 +72,8 @@ def open_reader(
     version: str | None = None,
     pins: Pins | None = None,
 ) -> "DatasetReader":
-    """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises.
+    """List, pin, and look into every file. Blocking. Raises what `contract.Reader` raises; NotSupportedError for `spec.views` of a
+    format whose values do not lie in its files as they are, or with a filter.
 
     `version`: open that one, if `pins` still have it; else what is there now, which may be another. `pins` keep what is opened.
 
@@ -78,6 +88,7 @@ def open_reader(
     with contextlib.ExitStack() as stack:
         base, chosen, snapshot = _pinned(volume, spec, version, pins)
         stack.enter_context(contextlib.closing(snapshot))
+        lending = stack.enter_context(contextlib.closing(Lending(snapshot, volume))) if spec.views else None
         tally = Tally()
         unpacked = stack.enter_context(contextlib.closing(room.scratch(tally)))
         pool = stack.enter_context(contextlib.closing(Threads(threads or max(2, os.cpu_count() or 2))))
@@ -86,7 +97,9 @@ def open_reader(
         schedule = stack.enter_context(contextlib.closing(Schedule(volume))) if announce else None
         if schedule is not None and isinstance(source, HasStoredBytes):
             schedule.glance([file for file in snapshot.files if source.is_glance(file)])
-        look = partial(indexes.look, volume.volume.config.uuid, chosen.format, look=source.look)
+        look: Look = partial(indexes.look, volume.volume.config.uuid, chosen.format, look=source.look)
+        if lending is not None:
+            source, look = _with_views(source, look, spec, lending, tally)
         visited = schedule.visited if schedule is not None else lambda _: None
         dataset = Dataset(source, snapshot.files, constants, spec, pool.map, look, visited)
         if pins is not None:
@@ -94,7 +107,20 @@ def open_reader(
             more = len(files) - len(snapshot.files)
             pin = Pin(snapshot.version, spec.source, spec.format, base, chosen.format, files, more)
             stack.callback(pins.let_go, pins.keep(pin, holds))
-        return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all(), schedule)
+        return DatasetReader(snapshot.version, dataset, order, pool, room, tally, stack.pop_all(), schedule, lending)
+
+
+Look = Callable[[PinnedFile], FileIndex]
+
+
+def _with_views(
+    source: Source, look: Look, spec: DatasetSpec, lending: Lending, tally: "Tally"
+) -> tuple[ViewedSource, Look]:
+    """Raises NotSupportedError."""
+    if not isinstance(source, HasOffsets) or spec.filter is not None:
+        raise NotSupportedError(f"{spec.source}: there are no values that could be looked at where they lie")
+    viewed = ViewedSource(source, lending, tally.viewed)
+    return viewed, lambda file: viewed.seen(look(file))
 
 
 def _pinned(
@@ -114,11 +140,12 @@ def _pinned(
 
 
 class Tally:
-    """What was read, and what was written to scratch files."""
+    """What was read, written to scratch files, and only shown."""
 
     def __init__(self) -> None:
         self.read = ByteCount()
         self.spilled = ByteCount()
+        self.viewed = ByteCount()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +208,9 @@ class DatasetReader:
         tally: Tally,
         held: contextlib.ExitStack,
         schedule: Schedule | None = None,
+        lending: Lending | None = None,
     ) -> None:
-        """`held`: what is to be let go at the end."""
+        """`held`: what is to be let go at the end, `lending` among it."""
         self._schedule = schedule
         self._version = version
         self._dataset = dataset
@@ -210,6 +238,9 @@ class DatasetReader:
             ]
         )
 
+        viewed = tuple(field.name for field in self._schema if field.type == VIEWED)
+        self._views = None if lending is None else Views(viewed, lending)
+
     @property
     def version(self) -> str:
         return self._version
@@ -217,6 +248,10 @@ class DatasetReader:
     @property
     def schema(self) -> pa.Schema:
         return self._schema
+
+    @property
+    def views(self) -> Views | None:
+        return self._views
 
     def row_count(self) -> int:
         with self._work():
@@ -234,6 +269,7 @@ class DatasetReader:
             "rows_decoded": self._dataset.rows_decoded,
             "bytes_decoded": self._dataset.bytes_decoded,
             "bytes_read": self._tally.read.total,
+            "bytes_viewed": self._tally.viewed.total,
             "spilled_bytes": self._tally.spilled.total,
             "segments_built": self._segments.made,
             "segments_shared": self._segments.shared,

@@ -7,8 +7,9 @@ the file's name for what cannot be decoded, and what the volume raises: DataLoss
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
+import numpy as np
 import pyarrow as pa
 
 from tieredfs_gateway.datasets.filters import Bounds
@@ -116,4 +117,45 @@ class HasRows(Protocol):
         self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
     ) -> None:
         """Read those bytes, each into a target of its length."""
+        ...
+
+
+@runtime_checkable
+class HasOffsets(Source, HasRows, Protocol):
+    """A format whose payloads lie in the file as they are, one after another's header."""
+
+    def payload_offsets(
+        self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path
+    ) -> Indices | None:
+        """Where in the file those of `payload_lengths` begin (null: anywhere); None: they lie in it otherwise, packed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Of values, one each: `length` bytes at `offset` of the lent file of that number; all three are -1 where it is carried.
+    `carried`: how long what is carried is: 0 where nothing is, -1: null."""
+
+    files: Indices
+    offsets: Indices
+    lengths: Indices
+    carried: Indices
+
+    def taken(self, order: Indices) -> "Places":
+        return Places(self.files[order], self.offsets[order], self.lengths[order], self.carried[order])
+
+    @classmethod
+    def joined(cls, found: Sequence[Self]) -> "Places":
+        """One after another; at least one."""
+        names = ("files", "offsets", "lengths", "carried")
+        return Places(*(np.concatenate([getattr(each, name) for each in found]) for name in names))
+
+
+@runtime_checkable
+class HasPlaces(HasRows, Protocol):
+    """A format whose payloads can be shown where they lie."""
+
+    def places(self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path) -> Places | None:
+        """Where the values of a column of bytes are now: another time another answer, for the same values. None: no such column.
+        `fill` reads those that are carried; targets of the others are empty."""
         ...

@@ -26,7 +26,7 @@ from tieredfs_gateway.datasets.sources.archives import Archive, Archives
 from tieredfs_gateway.datasets.sources.jsonl import lost_integer
 from tieredfs_gateway.datasets.sources.protocol import PART_BYTES, FileIndex
 from tieredfs_gateway.datasets.sources.tar_headers import BLOCK, BadTarError, Member, members
-from tieredfs_gateway.datasets.sources.text import has_large_numbers, unreadable
+from tieredfs_gateway.datasets.sources.text import compression_of, has_large_numbers, unreadable
 from tieredfs_gateway.datasets.versions import PinnedFile
 
 KEY: Final = "__key__"
@@ -56,7 +56,7 @@ class _Shard:
 
 
 class TarSource:
-    """See `Source`, `HasRows`."""
+    """See `Source`, `HasRows`, `HasOffsets`."""
 
     columnar = True
 
@@ -105,6 +105,14 @@ class TarSource:
         if len(path) > 1 or path[0] not in shard.places or _kind(path[0]) != pa.binary():
             return None
         return shard.places[path[0]][1][rows + shard.starts[part]]
+
+    def payload_offsets(
+        self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path
+    ) -> Indices | None:
+        if compression_of(file.path) is not None:
+            return None
+        shard: _Shard = index.detail
+        return shard.places[path[0]][0][rows + shard.starts[part]]
 
     def fill(
         self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]

@@ -1,0 +1,202 @@
+"""Values that are shown where they lie: the same values as those that are read, counted, and the files that they are in."""
+
+import gzip
+import io
+import mmap
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.reading.files import numbered, parquet_bytes, put
+from tieredfs.errors import NotSupportedError
+from tieredfs.volume import FileSystem
+from tieredfs_gateway.datasets import lending
+from tieredfs_gateway.datasets.contract import DatasetSpec, LentFile, OrderSpec, Position, Reader, Shuffle
+from tieredfs_gateway.datasets.reader import open_reader
+from tieredfs_gateway.datasets.sources.viewed import VIEW_BYTES_MIN
+
+LARGE, SMALL = 20_000, VIEW_BYTES_MIN - 1
+SHARDS, EACH = 3, 20
+FLUSH_S = 30.0
+
+
+def picture(number: int) -> bytes:
+    """Every seventh is small, and every fifth that is not is missing."""
+    size = SMALL if number % 7 == 0 else LARGE + number
+    return np.random.default_rng(number).bytes(size)
+
+
+def is_missing(number: int) -> bool:
+    return number % 5 == 4 and number % 7 != 0
+
+
+def shard(first: int, count: int = EACH) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for number in range(first, first + count):
+            members = {"cls": b"%d" % number} | ({} if is_missing(number) else {"jpg": picture(number)})
+            for suffix, content in members.items():
+                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return sink.getvalue()
+
+
+ALL = {number: None if is_missing(number) else picture(number) for number in range(SHARDS * EACH)}
+VIEWED_BYTES = sum(len(content) for content in ALL.values() if content and len(content) >= VIEW_BYTES_MIN)
+CARRIED_BYTES = sum(len(content) for content in ALL.values() if content and len(content) < VIEW_BYTES_MIN)
+
+
+@pytest.fixture
+def shards(volume: FileSystem, folder: str) -> str:
+    for number in range(SHARDS):
+        put(volume, f"{folder}/{number}.tar", shard(number * EACH))
+    volume.flush(FLUSH_S)
+    return folder
+
+
+def seen(reader: Reader) -> Iterator[tuple[int, bytes | None, bool]]:
+    """Of each row in its order: which it is, its value, and whether that is shown where it lies."""
+    views = reader.views
+    files: dict[int, LentFile] = {}
+    for batch in reader.batches(Position(0, 0)):
+        values: Any = batch.rows.column("jpg")
+        if views is None:
+            yield from ((row, value, False) for row, value in zip(classes(batch.rows), values.to_pylist(), strict=True))
+            continue
+        with views.files.beyond(set()) as found:
+            files = {file.number: file for file in found}
+            for row, value in zip(classes(batch.rows), values.to_pylist(), strict=True):
+                if value is None or value["file"] < 0:
+                    yield row, value and value["bytes"], False
+                else:
+                    assert value["bytes"] == b""
+                    yield row, os.pread(files[value["file"]].descriptor, value["length"], value["offset"]), True
+
+
+def classes(rows: pa.RecordBatch) -> list[int]:
+    found: list[int] = rows.column("cls").to_pylist()
+    return found
+
+
+def opened(volume: FileSystem, source: str, shuffle: Shuffle = Shuffle.FULL, *, views: bool = True) -> Any:
+    return open_reader(volume, DatasetSpec(source, views=views), OrderSpec(8, shuffle, 3, window_rows=25))
+
+
+@pytest.mark.parametrize("shuffle", [*Shuffle])
+def test_rows_are_the_same_in_the_same_order_and_large_values_are_not_read(
+    volume: FileSystem, shards: str, shuffle: Shuffle
+) -> None:
+    with opened(volume, shards, shuffle, views=False) as reader:
+        wanted = [(row, value) for row, value, _ in seen(reader)]
+        assert reader.counters()["bytes_viewed"] == 0
+    assert dict(wanted) == ALL
+    with opened(volume, shards, shuffle) as reader:
+        assert reader.views.columns == ("jpg",)
+        before = reader.counters()["bytes_read"]
+        found = list(seen(reader))
+        counters = reader.counters()
+    assert [(row, value) for row, value, _ in found] == wanted
+    assert [is_shown for _, value, is_shown in found] == [
+        value is not None and len(value) >= VIEW_BYTES_MIN for _, value in wanted
+    ]
+    assert counters["bytes_viewed"] == VIEWED_BYTES
+    assert counters["bytes_read"] - before == CARRIED_BYTES
+
+
+@pytest.mark.parametrize("shuffle", [Shuffle.FULL, Shuffle.SHARDS])
+@pytest.mark.parametrize(("name", "limit", "lent"), [("FILES_MAX", 1, 1), ("OPEN_SHARE", 0.0, 0)])
+def test_what_may_not_be_lent_is_carried_among_what_is_shown(
+    volume: FileSystem,
+    shards: str,
+    monkeypatch: pytest.MonkeyPatch,
+    shuffle: Shuffle,
+    name: str,
+    limit: float,
+    lent: int,
+) -> None:
+    monkeypatch.setattr(lending, name, limit)
+    with opened(volume, shards, shuffle) as reader:
+        found = list(seen(reader))
+        assert len(reader.views.files.numbers()) == lent
+    assert {row: value for row, value, _ in found} == ALL
+    in_shards = {row // EACH for row, _, is_shown in found if is_shown}
+    assert len(in_shards) == lent
+
+
+def test_a_file_that_is_not_on_the_ssd_is_carried_until_it_is(volume: FileSystem, folder: str) -> None:
+    """20 MiB: more than is filled before an opening returns."""
+    count = (20 << 20) // LARGE
+    seen_file = put(volume, f"{folder}/large.tar", shard(0, count))
+    volume.flush(FLUSH_S)
+    wanted = {number: None if is_missing(number) else picture(number) for number in range(count)}
+    assert volume.evict(f"{folder}/large.tar".encode())
+    with opened(volume, folder) as reader:
+        assert {row: value for row, value, _ in seen(reader)} == wanted
+        with volume.open_version(volume.attributes(seen_file.inode)) as reading:
+            reading.read_into(0, memoryview(bytearray(8)))
+    with opened(volume, folder) as reader:
+        found = list(seen(reader))
+    assert {row: value for row, value, _ in found} == wanted
+    assert any(is_shown for _, _, is_shown in found)
+
+
+def test_a_compressed_archive_is_carried(volume: FileSystem, folder: str) -> None:
+    put(volume, f"{folder}/0.tar.gz", gzip.compress(shard(0)))
+    volume.flush(FLUSH_S)
+    with opened(volume, folder) as reader:
+        found = list(seen(reader))
+        assert reader.views.files.numbers() == set()
+    assert {row: value for row, value, _ in found} == {row: ALL[row] for row in range(EACH)}
+    assert not any(is_shown for _, _, is_shown in found)
+
+
+def test_a_lent_file_stays_on_the_ssd_while_it_is_lent_and_what_is_mapped_outlives_it(
+    volume: FileSystem, shards: str
+) -> None:
+    with opened(volume, shards) as reader:
+        assert len(list(seen(reader))) == len(ALL)
+        assert [volume.evict(f"{shards}/{number}.tar".encode()) for number in range(SHARDS)] == [False] * SHARDS
+        with reader.views.files.beyond(set()) as files:
+            maps = [mmap.mmap(file.descriptor, file.size_bytes, prot=mmap.PROT_READ) for file in files]
+    assert [volume.evict(f"{shards}/{number}.tar".encode()) for number in range(SHARDS)] == [True] * SHARDS
+    put(volume, f"{shards}/0.tar", b"something else")
+    assert sorted(bytes(each) for each in maps) == sorted(shard(number * EACH) for number in range(SHARDS))
+
+
+def test_nobody_can_write_through_what_is_lent(volume: FileSystem, shards: str) -> None:
+    with opened(volume, shards) as reader:
+        assert len(list(seen(reader))) == len(ALL)
+        with reader.views.files.beyond(set()) as files:
+            assert len(files) == SHARDS
+            for file in files:
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.pwrite(file.descriptor, b"x", 0)
+                with pytest.raises(PermissionError):
+                    mmap.mmap(file.descriptor, file.size_bytes)
+
+
+def test_a_closed_reader_holds_no_descriptor(volume: FileSystem, shards: str) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    with opened(volume, shards, views=False) as reader:
+        assert len(list(seen(reader))) == len(ALL)
+    before = descriptors()
+    for _ in range(3):
+        with opened(volume, shards) as reader:
+            assert len(list(seen(reader))) == len(ALL)
+            assert descriptors() > before
+        assert descriptors() == before
+
+
+@pytest.mark.parametrize("filter_", [None, "row > 3"])
+def test_formats_without_values_to_look_at_say_so(volume: FileSystem, folder: str, filter_: str | None) -> None:
+    put(volume, f"{folder}/a.parquet", parquet_bytes(numbered(10)))
+    with pytest.raises(NotSupportedError):
+        open_reader(volume, DatasetSpec(folder, filter=filter_, views=True), OrderSpec(8))
