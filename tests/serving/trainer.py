@@ -2,7 +2,7 @@
 
     python -m tests.serving.trainer URL SOURCE '{"batch_size": 256, ...}' HOLD
 
-With HOLD it keeps every batch and waits to be killed; else it prints the ids of each batch and ends.
+With HOLD it keeps every batch and waits to be killed; else it prints the first column of each batch and ends.
 """
 
 import json
@@ -16,7 +16,7 @@ def main() -> None:
     url, source, options, hold = sys.argv[1:]
     kept = []
     for batch in GatewayDataset(url, source, **json.loads(options)):
-        sys.stdout.write(json.dumps(batch.column("id").to_pylist()) + "\n")
+        sys.stdout.write(json.dumps(batch.column(0).to_pylist()) + "\n")
         sys.stdout.flush()
         if hold == "hold":
             kept.append(batch)

@@ -36,6 +36,7 @@ from tieredfs_client.dataset.turns import (
     steps_left,
     turns_from,
 )
+from tieredfs_client.dataset.viewing import as_views, viewed_schema
 
 TOKEN_VARIABLE: Final = "TIEREDFS_GATEWAY_TOKEN"
 RETRY_S: Final = 120.0
@@ -64,6 +65,15 @@ class GatewayDataset:
     `format`: `arrow`, `numpy` or `torch`. `token`: a text, or a function that gives a fresh one; else `TIEREDFS_GATEWAY_TOKEN`.
     `transport`: `auto` takes shared memory on the gateway's own host, HTTP elsewhere. `retry_s`: how long a gateway may be
     away.
+
+    `views`: on the gateway's own host, large values of uncompressed tar shards are not copied into batches but looked at where
+    they lie, in files of the gateway's SSD tier that this process maps. Columns of `binary` are of Arrow's type `binary_view` then,
+    wherever the trainer runs and whatever is viewed (`format="arrow"`; numpy and torch get `bytes`, as without). Three things are
+    different, so it is the program's choice. Arrow (26) has no `take`, `filter` or `binary_length` of views: cast the column to
+    `pa.binary()`, which copies, or take values one by one (`as_py` copies; `as_buffer` does not). To pickle or to write a slice
+    writes all of every file that it refers to, so DataLoader workers with `format="arrow"` look at nothing, and who sends batches
+    elsewhere casts first. And where the SSD fails to read a page, a mapping ends the process (SIGBUS) and raises no error.
+    Batches that are kept keep their files: up to there the SSD gets no room back for them.
 
     A `for` that ends, ends its epoch, and the next one is the next epoch; one that was left early begins its epoch again,
     unless
@@ -100,6 +110,7 @@ class GatewayDataset:
         codec: str = "auto",
         retry_s: float = RETRY_S,
         fresh: bool = False,
+        views: bool = False,
     ) -> None:
         """Opens nothing: that happens when something is needed. Raises ConfigurationError."""
         _one_of("shuffle", shuffle, SHUFFLES)
@@ -112,6 +123,7 @@ class GatewayDataset:
         self._remainder: Remainder = remainder
         self._batch_size = batch_size
         self._format = format
+        self._views = views
         self._convert: Callable[[pa.RecordBatch], Any] | None = None if format == "torch" else converter(format)
         self._asked = {
             "source": source,
@@ -142,7 +154,13 @@ class GatewayDataset:
 
     @property
     def schema(self) -> pa.Schema:
-        return self._session.schema
+        schema = self._session.schema
+        return viewed_schema(schema) if self._gives_views else schema
+
+    @property
+    def _gives_views(self) -> bool:
+        """To the program: in other formats than Arrow's a view is what a value is made from, and copied."""
+        return self._views and self._format == "arrow"
 
     @property
     def version(self) -> str:
@@ -218,7 +236,8 @@ class GatewayDataset:
         worker, worker_count = ranks.loader_worker()
         place = Place(self._rank, self._world_size, worker, worker_count)
         turns, taken = self._begin(place)
-        stream = SteadyStream(self._session, self._epoch, turns.index_of(taken), turns.stride)
+        looks = self._views and not (self._gives_views and ranks.is_loader_worker())
+        stream = SteadyStream(self._session, self._epoch, turns.index_of(taken), turns.stride, views=looks)
         self._reading = _Reading(turns, taken)
         convert = self._convert or converter(self._format)
         finished = False
@@ -230,7 +249,7 @@ class GatewayDataset:
                 taken += 1
                 if self._is_newest(turns):
                     self._reading = _Reading(turns, taken)
-                yield convert(batch)
+                yield convert(as_views(batch) if self._gives_views else batch)
             finished = True
         finally:
             self._received_bytes += stream.received_bytes

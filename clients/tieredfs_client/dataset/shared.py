@@ -7,6 +7,9 @@ many gets copies: the gateway never waits for memory that a program may keep for
 
 Mappings are kept: a slab comes again. The socket is closed when nothing is out any more, for until then the gateway must not
 write to those slabs. If the gateway dies, what is mapped stays as it is.
+
+Who asks for views gets values where they lie (`viewing`): then files of the gateway's SSD tier are mapped, too, read-only, with a
+descriptor each. They are kept as long as the connection, and as arrays point into them.
 """
 
 import collections
@@ -25,6 +28,7 @@ import pyarrow as pa
 
 from tieredfs.errors import UnavailableError
 from tieredfs_client.dataset.failures import domain_error
+from tieredfs_client.dataset.viewing import MappedFile, shown
 
 LOANS: Final = 12
 """On loan at a time: about half of them in the program's hands, the others on their way."""
@@ -33,6 +37,8 @@ CONNECT_WAIT_S: Final = 2.0
 BATCH_WAIT_S: Final = 150.0
 POLL_S: Final = 0.5
 PACKET_BYTES_MAX: Final = 64 * 1024
+DESCRIPTORS_MAX: Final = 64
+"""In one packet."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -61,6 +67,7 @@ class SharedConnection:
             self._socket.close()
             raise
         self._maps: dict[int, mmap.mmap] = {}
+        self._files: dict[int, MappedFile] = {}
         self._stride = 1
         self._parcel: _Parcel | None = None
         self._out = 0
@@ -80,12 +87,14 @@ class SharedConnection:
         """A stream is under way. It closes its connection when it is left."""
         return self._is_reading and not self._closing
 
-    def read(self, session: str, token: str | None, epoch: int, batch: int, stride: int) -> "SharedStream":
+    def read(
+        self, session: str, token: str | None, epoch: int, batch: int, stride: int, *, views: bool = False
+    ) -> "SharedStream":
         self._parcel, self._stride = None, stride
         asked = {"session": session, "token": token, "epoch": epoch, "batch": batch, "stride": stride}
         self._is_reading = True
         try:
-            self._send({"read": asked, "loans": LOANS})
+            self._send({"read": asked, "loans": LOANS} | ({"views": True} if views else {}))
         except UnavailableError:
             self.close()
             raise
@@ -97,7 +106,7 @@ class SharedConnection:
             if self._parcel is not None:
                 found = self._parcel.next(self._stride)
                 if found is not None:
-                    return found[0], self._kept(found[1])
+                    return found[0], shown(self._kept(found[1]), self._parcel.views, self._files)
                 self._parcel = None
             if not self._receive():
                 return None
@@ -120,7 +129,7 @@ class SharedConnection:
         said = False
         while True:
             try:
-                packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX, 1)
+                packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX, DESCRIPTORS_MAX)
             except BlockingIOError:
                 self._flush(waits=not said)
                 said = True
@@ -131,14 +140,20 @@ class SharedConnection:
             except OSError as error:
                 raise UnavailableError(f"the gateway's socket: {error}") from error
             more = self._understood(packet, descriptors)
+            if more is None:
+                continue
             if not said:
                 self._flush()
             return more
 
-    def _understood(self, packet: bytes, descriptors: list[int]) -> bool:
+    def _understood(self, packet: bytes, descriptors: list[int]) -> bool | None:
+        """Whether it is a parcel; None: something that comes before one."""
         if not packet:
             raise UnavailableError("the gateway closed its socket")
         message = json.loads(packet)
+        if "files" in message:
+            self._map_files(message, descriptors)
+            return None
         if "batch" in message:
             self._take(message, descriptors)
             return True
@@ -146,6 +161,19 @@ class SharedConnection:
             self._is_reading = False
             return False
         raise domain_error(message)
+
+    def _map_files(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        for gone in message["gone"]:
+            self._files.pop(gone, None)
+        waiting = list(descriptors)
+        try:
+            for number, size_bytes in message["files"]:
+                self._files[number] = MappedFile.of(waiting.pop(0), size_bytes)
+        except (OSError, IndexError) as error:
+            raise UnavailableError(f"a file of the gateway cannot be mapped: {error}") from error
+        finally:
+            for descriptor in waiting:
+                os.close(descriptor)
 
     def _take(self, message: dict[str, Any], descriptors: list[int]) -> None:
         number, length = message["slab"], message["length"]
@@ -215,6 +243,7 @@ class _Parcel:
         self._place = 0
         self._rows: pa.RecordBatch | None = None
         self._at = 0
+        self.views: list[str] = message.get("views", [])
         self.is_lent_only = "copy" in message
         """The program must not keep what points into it."""
         for _ in range(message.get("skip", 0)):

@@ -131,12 +131,12 @@ class GatewaySession:
 
     # ---- streams ------------------------------------------------------------------------------------------------------------
 
-    def stream(self, epoch: int, batch: int, stride: int, limit: int | None = None) -> Stream:
-        """One attempt. Raises the domain's errors, SessionUnknownError, OSError."""
+    def stream(self, epoch: int, batch: int, stride: int, limit: int | None = None, *, views: bool = False) -> Stream:
+        """One attempt. `views`: values where they lie, if that can be. Raises the domain's errors, SessionUnknownError, OSError."""
         answer = self._open()
         shared = None if limit is not None else self._shared(answer)
         if shared is not None:
-            return shared.read(answer["session"], self._address.token(), epoch, batch, stride)
+            return shared.read(answer["session"], self._address.token(), epoch, batch, stride, views=views)
         query = {"epoch": epoch, "batch": batch, "stride": stride, "codec": self._codec}
         if limit is not None:
             query["limit"] = limit
@@ -187,8 +187,9 @@ class GatewaySession:
 class SteadyStream:
     """Batches `index`, `index + stride` ... of an epoch, each once, whatever happens to the gateway meanwhile."""
 
-    def __init__(self, session: GatewaySession, epoch: int, index: int, stride: int) -> None:
+    def __init__(self, session: GatewaySession, epoch: int, index: int, stride: int, *, views: bool = False) -> None:
         self._session = session
+        self._views = views
         self._epoch = epoch
         self._index = index
         self._stride = stride
@@ -205,7 +206,7 @@ class SteadyStream:
     def _attempt(self) -> pa.RecordBatch | None:
         self._forget_parents()
         if self._stream is None:
-            self._stream = self._session.stream(self._epoch, self._index, self._stride)
+            self._stream = self._session.stream(self._epoch, self._index, self._stride, views=self._views)
         try:
             return self._stream.next()
         except BaseException:

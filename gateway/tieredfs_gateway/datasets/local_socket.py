@@ -3,12 +3,16 @@
 Packets (SOCK_SEQPACKET) of JSON, one message each:
 
     trainer  {"read": {"session", "token", "epoch", "batch", "stride"}, "loans": n}     at most n batches on loan at a time
+             + "views": true when it looks at large values where they lie
              {"done": [slab, ...], "waits": true}    back from loan; and that it has nothing left to go on with
     gateway  {"batch", "slab", "length", "rows": [n, ...], "skip": n}       batches from that number on, each by its rows, as one
                                            stream; so many of the first are not for this trainer
              + "capacity" and a descriptor when the slab is new to this connection
              + "copy": true when the slab must come back whatever the program keeps
              + "forget": [slab, ...]       mappings of these may go
+             + "views": [name, ...]        columns of which values may be in files
+             {"files": [[number, size], ...], "gone": [number, ...]}     and a descriptor of each: the batches from here on may
+                                           refer to them; to those that are gone no batch does any more
              {"end": true}                 the epoch has no more; another "read" may follow
              {"error": {"code", "message", "retryable"}}
 
@@ -20,6 +24,10 @@ protocol error), what was on loan is abandoned, never written again: the trainer
 keeps for those who come later, which is let go when memory is short. A trainer has at most a part of the memory on loan
 (`LOAN_SHARE`), but for one slab. One that waits and has nothing left gets its batch beyond the limit, in a slab that it
 copies from at once: so no trainer waits for memory that another one keeps, however long.
+
+**Views** (`contract.Views`). A trainer that asks for them gets values where they lie: places in files of the SSD tier, which it
+maps from descriptors that are open for reading only. A file of the tier has one content, a file of the dataset that the trainer's
+token is for: nothing else is to be seen in it. Each is sent once for a connection, before the first batch that may refer to it.
 
 Only the gateway's own user and root are served (SO_PEERCRED). They can read every slab that they ever mapped, so this
 socket separates users from each other, not the datasets of one user.
@@ -40,7 +48,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tieredfs.errors import BusyError, ConfigurationError, WaitInterruptedError
-from tieredfs_gateway.datasets.contract import Position
+from tieredfs_gateway.datasets.contract import Position, Views
 from tieredfs_gateway.datasets.errors import Refusal, told
 from tieredfs_gateway.datasets.parcels import SHARED, Item, Parcel
 from tieredfs_gateway.datasets.sessions import Session, Sessions, Stream
@@ -48,6 +56,8 @@ from tieredfs_gateway.datasets.slabs import Slab, SlabPool
 
 CONNECTIONS_MAX: Final = 256
 PACKET_BYTES_MAX: Final = 64 * 1024
+FILES_IN_PACKET: Final = 64
+"""Linux passes up to 253 descriptors at once."""
 LOANS_MAX: Final = 64
 """Of a trainer that always says that it waits."""
 LOAN_SHARE: Final = 4
@@ -186,6 +196,7 @@ class _Peer:
         self._closed = closed
         self._loans: dict[int, tuple[Slab, int]] = {}
         self._known: set[int] = set()
+        self._files: set[int] = set()
         self._has_left = False
         self._waits = False
         self._loans_max = 1
@@ -262,7 +273,8 @@ class _Peer:
     def _read(self, message: Mapping[str, Any]) -> None:
         try:
             session, position, stride = self._asked(message)
-            with self._sessions.follow(session, position, stride, SHARED, "same host") as stream:
+            views = message.get("views") is True
+            with self._sessions.follow(session, position, stride, SHARED, "same host", views=views) as stream:
                 self._stream(stream)
             self._send({"end": True})
         except _PeerLeftError:
@@ -307,7 +319,9 @@ class _Peer:
             _, loans = self._loans.get(slab.number, (slab, 0))
             self._loans[slab.number] = slab, loans + 1
             self._waits = False
-            self._hand_over(item, slab, is_beyond=is_beyond)
+            if stream.views is not None:
+                self._lend(stream.views)
+            self._hand_over(item, slab, stream.views, is_beyond=is_beyond)
             rows = sum(item.parcel.row_counts[item.place :])
             stream.sent(item.parcel.last, rows, slab.length, batches=count)
 
@@ -350,7 +364,20 @@ class _Peer:
         if self._closed.is_set():
             raise Refusal("unavailable", "the gateway is shutting down")
 
-    def _hand_over(self, item: Item, slab: Slab, *, is_beyond: bool) -> None:
+    def _lend(self, views: Views) -> None:
+        """The files that the trainer has not got yet."""
+        gone = self._files - views.files.numbers()
+        with views.files.beyond(self._files) as found:
+            packets = [found[start : start + FILES_IN_PACKET] for start in range(0, len(found), FILES_IN_PACKET)]
+            if gone and not packets:
+                packets = [()]
+            for some in packets:
+                shown = [(file.number, file.size_bytes) for file in some]
+                self._send({"files": shown, "gone": sorted(gone)}, [file.descriptor for file in some])
+        self._files.update(file.number for file in found)
+        self._files -= gone
+
+    def _hand_over(self, item: Item, slab: Slab, views: Views | None, *, is_beyond: bool) -> None:
         parcel = item.parcel
         message: dict[str, object] = {
             "batch": item.index,
@@ -358,6 +385,8 @@ class _Peer:
             "length": slab.length,
             "rows": parcel.row_counts,
         }
+        if views is not None:
+            message["views"] = views.columns
         if item.place:
             message["skip"] = item.place
         if is_beyond:

@@ -4,7 +4,8 @@ A *dataset in use* (`Opened`) is one reader of one pinned version, with its shar
 the same selection and order get the same one, for as long as any of them lives: so the ranks of a run that begin one after
 the other see one version. Who names a version gets that one or `version_gone`; who asks for a fresh look gets the newest.
 
-A session is a name for an `Opened` and a place for numbers. Trainers hold nothing else: a gateway that forgot a session (it was
+A session is a name for an `Opened` and a place for numbers; for a trainer that asked for views, for a second `Opened` beside it, of
+the same version, whose batches have them. Trainers hold nothing else: a gateway that forgot a session (it was
 restarted, or nobody had used it for `IDLE_S`) answers `session_unknown`, and the trainer opens it again, naming its version.
 
 Blocking; safe from any thread.
@@ -15,13 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import pyarrow as pa
 
-from tieredfs.errors import ConfigurationError, NotFoundError
-from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Reader
+from tieredfs.errors import ConfigurationError, NotFoundError, NotSupportedError, TieredError
+from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position, Reader, Views
 from tieredfs_gateway.datasets.errors import Refusal
 from tieredfs_gateway.datasets.parcels import Encoders, Form
 from tieredfs_gateway.datasets.sharing import Follower, Share
@@ -29,7 +30,8 @@ from tieredfs_gateway.datasets.sharing import Follower, Share
 SESSIONS_MAX: Final = 1024
 STREAMS_MAX: Final = 256
 READERS_MAX: Final = 8
-"""Each may keep decoded rows up to its part of the gateway's memory. Past it, one that nobody reads at the moment is closed."""
+"""Each may keep decoded rows up to its part of the gateway's memory. Past it, one that nobody reads at the moment is closed. Those
+with views count with those that they are beside, which decode nothing meanwhile."""
 IDLE_S: Final = 600.0
 OPEN_WAIT_S: Final = 300.0
 
@@ -98,6 +100,13 @@ class Session:
     batches: int = 0
     rows: int = 0
     closed: bool = False
+    viewed: Opened | None = None
+    has_views: bool = True
+    """As far as is known."""
+
+    @property
+    def readers(self) -> tuple[Opened, ...]:
+        return (self.opened,) if self.viewed is None else (self.opened, self.viewed)
 
 
 class Sessions:
@@ -183,7 +192,8 @@ class Sessions:
         return None
 
     def _opened_anew(self, key: Key, version: str | None) -> Opened:
-        self._make_place()
+        if not key[0].views:
+            self._make_place()
         try:
             reader = self._open_reader(*key, version)
         except NotFoundError as error:
@@ -207,15 +217,17 @@ class Sessions:
     def _make_place(self) -> None:
         """Close the sessions of the reader that was idle longest, when there are too many. Their trainers open them again."""
         with self._lock:
-            if len(self._opened) < READERS_MAX:
+            plain = [opened for opened in self._opened if not opened.spec.views]
+            if len(plain) < READERS_MAX:
                 return
-            busy = {id(session.opened) for session in self._sessions.values() if session.streams}
-            used_s = {id(session.opened): session.used_s for session in sorted(self._sessions.values(), key=_used_s)}
-            idle = [opened for opened in self._opened if id(opened) not in busy]
+            sessions = sorted(self._sessions.values(), key=_used_s)
+            busy = {id(opened) for session in sessions if session.streams for opened in session.readers}
+            used_s = {id(opened): session.used_s for session in sessions for opened in session.readers}
+            idle = [opened for opened in plain if id(opened) not in busy]
             if not idle:
                 raise Refusal("too_many_sessions", f"{READERS_MAX} different datasets or orders are being read")
             oldest = min(idle, key=lambda opened: used_s.get(id(opened), 0.0))
-            names = [session.id for session in self._sessions.values() if session.opened is oldest]
+            names = [session.id for session in sessions if oldest in session.readers]
         for name in names:
             self.close(name)
 
@@ -234,7 +246,35 @@ class Sessions:
             if session is None:
                 return
             session.closed = True
-        self._leave(session.opened)
+            readers = session.readers
+        for opened in readers:
+            self._leave(opened)
+
+    def views_of(self, session: Session) -> Opened:
+        """What it reads with views, opened if it is not; what it reads without them where there can be none, or where it cannot be
+        opened at the moment. Raises Refusal."""
+        with self._lock:
+            if session.viewed is not None or not session.has_views:
+                return session.viewed or session.opened
+        spec, order = session.opened.spec, session.opened.order
+        if spec.filter is not None or spec.transforms or pa.binary() not in session.opened.schema.types:
+            session.has_views = False
+            return session.opened
+        try:
+            made = self._shared((replace(spec, views=True), order), session.opened.reader.version, fresh=False)
+        except (TieredError, Refusal) as error:
+            session.has_views = not isinstance(error, NotSupportedError)
+            return session.opened
+        with self._lock:
+            surplus = made if session.viewed is not None or session.closed else None
+            if surplus is None:
+                session.viewed = made
+            found = session.viewed
+        if surplus is not None:
+            self._leave(surplus)
+        if found is None:
+            raise Refusal("session_unknown", "the session was closed")
+        return found
 
     def _leave(self, opened: Opened) -> None:
         with self._lock:
@@ -268,10 +308,13 @@ class Sessions:
 
     # ---- streams ---------------------------------------------------------------------------------------------------------
 
-    def follow(self, session: Session, position: Position, stride: int, form: Form, client: str) -> "Stream":
-        """Raises Refusal."""
+    def follow(
+        self, session: Session, position: Position, stride: int, form: Form, client: str, *, views: bool = False
+    ) -> "Stream":
+        """`views`: with values where they lie, where there are such. Raises Refusal."""
         if position.epoch < 0 or position.batches < 0 or not 1 <= stride < 1 << 32 or max(_parts(position)) >= 1 << 62:
             raise Refusal("bad_position", f"{position}, stride {stride}: epoch and batch count from 0, stride from 1")
+        opened = self.views_of(session) if views else session.opened
         with self._lock:
             if session.closed:
                 raise Refusal("session_unknown", "the session was closed")
@@ -282,8 +325,8 @@ class Sessions:
             progress = Progress(client, form, position.epoch, position.batches, stride)
             session.streams[number] = progress
             session.used_s = self._now()
-        follower = session.opened.share.follow(position, stride, form)
-        return Stream(self, session, number, progress, follower)
+        follower = opened.share.follow(position, stride, form)
+        return Stream(self, session, number, progress, follower, opened.reader.views)
 
     def end(self, session: Session, number: int) -> None:
         with self._lock:
@@ -346,12 +389,19 @@ class Sessions:
 
 
 class Stream:
-    """A follower whose progress shows. For one thread at a time; a context manager."""
+    """A follower whose progress shows. `views`: of its batches. For one thread at a time; a context manager."""
 
     def __init__(
-        self, sessions: Sessions, session: Session, number: int, progress: Progress, follower: Follower
+        self,
+        sessions: Sessions,
+        session: Session,
+        number: int,
+        progress: Progress,
+        follower: Follower,
+        views: Views | None = None,
     ) -> None:
         self.session = session
+        self.views = views
         self.progress = progress
         self.follower = follower
         self._sessions = sessions
