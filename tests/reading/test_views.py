@@ -16,8 +16,18 @@ from tests.reading.files import numbered, parquet_bytes, put
 from tieredfs.errors import NotSupportedError
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets import lending
-from tieredfs_gateway.datasets.contract import DatasetSpec, LentFile, OrderSpec, Position, Reader, Shuffle
+from tieredfs_gateway.datasets.contract import (
+    DatasetSpec,
+    LentFile,
+    OnBadShard,
+    OrderSpec,
+    Position,
+    Reader,
+    Shuffle,
+)
 from tieredfs_gateway.datasets.reader import open_reader
+from tieredfs_gateway.datasets.sources import tar
+from tieredfs_gateway.datasets.sources.indexes import IndexCache
 from tieredfs_gateway.datasets.sources.viewed import VIEW_BYTES_MIN
 
 LARGE, SMALL = 20_000, VIEW_BYTES_MIN - 1
@@ -144,6 +154,32 @@ def test_a_file_that_is_not_on_the_ssd_is_carried_until_it_is(volume: FileSystem
         found = list(seen(reader))
     assert {row: value for row, value, _ in found} == wanted
     assert any(is_shown for _, _, is_shown in found)
+
+
+def test_what_is_damaged_is_left_out_with_views_as_without(
+    volume: FileSystem, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text that is none, in one of several parts of a file."""
+    monkeypatch.setattr(tar, "PART_BYTES", 5 * LARGE)
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for number in range(40):
+            text = b"\xff" if number == 17 else b"text"
+            for suffix, content in (("cls", b"%d" % number), ("txt", text), ("jpg", picture(number + 1000))):
+                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    put(volume, f"{folder}/0.tar", sink.getvalue())
+    put(volume, f"{folder}/1.tar", sink.getvalue().replace(b"\xff", b"t"))
+    volume.flush(FLUSH_S)
+    found = []
+    for views in (False, True):
+        spec = DatasetSpec(folder, on_bad_shard=OnBadShard.SKIP, views=views)
+        with open_reader(volume, spec, OrderSpec(80, Shuffle.FULL, 3), indexes=IndexCache()) as reader:
+            found.append([(row, value) for row, value, _ in seen(reader)])
+            assert [*reader.skipped()] == [f"{folder}/0.tar"]
+    assert found[0] == found[1]
+    assert 60 < len(found[0]) < 80, "a part is left out, and not the file"
 
 
 def test_a_compressed_archive_is_carried(volume: FileSystem, folder: str) -> None:

@@ -22,10 +22,17 @@ import pytest
 from tests.reading.files import put
 from tests.reading.test_views import ALL, EACH, SHARDS, VIEWED_BYTES, shard
 from tests.s3.endpoint import ROOT
+from tests.serving.fakes import TableReader
 from tests.serving.rig import SOURCE, WAIT_S, Gateway, eventually, gateway
-from tieredfs.errors import AccessDeniedError, UnavailableError
+from tieredfs.errors import AccessDeniedError, NotSupportedError, UnavailableError
+from tieredfs.limits import MIB
 from tieredfs_client.dataset import GatewayDataset, GatewayLoader, viewing
+from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position
+from tieredfs_gateway.datasets.parcels import SHARED, Encoders
+from tieredfs_gateway.datasets.sessions import READERS_MAX, Session, Sessions
+from tieredfs_gateway.datasets.slabs import SlabPool
 from tieredfs_gateway.datasets.tokens import make_token
+from tieredfs_gateway.datasets.transform_pool import TransformPool
 
 SECRET = "a secret of more than sixteen bytes"
 PICTURES = "pictures/train"
@@ -292,6 +299,86 @@ def close_sessions(made: Gateway) -> None:
     for session in listed["sessions"] if isinstance(listed, dict) else listed:
         asked = urllib.request.Request(f"{made.url}/v1/sessions/{session['session']}", method="DELETE")
         urllib.request.urlopen(asked, timeout=WAIT_S).close()
+
+
+# ---- readers with views ------------------------------------------------------------------------------------------------
+
+
+class Opening:
+    """Stands in for a volume: readers of any dataset, each noted; those with views only while `views` are to be had."""
+
+    def __init__(self) -> None:
+        self.opened: list[DatasetSpec] = []
+        self.made: list[TableReader] = []
+        self.views: Exception | None = None
+
+    def __call__(self, spec: DatasetSpec, _order: OrderSpec, _version: str | None) -> TableReader:
+        self.opened.append(spec)
+        if spec.views and self.views is not None:
+            raise self.views
+        self.made.append(TableReader(pa.table({"x": pa.array([b"value"] * 10)})))
+        return self.made[-1]
+
+
+@pytest.fixture
+def opening() -> Opening:
+    return Opening()
+
+
+@pytest.fixture
+def sessions(opening: Opening) -> Iterator[Sessions]:
+    made = Sessions(opening, TransformPool({}), Encoders(SlabPool(4 * MIB)), MIB)
+    yield made
+    made.close_all()
+    made.encoders.pool.shutdown()
+
+
+def session_of(sessions: Sessions, source: str, **options: Any) -> Session:
+    return sessions.open((DatasetSpec(source, **options), OrderSpec(5)), "a trainer")
+
+
+def followed(sessions: Sessions, session: Session) -> None:
+    with sessions.follow(session, Position(0, 0), 1, SHARED, "same host", views=True) as stream:
+        assert stream.follower.next() is not None
+
+
+def test_sessions_share_a_reader_with_views_and_the_last_one_closes_it(sessions: Sessions, opening: Opening) -> None:
+    first, second = session_of(sessions, "a"), session_of(sessions, "a")
+    for session in (first, second, first):
+        followed(sessions, session)
+    assert [spec.views for spec in opening.opened] == [False, True]
+    sessions.close(first.id)
+    assert not any(reader.closed for reader in opening.made)
+    sessions.close(second.id)
+    assert all(reader.closed for reader in opening.made)
+
+
+def test_where_views_cannot_be_opened_a_trainer_reads_without(sessions: Sessions, opening: Opening) -> None:
+    session = session_of(sessions, "a")
+    opening.views = UnavailableError("not now")
+    followed(sessions, session)
+    opening.views = NotSupportedError("never")
+    followed(sessions, session)
+    assert len(opening.opened) == 3, "it was tried again"
+    followed(sessions, session)
+    assert len(opening.opened) == 3, "and that is not tried again"
+    assert len(opening.made) == 1
+    filtered = session_of(sessions, "a", filter="x is not null")
+    followed(sessions, filtered)
+    assert [spec.views for spec in opening.opened[3:]] == [False]
+
+
+def test_readers_with_views_take_no_other_readers_place(sessions: Sessions, opening: Opening) -> None:
+    every = [session_of(sessions, f"dataset-{number}") for number in range(READERS_MAX)]
+    for session in every:
+        followed(sessions, session)
+    assert len(opening.made) == 2 * READERS_MAX
+    assert not any(session.closed for session in every)
+    more = session_of(sessions, "one more")
+    followed(sessions, more)
+    assert [session.closed for session in every] == [True] + [False] * (READERS_MAX - 1)
+    closed = [spec.source for spec, reader in zip(opening.opened, opening.made, strict=True) if reader.closed]
+    assert closed == ["dataset-0"] * 2
 
 
 # ---- views of what is far into a file ----------------------------------------------------------------------------------

@@ -44,18 +44,41 @@ def gather(dataset: Dataset, groups: Sequence[Group], threads: Threads, keep_byt
     are free help; none is waited for that has not begun. `keep_bytes`: see `WarmMemory.take`."""
     source = dataset.rows_source
     assert source is not None
-    left = list(groups)
+    by_split = list(groups)
+    left = _by_file(dataset, by_split) if isinstance(source, HasPlaces) else by_split
     while left:
         gathering = _Gathering(dataset, source, left, keep_bytes)
-        share_out(gathering.fill, range(len(left)), threads.submit, threads.count - 1)
+        helpers = threads.count - 1 if gathering.reads_payloads else 0
+        share_out(gathering.fill, range(len(left)), threads.submit, helpers)
         if not gathering.damaged:
             table = gathering.table()
             dataset.count_decoded(table.num_rows, table.nbytes)
             return table, gathering.places
+        if left is not by_split:  # which of them is damaged is not known
+            left = by_split
+            continue
         for number, error in sorted(gathering.damaged.items()):
             dataset.skip(dataset.files[dataset.splits[left[number].split].file].file, error)
-        left = [group for number, group in enumerate(left) if number not in gathering.damaged]
+        left = by_split = [group for number, group in enumerate(left) if number not in gathering.damaged]
     return dataset.schema.empty_table(), np.empty(0, np.int64)
+
+
+def _by_file(dataset: Dataset, groups: Sequence[Group]) -> list[Group]:
+    """The same rows, those of a file together, counted on from its first split: where no payload is read, what is done once for a
+    group is what takes time (1,024 of 4,000 pictures: 30 groups by split, 10 by file)."""
+    found: dict[int, list[tuple[int, Group]]] = {}
+    for group in groups:
+        split = dataset.splits[group.split]
+        before = sum(dataset.files[split.file].index.rows[: split.part])
+        found.setdefault(split.file, []).append((before, group))
+    return [
+        Group(
+            several[0][1].split - dataset.splits[several[0][1].split].part,
+            np.concatenate([group.rows + before for before, group in several]),
+            np.concatenate([group.places for _, group in several]),
+        )
+        for several in found.values()
+    ]
 
 
 class _Gathering:
@@ -86,6 +109,11 @@ class _Gathering:
                 self._payloads[name] = path, Payloads.laid_out(path[0], lengths, self._order, allocate)
         self._small_schema = pa.schema([pa.field(name, kind) for name, _, kind in self._small])
 
+    @property
+    def reads_payloads(self) -> bool:
+        """Else there is little but the interpreter's own work, for which threads wait for each other."""
+        return not self._places or any(column.data.size for _, column in self._payloads.values())
+
     def fill(self, number: int) -> None:
         """Read the rows of a group."""
         group = self._groups[number]
@@ -93,6 +121,8 @@ class _Gathering:
         first, end = self._firsts[number], self._firsts[number + 1]
         try:
             for path, column in self._payloads.values():
+                if not column.data.size:  # all of it is shown where it lies
+                    continue
                 targets = column.targets(first, end)
                 self._source.fill(each.file, each.index, part, group.rows, path, targets)
             if self._small:

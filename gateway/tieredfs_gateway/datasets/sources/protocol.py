@@ -122,7 +122,8 @@ class HasRows(Protocol):
 
 @runtime_checkable
 class HasOffsets(Source, HasRows, Protocol):
-    """A format whose payloads lie in the file as they are, one after another's header."""
+    """A format whose payloads lie in the file as they are, one after another's header. Its rows may be counted on beyond a part,
+    into those behind it."""
 
     def payload_offsets(
         self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path
@@ -153,7 +154,7 @@ class Places:
 
 @runtime_checkable
 class HasPlaces(HasRows, Protocol):
-    """A format whose payloads can be shown where they lie."""
+    """A format whose payloads can be shown where they lie. Its rows may be counted on beyond a part, into those behind it."""
 
     def places(self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path) -> Places | None:
         """Where the values of a column of bytes are now: another time another answer, for the same values. None: no such column.

@@ -103,14 +103,19 @@ class ViewedSource:
         found: dict[str, pa.Array] = {}
         plain: list[Path] = []
         for path in dict.fromkeys(path[:1] for path in paths):
-            places = self.places(file, index, part, rows, path)
+            at = index.schema.get_field_index(path[0])
+            is_shown = at >= 0 and index.schema.field(at).type == VIEWED
+            places = self.places(file, index, part, rows, path) if is_shown else None
             if places is None:
                 plain.append(path)
             else:
                 found[path[0]] = self._column(file, index, part, rows, path, places)
-        table = self._within.take(file, index.detail, part, rows, plain) if plain else None
-        columns = {} if table is None else dict(zip(table.schema.names, table.columns, strict=True))
-        return pa.table(columns | found) if columns or found else self._within.take(file, index.detail, part, rows, [])
+        if not found:
+            return self._within.take(file, index.detail, part, rows, plain)
+        if plain:
+            table = self._within.take(file, index.detail, part, rows, plain)
+            found |= dict(zip(table.schema.names, table.columns, strict=True))
+        return pa.table(found)
 
     def _column(
         self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, places: Places
