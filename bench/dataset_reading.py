@@ -7,8 +7,6 @@ that they convert to (the time that takes is in the note of the row). A clock ru
 import gc
 import io
 import os
-import shutil
-import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +31,6 @@ from tieredfs_gateway.datasets.sources.indexes import IndexCache
 OURS, ARROW = "tieredfs", "pyarrow"
 BATCH: Final = 1024
 SCAN_BATCH: Final = 65_536
-IMAGE_BYTES: Final = 100_000
 EPOCH_FILES: Final = 100
 FLUSH_S: Final = 600.0
 
@@ -136,30 +133,6 @@ def wide_files(bench: Bench) -> int:
     return rows
 
 
-def image_shards(bench: Bench) -> int:
-    """Random bytes: a picture does not compress either."""
-    shards, each = max(1, round(10 * bench.scale)), 400
-
-    def make() -> None:
-        random = np.random.default_rng(2)
-        for shard in range(shards):
-            sink = io.BytesIO()
-            with tarfile.open(fileobj=sink, mode="w") as archive:
-                for number in range(each):
-                    content = random.bytes(IMAGE_BYTES)
-                    name = f"{shard * each + number:06d}"
-                    (bench.plain / "pictures").mkdir(exist_ok=True)
-                    (bench.plain / "pictures" / f"{name}.jpg").write_bytes(content)
-                    for suffix, data in (("jpg", content), ("cls", b"%d" % (number % 10))):
-                        info = tarfile.TarInfo(f"{name}.{suffix}")
-                        info.size = len(data)
-                        archive.addfile(info, io.BytesIO(data))
-            bench.put(f"images/{shard:03d}.tar", sink.getvalue())
-
-    bench.once("images", make)
-    return shards * each
-
-
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -226,30 +199,14 @@ def shuffle_tabular(bench: Bench) -> Iterator[Row]:
     }
     found = rivals.tabular(path, bench.plain / "converted", BATCH)
     sides |= {name: lambda rival=rival: rate(rival.rows or rows, rival.epoch) for name, rival in found.items()}  # type: ignore[misc]
-    yield _against_the_best("shuffle-tabular", "full shuffle, flights", bench.alternate(sides), found)
+    yield against_the_best("shuffle-tabular", "full shuffle, flights", bench.alternate(sides), found)
 
 
-def shuffle_images(bench: Bench) -> Iterator[Row]:
-    from bench import dataset_rivals as rivals
-
-    rows = image_shards(bench)
-    order = OrderSpec(BATCH, Shuffle.FULL, 1)
-
-    def pictures() -> int:
-        with open_reader(bench.volume, DatasetSpec("images"), order) as reader:
-            return sum(rivals.touched(batch.rows["jpg"]) for batch in reader.batches(Position(0, 0)))
-
-    sides: dict[str, Callable[[], float]] = {OURS: lambda: rate(rows, pictures)}
-    found = rivals.images(bench.plain / "images", bench.plain / "pictures", bench.plain / "converted", BATCH)
-    sides |= {name: lambda rival=rival: rate(rival.rows or rows, rival.epoch) for name, rival in found.items()}  # type: ignore[misc]
-    yield _against_the_best("shuffle-images", "full shuffle, 100 KB images", bench.alternate(sides), found)
-    shutil.rmtree(bench.plain / "converted", ignore_errors=True)
-
-
-def _against_the_best(key: str, title: str, series: tuple[Series, ...], found: "Mapping[str, object]") -> Row:
+def against_the_best(key: str, title: str, series: tuple[Series, ...], found: "Mapping[str, object]") -> Row:
     from bench.dataset_rivals import IN_PLACE
 
-    best = max((each for each in series if each.side not in (OURS, IN_PLACE)), key=lambda each: each.median)
+    others = [each for each in series if each.side != IN_PLACE and not each.side.startswith(OURS)]
+    best = max(others, key=lambda each: each.median)
     targets = [Target(OURS, each.side, 1.5 if each is best else None) for each in series if each.side != OURS]
     note = f"batches of {BATCH}; " + "; ".join(f"{name}: {rival}" for name, rival in found.items())
     return Row(key, title, "rows/s", series, tuple(targets), note)
@@ -310,6 +267,5 @@ GROUPS: Final[dict[str, Callable[[Bench], Iterator[Row]]]] = {
     "scan": scan,
     "pushdown": pushdown,
     "shuffle-tabular": shuffle_tabular,
-    "shuffle-images": shuffle_images,
     "first": first_batch,
 }

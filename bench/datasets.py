@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import dataset_codecs, dataset_reading, dataset_serving, machine, picture
+from bench import dataset_codecs, dataset_images, dataset_reading, dataset_serving, machine, picture
 from bench.dataset_reading import Bench
 from bench.report import Row, document, failures, print_table, write_json
 from bench.workspace import workspace
@@ -20,7 +20,7 @@ from tieredfs.model import Durability
 from tieredfs.volume import FileSystem, format_volume
 
 RESULTS: Final = Path(__file__).parent / "results"
-MODULES: Final = (dataset_reading, dataset_codecs, dataset_serving)
+MODULES: Final = (dataset_reading, dataset_images, dataset_codecs, dataset_serving)
 GROUPS: Final = {name: group for module in MODULES for name, group in module.GROUPS.items()}
 NEEDED_BYTES: Final = 8 << 30
 

@@ -15,7 +15,7 @@ import pytest
 from tests.reading.files import numbered, parquet_bytes, put
 from tieredfs.errors import NotSupportedError
 from tieredfs.volume import FileSystem
-from tieredfs_gateway.datasets import lending
+from tieredfs_gateway.datasets import lending, versions
 from tieredfs_gateway.datasets.contract import (
     DatasetSpec,
     LentFile,
@@ -193,10 +193,15 @@ def test_a_compressed_archive_is_carried(volume: FileSystem, folder: str) -> Non
 
 
 def test_a_lent_file_stays_on_the_ssd_while_it_is_lent_and_what_is_mapped_outlives_it(
-    volume: FileSystem, shards: str
+    volume: FileSystem, shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(versions, "OPEN_FILES_MAX", 0)  # what is only read does not stay open
+    with opened(volume, shards, views=False) as reader:
+        assert len(list(seen(reader))) == len(ALL)
+        assert volume.open_bytes() == 0
     with opened(volume, shards) as reader:
         assert len(list(seen(reader))) == len(ALL)
+        assert volume.open_bytes() >= sum(len(shard(number * EACH)) for number in range(SHARDS))
         assert [volume.evict(f"{shards}/{number}.tar".encode()) for number in range(SHARDS)] == [False] * SHARDS
         with reader.views.files.beyond(set()) as files:
             maps = [mmap.mmap(file.descriptor, file.size_bytes, prot=mmap.PROT_READ) for file in files]
