@@ -108,7 +108,7 @@ sys.exit(main(["--version"]))
 
 
 @pytest.mark.parametrize(
-    "module", ["typer", "rich.console", "tieredfs.cli.app", "tieredfs.errors", "tieredfs_gateway.s3.verbs"]
+    "module", ["typer", "tieredfs.cli.render", "tieredfs.cli.app", "tieredfs.errors", "tieredfs_gateway.s3.verbs"]
 )
 def test_an_interrupt_while_the_program_loads_is_no_traceback(module: str) -> None:
     program = [sys.executable, "-c", INTERRUPTED_WHILE_IMPORTING, module]

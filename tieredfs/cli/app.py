@@ -1,13 +1,13 @@
 """The application: verbs gathered, errors translated once, for all of them."""
 
 import functools
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Final
 
 import typer
+from typer.models import CommandInfo
 
 import tieredfs
 from tieredfs.cli import (
@@ -67,14 +67,35 @@ app.add_typer(snapshot_verbs.verbs, name="snapshot")
 @functools.cache
 def _add_front_ends() -> None:
     """Verbs of other packages: each has an entry point that takes the application. They import what is heavy when they run."""
+    import importlib.metadata
+
     for front_end in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         front_end.load()(app)
 
 
+def _application(arguments: Sequence[str]) -> typer.Typer:
+    """What `arguments` ask for: where they begin with a verb or a group of ours, an application that has nothing else, for to find
+    and to make the others takes longer than many a verb; else all."""
+    word = arguments[0] if arguments else ""
+    commands = [verb for verb in app.registered_commands if _name_of(verb) == word]
+    groups = [group for group in app.registered_groups if group.name == word]
+    if not commands and not groups:
+        _add_front_ends()
+        return app
+    alone = new_verbs()
+    alone.callback()(_options)
+    alone.registered_commands, alone.registered_groups = commands, groups
+    return alone
+
+
+def _name_of(verb: CommandInfo) -> str:
+    assert verb.callback is not None
+    return verb.name or typer.main.get_command_name(verb.callback.__name__)
+
+
 def run(arguments: Sequence[str] | None, backend: Backend | None) -> int:
     """One command; its exit code. Raises KeyboardInterrupt."""
-    _add_front_ends()
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(_application(sys.argv[1:] if arguments is None else arguments))
     try:
         command.main(args=arguments, prog_name="tieredfs", obj=backend or LocalBackend())
     except SystemExit as stop:

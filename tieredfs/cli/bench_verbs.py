@@ -2,16 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tieredfs.cli.measuring import Figure, Load, measure
 from tieredfs.cli.render import emit, progress_bar
 from tieredfs.cli.session import AsJson
 from tieredfs.config import format_size
 from tieredfs.config.sizes import parse_positive_size
 from tieredfs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tieredfs.cli.measuring import Figure
 
 FILES_MAX: Final = 1_000_000
 ROUNDS_MAX: Final = 100
@@ -39,6 +41,8 @@ def bench(
 
     Example: tieredfs bench /mnt/train --against /mnt/ssd
     """
+    from tieredfs.cli.measuring import Load, measure
+
     folders = [_directory(name) for name in (path, against) if name is not None]
     load = Load(parse_positive_size(size), files)
     with progress_bar("measuring", as_json) as show:
@@ -68,7 +72,7 @@ def _directory(name: str) -> Path:
     return folder
 
 
-def _row(figure: Figure) -> dict[str, str]:
+def _row(figure: "Figure") -> dict[str, str]:
     row = {"measure": figure.step}
     for side, per_s in zip(("directory", "against"), figure.per_s, strict=False):
         row[side] = f"{format_size(int(per_s))}/s" if figure.unit == "bytes" else f"{per_s:,.0f} {figure.unit}/s"

@@ -2,11 +2,11 @@
 
 Our nouns carry their units last (`free_bytes`, `oldest_age_s`, `created_ns`, `cached_ratio`), so one renderer serves
 every report: it reads the unit from the name. JSON has the bare numbers under the full names. Results go to standard
-output; bars and errors to standard error, bars only when that is a terminal.
+output; bars and errors to standard error, bars only when that is a terminal. What draws tables and bars is loaded when
+one is drawn.
 """
 
 import dataclasses
-import datetime
 import enum
 import json
 import math
@@ -15,13 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
-
 from tieredfs.cli.backend import Progress as ProgressCall
-from tieredfs.config import format_duration, format_size
+from tieredfs.cli.wording import amount, printable
 from tieredfs.model import Code
 
 WIDTH_WITHOUT_TERMINAL: Final = 160
@@ -60,15 +55,12 @@ def emit(value: object, *, as_json: bool, empty: str = "nothing to show") -> Non
     if as_json:
         _write(json.dumps(_sayable(tree), indent=2, allow_nan=False) + "\n")
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False)
-    with console.capture() as captured:
-        if isinstance(tree, dict) and tree:
-            _print_mapping(console, tree)
-        elif isinstance(tree, list) and tree:
-            _print_list(console, tree)
-    _write(captured.get())
     if tree in ({}, [], None) or not isinstance(tree, dict | list):
         say(str(tree) if tree not in ({}, [], None) else empty)
+        return
+    from tieredfs.cli.tables import tables_of
+
+    _write(tables_of(tree, None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL))
 
 
 def _sayable(tree: object) -> object:
@@ -98,96 +90,15 @@ def _write(text: str) -> None:
         raise ReaderLeftError from error
 
 
-def printable(text: str) -> str:
-    """Names may hold any bytes; a terminal gets no control characters and no lone surrogates."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
-def _print_mapping(console: Console, tree: Mapping[str, object]) -> None:
-    scalars = {key: item for key, item in tree.items() if not isinstance(item, dict | list)}
-    if scalars:
-        grid = Table.grid(padding=(0, 2))
-        for key, item in scalars.items():
-            grid.add_row(Text(_label(key), style="bold"), Text(_cell(key, item)))
-        console.print(grid)
-    for key, item in tree.items():
-        if isinstance(item, dict | list) and item:
-            console.print()
-            console.print(Text(_label(key), style="bold underline"))
-            if isinstance(item, dict):
-                _print_mapping(console, item)
-            else:
-                _print_list(console, item)
-
-
-def _print_list(console: Console, items: Sequence[object]) -> None:
-    rows = [item for item in items if isinstance(item, dict)]
-    if len(rows) < len(items):
-        for item in items:
-            console.print(Text(_cell("", item)))
-        return
-    if any(isinstance(item, dict) for row in rows for item in row.values()):
-        for index, row in enumerate(rows):
-            if index:
-                console.print()
-            _print_mapping(console, row)
-        return
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for key in columns:
-        numeric = all(isinstance(row.get(key), int | float) and not isinstance(row.get(key), bool) for row in rows)
-        table.add_column(_label(key), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(key, row.get(key))) for key in columns))
-    console.print(table)
-
-
-def _label(key: str) -> str:
-    if key.endswith("_per_s"):
-        return f"{_label(key.removesuffix('_per_s'))}/s"
-    for suffix in ("_bytes", "_ns", "_s"):
-        if key.endswith(suffix):
-            key = key.removesuffix(suffix)
-            break
-    return printable(key.replace("_", " "))
-
-
-def _cell(key: str, value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return "\n".join(_cell("", item) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{_label(part)} {_cell(part, item)}" for part, item in value.items())
-    if isinstance(value, int | float):
-        return _number(key, value)
-    return printable(str(value))
-
-
-def _number(key: str, value: float) -> str:
-    if key.endswith("_per_s"):
-        what = key.removesuffix("_per_s")
-        return f"{_number(what, value)}/s" if what == "bytes" or what.endswith("_bytes") else f"{value:,}"
-    if key == "bytes" or key.endswith("_bytes") or key.startswith("bytes_"):
-        return format_size(int(value))
-    if key.endswith("_ns"):
-        moment = datetime.datetime.fromtimestamp(value / 1e9, tz=datetime.UTC).astimezone()
-        return moment.isoformat(sep=" ", timespec="seconds")
-    if key.endswith("_s"):
-        return format_duration(value)
-    if key.endswith("_ratio"):
-        return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) and key.endswith(("count", "files", "opens")) else str(value)
-
-
 @contextmanager
 def progress_bar(title: str, as_json: bool = False) -> Iterator[ProgressCall]:
     """A bar on standard error while the block runs, when that is a terminal; otherwise, and beside JSON, nothing."""
     if as_json or not sys.stderr.isatty():
         yield lambda _done, _total, _unit: None
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -198,12 +109,6 @@ def progress_bar(title: str, as_json: bool = False) -> Iterator[ProgressCall]:
         task = progress.add_task(title, total=None, amount="")
 
         def show(done: int, total: int, unit: str) -> None:
-            progress.update(task, completed=done, total=total or None, amount=_amount(done, total, unit))
+            progress.update(task, completed=done, total=total or None, amount=amount(done, total, unit))
 
         yield show
-
-
-def _amount(done: int, total: int, unit: str) -> str:
-    if unit == "bytes":
-        return f"{format_size(done)} of {format_size(total)}" if total else format_size(done)
-    return f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"

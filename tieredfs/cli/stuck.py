@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tieredfs.cli.backend import Backend
-from tieredfs.cli.render import printable
+from tieredfs.cli.wording import printable
 from tieredfs.errors import TieredError
 
 FIRST_LOOK_S: Final = 3.0

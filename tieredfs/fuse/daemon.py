@@ -12,17 +12,17 @@ import gc
 import json
 import logging
 import os
-import platform
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
 
 from tieredfs.errors import TieredError
 from tieredfs.fuse.control import ControlServer, mount_source
 from tieredfs.fuse.kernel.pushing import Pusher
+from tieredfs.fuse.settings import DaemonSettings
 from tieredfs.fuse.verbs import MountVerbs
 from tieredfs.fuse.volume_operations import VolumeOperations
 from tieredfs.fuse.watch_verbs import WatchVerbs
@@ -34,27 +34,6 @@ from tieredfs.volume.caretaker import Caretaker
 
 _log: Final = logging.getLogger("tieredfs.fuse.daemon")
 _PORTABLE: Final = "fuse-python"
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonSettings:
-    """What a daemon is told on its command line. No secret is among it. `report`: the descriptor that the portable
-    driver's daemon says on that it is ready (the kernel driver's has a keeper for that)."""
-
-    meta_url: str
-    mountpoint: str
-    mount_id: str
-    cache_dir: str
-    cache_bytes: int
-    memory_bytes: int
-    driver: str
-    reason: str
-    read_only: bool
-    allow_other: bool
-    report: int = -1
-
-    def encode(self) -> str:
-        return json.dumps(asdict(self))
 
 
 class ServedMount:
@@ -79,7 +58,7 @@ class ServedMount:
             "reason": self.settings.reason,
             "read_only": self.settings.read_only,
             "process": os.getpid(),
-            "kernel": platform.release(),
+            "kernel": os.uname().release,
         } | dict(self.driver_facts())
 
     def start(self) -> None:
@@ -196,7 +175,7 @@ def _serve_portable(settings: DaemonSettings) -> int:
 
 def main() -> int:
     """The process."""
-    settings = DaemonSettings(**json.loads(sys.argv[1]))
+    settings = DaemonSettings.decode(sys.argv[1])
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s {settings.mount_id} %(levelname)s %(name)s: %(message)s"
     )

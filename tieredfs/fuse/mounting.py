@@ -25,13 +25,11 @@ from tieredfs.errors import (
     UnavailableError,
 )
 from tieredfs.fuse.control import ControlClient, find_mount, mount_source
-from tieredfs.fuse.daemon import DaemonSettings
 from tieredfs.fuse.kernel import keeper
 from tieredfs.fuse.kernel import mounting as kernel_mounting
+from tieredfs.fuse.settings import DaemonSettings
 from tieredfs.host import SystemClock, local_host
-from tieredfs.kv.databases import open_engine
 from tieredfs.limits import CACHE_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT, MOUNT_READY_S, UNMOUNT_WAIT_S
-from tieredfs.meta.metadata import Metadata
 from tieredfs.model import Progress, VolumeConfig
 from tieredfs.volume.places import local_directory, log_path
 
@@ -154,6 +152,9 @@ def mount_volume(options: MountOptions) -> MountedVolume:
 
 def _config_of(location: MetaUrl) -> VolumeConfig:
     """Also the earliest place to learn that there is no such volume."""
+    from tieredfs.kv.databases import open_engine
+    from tieredfs.meta.metadata import Metadata
+
     engine = open_engine(location)
     try:
         return Metadata(engine, SystemClock()).config()

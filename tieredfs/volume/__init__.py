@@ -1,13 +1,34 @@
-"""The volume: what every front end speaks to. Wiring of engine, layers, disks and tier lives here."""
+"""The volume: what every front end speaks to. Wiring of engine, layers, disks and tier lives here.
 
-from tieredfs.volume import snapshots
-from tieredfs.volume.cloning import clone
-from tieredfs.volume.filesystem import FileSystem
-from tieredfs.volume.lifecycle import destroy_volume, format_volume
-from tieredfs.volume.loading import load_volume
-from tieredfs.volume.ssd import SsdTier, drain_volume
-from tieredfs.volume.status import DiskStatus, StagedSummary, VolumeStatus
-from tieredfs.volume.volume import Volume
+Names are imported when they are used: a command that looks at a volume, or only asks where its log is, loads no SSD tier.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tieredfs.volume import snapshots
+    from tieredfs.volume.cloning import clone
+    from tieredfs.volume.filesystem import FileSystem
+    from tieredfs.volume.lifecycle import destroy_volume, format_volume
+    from tieredfs.volume.loading import load_volume
+    from tieredfs.volume.ssd import SsdTier, drain_volume
+    from tieredfs.volume.status import DiskStatus, StagedSummary, VolumeStatus
+    from tieredfs.volume.volume import Volume
+
+_HOME: Final = {
+    "DiskStatus": "status",
+    "FileSystem": "filesystem",
+    "SsdTier": "ssd",
+    "StagedSummary": "status",
+    "Volume": "volume",
+    "VolumeStatus": "status",
+    "clone": "cloning",
+    "destroy_volume": "lifecycle",
+    "drain_volume": "ssd",
+    "format_volume": "lifecycle",
+    "load_volume": "loading",
+}
 
 __all__ = [
     "DiskStatus",
@@ -23,3 +44,11 @@ __all__ = [
     "load_volume",
     "snapshots",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "snapshots":
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from tieredfs.block.store import BlockStore
 from tieredfs.chunk.directory import DiskIdentity
@@ -21,17 +21,7 @@ from tieredfs.chunk.dump_shelf import DumpShelf
 from tieredfs.chunk.sites import domain_of, open_store, site_of
 from tieredfs.chunk.store import ChunkStore
 from tieredfs.config import DiskUrl, parse_data_url, parse_meta_url
-from tieredfs.curator import (
-    CheckReport,
-    Curator,
-    GarbageReport,
-    HealCounts,
-    Healer,
-    Holdings,
-    RebuildReport,
-    RepairCounts,
-    Repairer,
-)
+from tieredfs.curator import HealCounts, Healer, Holdings, RepairCounts, Repairer
 from tieredfs.errors import AlreadyExistsError, ConfigurationError, NotFoundError, TieredError, UnavailableError
 from tieredfs.host import Host, local_host
 from tieredfs.kv.databases import open_engine
@@ -66,6 +56,9 @@ from tieredfs.volume.status import (
     StagedSummary,
     VolumeStatus,
 )
+
+if TYPE_CHECKING:
+    from tieredfs.curator import CheckReport, Curator, GarbageReport, RebuildReport
 
 _OPENERS_MAX: Final = 32
 _log: Final = logging.getLogger("tieredfs.volume")
@@ -266,15 +259,15 @@ class Volume:
             self.dump_to_disks(lambda _done, _total, _unit: None)
         return disk
 
-    def drain_disk(self, disk: DiskId, progress: Progress) -> RebuildReport:
+    def drain_disk(self, disk: DiskId, progress: Progress) -> "RebuildReport":
         """Move everything off a disk and remove it."""
         return self._cared(self.curator().drain_disk(disk, progress))
 
-    def rebuild_disk(self, disk: DiskId, progress: Progress) -> RebuildReport:
+    def rebuild_disk(self, disk: DiskId, progress: Progress) -> "RebuildReport":
         """Give up a disk and rebuild its chunks on the others."""
         return self._cared(self.curator().rebuild_disk(disk, progress))
 
-    def _cared(self, report: RebuildReport) -> RebuildReport:
+    def _cared(self, report: "RebuildReport") -> "RebuildReport":
         """The curator changed the state of a disk."""
         self._refresh_disks()
         return report
@@ -347,13 +340,15 @@ class Volume:
 
     # ---- care and status --------------------------------------------------------------------------------------------
 
-    def curator(self) -> Curator:
+    def curator(self) -> "Curator":
+        from tieredfs.curator import Curator
+
         return Curator(self.metadata, self.blocks, self._stores, self.session, self.host)
 
-    def collect_garbage(self, progress: Progress) -> GarbageReport:
+    def collect_garbage(self, progress: Progress) -> "GarbageReport":
         return self.curator().collect_garbage(progress)
 
-    def check(self, *, repair: bool, progress: Progress) -> CheckReport:
+    def check(self, *, repair: bool, progress: Progress) -> "CheckReport":
         return self.curator().check(repair=repair, progress=progress)
 
     def repairs(self) -> RepairCounts:
