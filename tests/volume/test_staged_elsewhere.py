@@ -21,9 +21,10 @@ from tieredfs.errors import BusyError, ConfigurationError
 from tieredfs.host import Host, local_host
 from tieredfs.limits import GIB, MIB
 from tieredfs.model import NO_CACHE, Durability
-from tieredfs.volume import FileSystem, SsdTier, Volume, format_volume, peering
+from tieredfs.volume import FileSystem, SsdTier, Volume, format_volume, peer_keeper
 from tieredfs.volume.contract import Part
-from tieredfs.volume.peering import Listening, PeerKeeper, served
+from tieredfs.volume.peer_keeper import PeerKeeper
+from tieredfs.volume.peering import Listening, served
 from tieredfs_client.checkpoint import CheckpointManager
 
 LISTENING = Listening(("127.0.0.1", 0), SECRET.encode())
@@ -90,7 +91,7 @@ def test_a_process_that_is_kept_serving_ends_with_its_keeper_even_when_it_is_sto
 ) -> None:
     owner, _ = two
     monkeypatch.setenv(LISTEN_VARIABLE, "127.0.0.1:0")
-    monkeypatch.setattr(peering, "_END_S", 0.2)
+    monkeypatch.setattr(peer_keeper, "_END_S", 0.2)
     keeper = PeerKeeper(owner.volume)
     keeper.start()
     try:

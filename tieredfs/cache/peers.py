@@ -6,11 +6,10 @@ is bounded. Bytes are received into the caller's memory and are those that the o
 
 import threading
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tieredfs.cache import peer_protocol as protocol
 from tieredfs.cache.peer_protocol import CHECKSUM_HEADER, Staged
-from tieredfs.chunk.node_client import Call, NodeClient
 from tieredfs.chunk.node_protocol import SECRET_VARIABLE
 from tieredfs.core.capability import SECRET_BYTES_MIN, Right, Verb
 from tieredfs.errors import ConfigurationError, CorruptError, NotFoundError, TieredError, UnavailableError
@@ -21,10 +20,13 @@ from tieredfs.limits import PEER_SILENCE_S, SESSION_TIMEOUT_S
 from tieredfs.meta.metadata import Metadata
 from tieredfs.model import CacheRecord, InodeId
 
+if TYPE_CHECKING:  # an HTTP client is loaded when a host is asked: most volumes have one host
+    from tieredfs.chunk.node_client import Call, NodeClient
+
 T = TypeVar("T")
 BELIEVED_S: Final = 1.0
 LISTEN_VARIABLE: Final = "TIEREDFS_PEER_LISTEN"
-"""Where a host serves what is staged on it (`tieredfs.volume.peering`)."""
+"""Where a host serves what is staged on it (`tieredfs.volume.peer_keeper`)."""
 
 
 class Peers:
@@ -42,7 +44,7 @@ class Peers:
         """Raises NotFoundError (the host does not have it, or not any more), UnavailableError."""
         call = self._content_call(cache, inode, version)
 
-        def do(client: NodeClient) -> Staged:
+        def do(client: "NodeClient") -> Staged:
             with client.call(call) as answer:
                 return Staged.decode(answer.read())
 
@@ -53,7 +55,7 @@ class Peers:
         wanted = {"Range": f"bytes={offset}-{offset + len(target) - 1}"}
         call = self._content_call(cache, inode, version, wanted)
 
-        def do(client: NodeClient) -> None:
+        def do(client: "NodeClient") -> None:
             with client.call(call) as answer:
                 answer.read_into(target)
                 if f"{crc32c(target):08x}" != answer.headers.get(CHECKSUM_HEADER):
@@ -63,11 +65,13 @@ class Peers:
 
     def ring(self, cache: CacheRecord) -> None:
         """Have what is staged there drained without delay. Raises NotFoundError, UnavailableError."""
+        from tieredfs.chunk.node_client import Call
+
         right = Right(Verb.HURRY, self._volume_uuid, cache.uuid)
         path = protocol.bell_url(self._volume_uuid, cache.uuid)
         call = Call("POST", path, right, {"Content-Length": "0"}, silence_s=PEER_SILENCE_S)
 
-        def do(client: NodeClient) -> None:
+        def do(client: "NodeClient") -> None:
             with client.call(call) as answer:
                 answer.read()
 
@@ -75,12 +79,14 @@ class Peers:
 
     def _content_call(
         self, cache: CacheRecord, inode: InodeId, version: int, headers: dict[str, str] | None = None
-    ) -> Call:
+    ) -> "Call":
+        from tieredfs.chunk.node_client import Call
+
         right = Right(Verb.STAGED, self._volume_uuid, cache.uuid, protocol.content_name(inode, version))
         path = protocol.content_url(self._volume_uuid, cache.uuid, inode, version)
         return Call("GET", path, right, headers, silence_s=PEER_SILENCE_S)
 
-    def _ask(self, cache: CacheRecord, do: Callable[[NodeClient], T]) -> T:
+    def _ask(self, cache: CacheRecord, do: "Callable[[NodeClient], T]") -> T:
         """Whoever of the host serves; what the last one said when none does it."""
         problem: TieredError = UnavailableError(f"host {cache.host} does not serve what is staged there")
         for address in self._addresses(cache.host):
@@ -111,7 +117,9 @@ class Peers:
             self._known[host] = now_s, addresses
         return addresses
 
-    def _client(self, address: str) -> NodeClient:
+    def _client(self, address: str) -> "NodeClient":
+        from tieredfs.chunk.node_client import NodeClient
+
         with self._lock:
             known = self._clients.get(address)
             if known is None:

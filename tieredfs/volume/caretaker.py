@@ -5,7 +5,7 @@ work, whichever took the turn; when it ends, another does. It looks for SSD dire
 gone, and stores what they left staged. Now and then, in a process of its own, it collects garbage (sessions of dead processes end,
 blocks that nobody refers to are deleted after their grace, chunks that nobody names are removed), and when the newest
 dump of the metadata on the volume's disks is `DUMP_INTERVAL_S` old, it has another one made. Where the environment says so, one
-process beside it serves what is staged on this host to others (`tieredfs.volume.peering`).
+process beside it serves what is staged on this host to others (`tieredfs.volume.peer_keeper`).
 """
 
 import logging
@@ -19,7 +19,7 @@ from tieredfs.limits import ABANDONED_LOOK_S, BACKPRESSURE_WAIT_S, CARE_FIRST_S,
 from tieredfs.model import CacheId
 from tieredfs.volume import care_process
 from tieredfs.volume.care_process import DUMP, GARBAGE
-from tieredfs.volume.peering import PeerKeeper
+from tieredfs.volume.peer_keeper import PeerKeeper
 from tieredfs.volume.places import slots_directory
 from tieredfs.volume.ssd import drain_abandoned
 from tieredfs.volume.volume import Volume

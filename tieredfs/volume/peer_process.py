@@ -1,4 +1,4 @@
-"""`python -m tieredfs.volume.peer_process META_URL PARENT`: the process that `tieredfs.volume.peering` keeps serving.
+"""`python -m tieredfs.volume.peer_process META_URL PARENT`: the process that `tieredfs.volume.peer_keeper` keeps serving.
 
 A process of its own because one serves for all of the machine, and because a daemon's requests, or a training's steps, would wait
 for its interpreter. It ends with the process PARENT. Where it listens, and the secret, are in the environment.
