@@ -28,7 +28,7 @@ from tieredfs_gateway.s3.keystore import AccessKey, Keystore, Scope, make_key
 READY_S: Final = 30.0
 SERVE: Final = """
 import json, sys
-from tieredfs_gateway.s3.server import serve
+from tieredfs_gateway.s3.starting import serve
 from tieredfs_gateway.s3.serving import Serving
 url, port, workers, memory = json.loads(sys.argv[1])
 serve(Serving(url, "127.0.0.1", port, [], None, None, False, 1 << 36, memory, workers=workers))

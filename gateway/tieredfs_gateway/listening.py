@@ -3,8 +3,6 @@
 Granian parses HTTP and moves bytes to and from sockets without the GIL. Heads of requests have a deadline, queues a length.
 """
 
-import socket
-import ssl
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +10,6 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
-
-from tieredfs.errors import BusyError, ConfigurationError
 
 HEAD_WAIT_MS: Final = 30_000
 BACKLOG: Final = 1024
@@ -37,32 +33,3 @@ def server_of(app: Any, host: str, port: int, *, cert: Path | None, key: Path | 
         ssl_cert=cert,
         ssl_key=key,
     )
-
-
-def check_tls(cert: Path | None, key: Path | None) -> None:
-    """Raises ConfigurationError where they are not the two halves of a PEM certificate."""
-    if cert is None or key is None:
-        return
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")  # or it would ask the terminal
-    except (ssl.SSLError, OSError) as error:
-        why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror or str(error)
-        raise ConfigurationError(
-            f"{cert} and {key} are no certificate (PEM) and its key without a password: {why}"
-        ) from error
-
-
-def check_free(host: str, port: int) -> None:
-    """Granian shares ports with whoever listens already. Raises BusyError, ConfigurationError."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise ConfigurationError(f"{host!r} is no address of this machine: {error.strerror}") from error
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise BusyError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen"
-            ) from error

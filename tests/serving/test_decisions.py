@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.serving.rig import numbers
 from tieredfs.errors import ConfigurationError, StateMismatchError, TieredError, domain_errors
 from tieredfs_client.dataset import failures, http, ranks, state, turns
+from tieredfs_gateway import addresses
 from tieredfs_gateway.datasets import errors, frames, tokens, transforms, wire
 from tieredfs_gateway.datasets.contract import NumberedBatch
 from tieredfs_gateway.datasets.frames import Codec
@@ -289,7 +290,7 @@ HOSTS = {
 
 @pytest.mark.parametrize(("host", "is_so"), HOSTS.items())
 def test_loopback(host: str | None, is_so: bool) -> None:
-    assert wire.is_loopback(host) is is_so
+    assert addresses.is_loopback(host) is is_so
 
 
 # ---- transforms --------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from pydantic import Field, ValidationError
 from tieredfs.errors import TieredError
 from tieredfs.host import SystemClock
 from tieredfs.volume.register import Register
+from tieredfs_gateway.addresses import is_loopback
 from tieredfs_gateway.datasets import frames
 from tieredfs_gateway.datasets.contract import Position
 from tieredfs_gateway.datasets.documents import SessionRequest
@@ -38,7 +39,7 @@ from tieredfs_gateway.datasets.errors import CODES, Refusal, told
 from tieredfs_gateway.datasets.frames import Codec
 from tieredfs_gateway.datasets.jobs import LEASE_S, JobShare
 from tieredfs_gateway.datasets.sessions import Session, Sessions, Stream
-from tieredfs_gateway.datasets.wire import Link, is_loopback, next_piece
+from tieredfs_gateway.datasets.wire import Link, next_piece
 
 POSITION_MAX: Final = (1 << 62) - 1
 WORLD_MAX: Final = 1 << 20

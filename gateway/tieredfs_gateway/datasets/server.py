@@ -18,6 +18,7 @@ from tieredfs.errors import ConfigurationError
 from tieredfs.host import memory
 from tieredfs.limits import GIB
 from tieredfs.volume import FileSystem, Volume
+from tieredfs_gateway.addresses import check_free, check_tls, is_loopback
 from tieredfs_gateway.datasets import local_socket
 from tieredfs_gateway.datasets.app import Authorizer, Gateway, create_app
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Reader
@@ -30,8 +31,7 @@ from tieredfs_gateway.datasets.sessions import READERS_MAX, STREAMS_MAX, OpenRea
 from tieredfs_gateway.datasets.slabs import SlabPool
 from tieredfs_gateway.datasets.transform_pool import TransformPool
 from tieredfs_gateway.datasets.transforms import Transform
-from tieredfs_gateway.datasets.wire import is_loopback
-from tieredfs_gateway.listening import check_free, check_tls, server_of
+from tieredfs_gateway.listening import server_of
 
 EXPIRE_EVERY_S: Final = 30.0
 WINDOWS_PER_MEMORY: Final = 8

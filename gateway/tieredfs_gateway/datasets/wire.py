@@ -6,8 +6,6 @@ ends the stream without its end mark; the trainer notices, asks again from there
 """
 
 import asyncio
-import contextlib
-import ipaddress
 import logging
 import os
 import time
@@ -20,6 +18,7 @@ from starlette.responses import Response
 
 from tieredfs.errors import TieredError, WaitInterruptedError
 from tieredfs.limits import MIB
+from tieredfs_gateway.addresses import is_loopback
 from tieredfs_gateway.datasets import frames
 from tieredfs_gateway.datasets.errors import Refusal
 from tieredfs_gateway.datasets.frames import Codec
@@ -35,15 +34,6 @@ _log: Final = logging.getLogger("tieredfs_gateway.datasets")
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-
-
-def is_loopback(host: str | None) -> bool:
-    """Of this machine, hence without a link. Names are not looked up."""
-    if host in (None, "localhost"):
-        return host is not None
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    return False
 
 
 @dataclass(slots=True)

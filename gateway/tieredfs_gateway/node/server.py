@@ -12,7 +12,8 @@ from typing import Final
 import uvloop
 
 from tieredfs.host import Host, local_host, memory
-from tieredfs_gateway.listening import check_free, server_of
+from tieredfs_gateway.addresses import check_free
+from tieredfs_gateway.listening import server_of
 from tieredfs_gateway.node.app import NodeApp
 from tieredfs_gateway.node.authority import Authority
 from tieredfs_gateway.node.chunk_calls import ChunkCalls

@@ -1,4 +1,4 @@
-"""The process behind `tieredfs s3` (or each of several): a volume, the endpoint, FastAPI around it, Granian below it."""
+"""The process that serves S3 (or each of several): a volume, the endpoint, FastAPI around it, Granian below it."""
 
 import asyncio
 import gc
@@ -16,15 +16,14 @@ from pydantic import BaseModel
 
 from tieredfs.host import memory
 from tieredfs.host.turn import Turn
-from tieredfs.volume import FileSystem, Volume
-from tieredfs_gateway.listening import check_free, check_tls, server_of
+from tieredfs.volume import FileSystem
+from tieredfs_gateway.listening import server_of
 from tieredfs_gateway.s3 import metrics as counting
 from tieredfs_gateway.s3.body import Receive
 from tieredfs_gateway.s3.endpoint import Endpoint, Send
 from tieredfs_gateway.s3.epoch import Epoch, shared_directory
-from tieredfs_gateway.s3.serving import Serving
+from tieredfs_gateway.s3.serving import Serving, begin_logging
 from tieredfs_gateway.s3.sweep import Sweep
-from tieredfs_gateway.s3.workers import Supervisor
 from tieredfs_gateway.volume_metrics import VolumeMetrics
 
 THREADS: Final = 32
@@ -73,34 +72,14 @@ def _is_probe(scope: Mapping[str, Any]) -> bool:
     return not any(name == b"authorization" for name, _ in scope["headers"])
 
 
-def serve(asked: Serving) -> None:
-    """Until SIGTERM or SIGINT. Raises what opening the volume raises, BusyError, ConfigurationError."""
-    _begin_logging(asked)
-    check_tls(asked.cert, asked.key)
-    check_free(asked.host, asked.port)
-    if asked.workers == 1:
-        serve_alone(asked)
-        return
-    with Volume.open(
-        asked.meta_url, purpose="s3", memory_bytes=asked.memory_bytes
-    ):  # what is wrong with it is said once, and here
-        pass
-    asyncio.run(Supervisor(asked).run())
-
-
 def serve_alone(asked: Serving, orphaned: int | None = None) -> None:
     """In this process. `orphaned`: a descriptor that becomes readable when it has to end."""
-    _begin_logging(asked)
+    begin_logging(asked)
     memory.keep_freed_memory_low()
     with FileSystem.at(
         asked.meta_url, purpose="s3", cache_bytes=asked.cache_bytes, memory_bytes=asked.memory_bytes
     ) as volume:
         uvloop.run(_serve(asked, volume, orphaned))
-
-
-def _begin_logging(asked: Serving) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("tieredfs_gateway.s3.access").setLevel(logging.INFO if asked.access_log else logging.WARNING)
 
 
 async def _serve(asked: Serving, volume: FileSystem, orphaned: int | None) -> None:

@@ -1,6 +1,7 @@
 """What `tieredfs s3` was asked for, as a value that a worker can be told."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,3 +38,9 @@ def decode(line: bytes) -> Serving:
     fields: dict[str, Any] = json.loads(line)
     files = {name: Path(fields[name]) if fields[name] else None for name in ("cert", "key")}
     return Serving(**(fields | files))
+
+
+def begin_logging(asked: Serving) -> None:
+    """In the process that was asked, and in each that serves. Repeating it is harmless."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("tieredfs_gateway.s3.access").setLevel(logging.INFO if asked.access_log else logging.WARNING)

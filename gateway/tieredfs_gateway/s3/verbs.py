@@ -46,8 +46,8 @@ def s3(
 
     Example: tieredfs s3 sqlite:///data/volume.db --listen 127.0.0.1:9000
     """
-    from tieredfs_gateway.s3.server import serve
     from tieredfs_gateway.s3.serving import Serving
+    from tieredfs_gateway.s3.starting import serve
 
     host, port = parse_listen(listen)
     if (cert is None) != (key is None):

@@ -15,8 +15,8 @@ from typing import Final
 from tieredfs.errors import ConfigurationError, TieredError
 from tieredfs.host import memory
 from tieredfs.volume import Volume
-from tieredfs_gateway.datasets.wire import is_loopback
-from tieredfs_gateway.listening import check_free, check_tls, server_of
+from tieredfs_gateway.addresses import check_free, check_tls, is_loopback
+from tieredfs_gateway.listening import server_of
 from tieredfs_gateway.status.app import Door, create_app
 from tieredfs_gateway.status.history import EVERY_S
 from tieredfs_gateway.status.looking import Looker
