@@ -37,7 +37,7 @@ DRIVERS: Final = ("auto", "kernel", "fuse-python")
 _PASSTHROUGH_SINCE: Final = (6, 9)
 _KERNEL_DRIVER_SINCE: Final = (5, 4)
 _CAP_SYS_ADMIN: Final = 21
-_POLL_S: Final = 0.05
+_POLL_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ Verb = Callable[[Mapping[str, object], Progress], object]
 
 _LIST_BATCH: Final = 1024
 _WARM_WORKERS: Final = 4
-_DRAIN_TICK_S: Final = 0.1
+_DRAIN_TICK_FIRST_S: Final = 0.01
+_DRAIN_TICK_LAST_S: Final = 0.1
 _DRAIN_TIMEOUT_S: Final = 24 * 3600.0
 _STALL_S: Final = 300.0
 """A drain that stores nothing for so long is reported, not waited for."""
@@ -169,6 +170,7 @@ class MountVerbs:
         pending = [(file, file.snapshots) for file in files]
         total = len(pending)
         started_s = moved_s = clock.monotonic_s()
+        tick_s = _DRAIN_TICK_FIRST_S
         before = drainer.stored_files, drainer.stored_bytes
         while pending:
             drainer.hurry()
@@ -181,7 +183,8 @@ class MountVerbs:
                 reason = drainer.last_error or "files are still being written"
                 raise DeadlineError(f"{len(pending)} file(s) are not stored: {reason}")
             if pending:
-                clock.sleep(_DRAIN_TICK_S)
+                clock.sleep(tick_s)
+                tick_s = min(2 * tick_s, _DRAIN_TICK_LAST_S)
         self._volume.metadata.sync()
 
     # ---- parts ------------------------------------------------------------------------------------------------------

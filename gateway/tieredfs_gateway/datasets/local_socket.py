@@ -66,6 +66,7 @@ ROOM_POLL_S: Final = 0.02
 ROOM_WAIT_S: Final = 30.0
 """For a trainer that never says that it waits."""
 POLL_S: Final = 0.5
+END_WAIT_S: Final = 5.0
 REQUEST_WAIT_S: Final = 3600.0
 """A connection that asks for nothing and has nothing on loan is closed after this long."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -80,6 +81,28 @@ def boot_id() -> str:
     return BOOT_ID.read_text().strip()
 
 
+class _Closing:
+    """That the server ends. `fileno` is readable from then on, so that who waits for somebody's message learns of it at once."""
+
+    def __init__(self) -> None:
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._is_set = False
+
+    def fileno(self) -> int:
+        return self._event
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        os.eventfd_write(self._event, 1)
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        os.close(self._event)
+
+
 class LocalServer:
     """Listens from construction to `close`. `name`: a path, or `@name` in the abstract namespace, which leaves nothing behind."""
 
@@ -88,17 +111,17 @@ class LocalServer:
         self._sessions = sessions
         self._slabs = slabs
         self._authorize = authorize
-        self._closed = threading.Event()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._listener = _listen(name)
+        self._closed = _Closing()
         self._acceptor = threading.Thread(target=self._accept, name="local-accept", daemon=True)
         self._acceptor.start()
 
     def _accept(self) -> None:
         while not self._closed.is_set():
-            readable, _, _ = select.select([self._listener], [], [], POLL_S)
-            if not readable:
+            waiting: list[socket.socket | _Closing] = [self._listener, self._closed]
+            if self._listener not in select.select(waiting, [], [])[0]:
                 continue
             with contextlib.suppress(OSError):
                 connection, _ = self._listener.accept()
@@ -128,7 +151,7 @@ class LocalServer:
 
     def close(self) -> None:
         self._closed.set()
-        self._acceptor.join(10 * POLL_S)
+        self._acceptor.join(END_WAIT_S)
         self._listener.close()
         if not self.name.startswith("@"):
             with contextlib.suppress(OSError):
@@ -136,7 +159,9 @@ class LocalServer:
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
-            thread.join(10 * POLL_S)
+            thread.join(END_WAIT_S)
+        if not any(thread.is_alive() for thread in (self._acceptor, *threads)):
+            self._closed.close()
 
 
 def socket_address(name: str) -> str:
@@ -187,7 +212,7 @@ class _Peer:
         sessions: Sessions,
         slabs: SlabPool,
         authorize: Authorize,
-        closed: threading.Event,
+        closed: _Closing,
     ) -> None:
         self._connection = connection
         self._sessions = sessions
@@ -229,7 +254,8 @@ class _Peer:
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message that is no `done`; None when there is none in time. Raises _PeerLeftError."""
-        if timeout_s and not select.select([self._connection], [], [], timeout_s)[0]:
+        waiting: list[socket.socket | _Closing] = [self._connection, self._closed]
+        if timeout_s and self._connection not in select.select(waiting, [], [], timeout_s)[0]:
             return None
         try:
             packet = self._connection.recv(PACKET_BYTES_MAX)
@@ -260,7 +286,7 @@ class _Peer:
             try:
                 socket.send_fds(self._connection, [packet], descriptors or [])
             except BlockingIOError:  # its queue is full: it takes nothing at the moment
-                select.select([], [self._connection], [], POLL_S)
+                select.select([self._closed], [self._connection], [], POLL_S)
                 continue
             except OSError as error:
                 self._has_left = True

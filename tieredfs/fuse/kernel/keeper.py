@@ -175,11 +175,11 @@ class Daemon:
 
     def end(self, wait_s: float) -> int:
         """Its exit status, after at most `wait_s` and a SIGKILL."""
-        try:
-            status = self.process.wait(wait_s)
-        except subprocess.TimeoutExpired:
+        ended = select.poll()
+        ended.register(self.pidfd, select.POLLIN)
+        if not ended.poll(wait_s * 1000):
             self.process.kill()
-            status = self.process.wait()
+        status = self.process.wait()
         os.close(self.pidfd)
         self.channel.close()
         return status
