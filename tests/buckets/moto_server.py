@@ -14,6 +14,7 @@ import boto3
 import httpx
 from botocore.config import Config
 
+from tests import web
 from tests.s3.endpoint import free_port
 from tieredfs.config import BucketUrl
 
@@ -75,5 +76,5 @@ def moto_server(log: Path) -> Iterator[Moto]:
 
 def _answers(port: int) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"http://127.0.0.1:{port}/", timeout=2).status_code < 500
+        return web.get(f"http://127.0.0.1:{port}/", timeout=2).status_code < 500
     return False

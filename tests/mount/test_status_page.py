@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import web
 from tests.mount import volumes
 from tests.mount.volumes import WAIT_S, Lab, wait_until
 from tests.s3.endpoint import command, free_port
@@ -32,14 +33,14 @@ class Page:
     def answers(self) -> bool:
         assert self.process.poll() is None
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/healthz", timeout=2).status_code == 200
+            return web.get(f"{self.url}/healthz", timeout=2).status_code == 200
         return False
 
     def data(self) -> Any:
-        return httpx.get(f"{self.url}/status.json", timeout=WAIT_S).json()
+        return web.get(f"{self.url}/status.json", timeout=WAIT_S).json()
 
     def html(self) -> str:
-        return httpx.get(self.url, timeout=WAIT_S).text
+        return web.get(self.url, timeout=WAIT_S).text
 
     def until(self, condition: Callable[[Any], bool], what: str) -> Any:
         """The first look of which it is true."""

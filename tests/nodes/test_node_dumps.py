@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests import web
 from tests.mount import volumes
 from tests.mount.volumes import Lab
 from tests.nodes.rig import SECRET, WAIT_S, Node, node
@@ -229,7 +229,7 @@ def test_only_a_token_for_this_dump_reaches_it_and_garbage_is_refused(shared_nod
         token = make_token(SECRET.encode(), right, time.time())
         headers = {"Authorization": f"Bearer {token}"}
         url = f"http://127.0.0.1:{shared_node.port}{path}"
-        return httpx.request(method, url, headers=headers, content=raw, timeout=WAIT_S).status_code
+        return web.request(method, url, headers=headers, content=raw, timeout=WAIT_S).status_code
 
     path = node_protocol.dump_path("v", "d", name)
     may_read, may_write = Right(Verb.READ, "v", "d", name), Right(Verb.WRITE, "v", "d", name)

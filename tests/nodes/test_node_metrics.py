@@ -7,10 +7,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import web
 from tests.nodes.rig import SECRET, WAIT_S, Node, node
 from tests.nodes.test_node_store import formatted
 from tieredfs.chunk.directory import DiskIdentity
@@ -29,7 +29,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 
 
 def scrape(made: Node) -> Samples:
-    answer = httpx.get(f"http://127.0.0.1:{made.port}/metrics", timeout=WAIT_S)
+    answer = web.get(f"http://127.0.0.1:{made.port}/metrics", timeout=WAIT_S)
     assert answer.headers["content-type"].startswith("text/plain")
     return {
         (sample.name, tuple(sample.labels.values())): sample.value
@@ -46,7 +46,7 @@ def test_calls_bytes_and_disks_are_told() -> None:
         read(store, name_of(1), 0, CELL_BYTES)
         with pytest.raises(NotFoundError):
             store.info(name_of(2))
-        httpx.get(f"http://127.0.0.1:{made.port}{chunk_path('v', 'd', name_of(1))}", timeout=WAIT_S)
+        web.get(f"http://127.0.0.1:{made.port}{chunk_path('v', 'd', name_of(1))}", timeout=WAIT_S)
         formatted(made, 1, DiskIdentity("v", "other"))
         (made.path(1) / "tieredfs-disk.json").write_bytes(b"{")
         found = scrape(made)

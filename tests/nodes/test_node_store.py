@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import web
 from tests.nodes.rig import SECRET, WAIT_S, Node, node
 from tieredfs.chunk import node_client
 from tieredfs.chunk.directory import DiskIdentity, chunk_path
@@ -157,9 +158,7 @@ def test_erasing_names_whose_it_is(shared_node: Node) -> None:
 
 def ask(made: Node, method: str, path: str, token: str | None, content: bytes = b"") -> httpx.Response:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return httpx.request(
-        method, f"http://127.0.0.1:{made.port}{path}", headers=headers, content=content, timeout=WAIT_S
-    )
+    return web.request(method, f"http://127.0.0.1:{made.port}{path}", headers=headers, content=content, timeout=WAIT_S)
 
 
 @pytest.fixture
@@ -255,7 +254,7 @@ def test_garbage_is_refused_clearly(shared_node: Node, chunk: tuple[str, Right])
     read_token = make_token(secret, right, now_s)
     for text in ("bytes=5-3", "bytes=-5", "pages=1-2", "bytes=a-b"):
         headers = {"Authorization": f"Bearer {read_token}", "Range": text}
-        answer = httpx.get(f"http://127.0.0.1:{shared_node.port}{path}", headers=headers)
+        answer = web.get(f"http://127.0.0.1:{shared_node.port}{path}", headers=headers)
         assert answer.status_code == 400, text
     for strange in (
         "/v1/disks",

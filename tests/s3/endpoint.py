@@ -24,6 +24,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 
+from tests import web
 from tieredfs.config import parse_code
 from tieredfs.limits import MIB
 from tieredfs.model import Durability
@@ -158,7 +159,7 @@ class Endpoint:
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, payload: str = ""
     ) -> httpx.Response:
         request = self.signed(method, path, body, headers, payload)
-        return httpx.request(
+        return web.request(
             method, f"{self.url}{path}", content=body, headers=dict(request.headers.items()), timeout=WAIT_S
         )
 

@@ -14,6 +14,7 @@ import boto3
 import httpx
 import pytest
 
+from tests import web
 from tests.s3.endpoint import Endpoint, endpoint, new_bucket
 from tieredfs.limits import MIB
 from tieredfs_gateway.s3.endpoint import Endpoint as Application
@@ -45,7 +46,7 @@ def test_it_ends_after_the_transfers_that_are_under_way() -> None:
 
 def answers(asked: Endpoint) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"{asked.url}/healthz", timeout=1).status_code == 200
+        return web.get(f"{asked.url}/healthz", timeout=1).status_code == 200
     return False
 
 
@@ -97,9 +98,9 @@ def test_a_link_that_was_used_before_is_refused_after_its_time(served: Endpoint,
     s3 = served.client(signature_version="s3v4")
     s3.put_object(Bucket=bucket, Key="k", Body=b"x")
     link = s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=2)
-    assert httpx.get(link).content == b"x"
+    assert web.get(link).content == b"x"
     deadline_s = time.monotonic() + WAIT_S
-    while (answer := httpx.get(link)).status_code == 200:
+    while (answer := web.get(link)).status_code == 200:
         assert time.monotonic() < deadline_s
         time.sleep(0.2)
     assert answer.status_code == 403
@@ -138,8 +139,8 @@ def test_only_the_probes_are_open_and_they_say_what_they_are(served: Endpoint) -
     assert set(document["paths"]) == set(PROBES)
     for path, methods in document["paths"].items():
         assert set(methods) == {"get"}
-        answer = httpx.get(f"{served.url}{path}")
+        answer = web.get(f"{served.url}{path}")
         assert str(answer.status_code) in methods["get"]["responses"]
-        assert httpx.get(f"{served.url}{path}?x=1").status_code == 404
-        assert httpx.request("DELETE", f"{served.url}{path}").status_code in (404, 405)
-    assert httpx.get(f"{served.url}/openapi.json").status_code == 404
+        assert web.get(f"{served.url}{path}?x=1").status_code == 404
+        assert web.request("DELETE", f"{served.url}{path}").status_code in (404, 405)
+    assert web.get(f"{served.url}/openapi.json").status_code == 404

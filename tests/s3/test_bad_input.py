@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import web
 from tests.s3.endpoint import WAIT_S, Endpoint, command
 from tests.s3.test_chunked import encode
 from tieredfs.limits import MIB
@@ -49,15 +50,15 @@ def test_unknown_keys_and_wrong_secrets(served: Endpoint, bucket: str) -> None:
     request = served.signed("GET", f"/{bucket}")
     headers = dict(request.headers.items())
     wrong_id = headers | {"Authorization": headers["Authorization"].replace(served.key.access_key_id, "AKIANOBODY")}
-    answer = httpx.get(f"{served.url}/{bucket}", headers=wrong_id)
+    answer = web.get(f"{served.url}/{bucket}", headers=wrong_id)
     assert (answer.status_code, code_of(answer)) == (403, "InvalidAccessKeyId")
     wrong = headers | {"Authorization": headers["Authorization"][:-4] + "0000"}
-    answer = httpx.get(f"{served.url}/{bucket}", headers=wrong)
+    answer = web.get(f"{served.url}/{bucket}", headers=wrong)
     assert (answer.status_code, code_of(answer)) == (403, "SignatureDoesNotMatch")
-    assert code_of(httpx.get(f"{served.url}/{bucket}")) == "AccessDenied"
-    assert code_of(httpx.get(f"{served.url}/{bucket}?X-Amz-Signature=0")) == "AuthorizationQueryParametersError"
+    assert code_of(web.get(f"{served.url}/{bucket}")) == "AccessDenied"
+    assert code_of(web.get(f"{served.url}/{bucket}?X-Amz-Signature=0")) == "AuthorizationQueryParametersError"
     odd = headers | {"Authorization": headers["Authorization"].replace(served.key.access_key_id, "../../x")}
-    assert code_of(httpx.get(f"{served.url}/{bucket}", headers=odd)) == "AuthorizationHeaderMalformed"
+    assert code_of(web.get(f"{served.url}/{bucket}", headers=odd)) == "AuthorizationHeaderMalformed"
 
 
 # ---- bodies ----------------------------------------------------------------------------------------------------------
@@ -74,9 +75,7 @@ def test_a_body_that_ends_early_leaves_nothing(served: Endpoint, s3: Any, bucket
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
 def test_a_body_with_another_hash_than_signed_is_refused(served: Endpoint, s3: Any, bucket: str, size: int) -> None:
     request = served.signed("PUT", f"/{bucket}/k", bytes(size))
-    answer = httpx.put(
-        f"{served.url}/{bucket}/k", content=b"x" + bytes(size - 1), headers=dict(request.headers.items())
-    )
+    answer = web.put(f"{served.url}/{bucket}/k", content=b"x" + bytes(size - 1), headers=dict(request.headers.items()))
     assert code_of(answer) == "XAmzContentSHA256Mismatch"
     absent(s3, bucket)
 
@@ -212,9 +211,9 @@ def test_signed_chunks(served: Endpoint, s3: Any, bucket: str) -> None:
         body += b"%x;chunk-signature=%s\r\n" % (len(chunk), last.encode()) + chunk + b"\r\n"
     sent = dict(request.headers.items())
     evil = body.replace(b"0123456789", b"0123456780", 1)
-    assert code_of(httpx.put(f"{served.url}/{bucket}/k", content=evil, headers=sent)) == "SignatureDoesNotMatch"
+    assert code_of(web.put(f"{served.url}/{bucket}/k", content=evil, headers=sent)) == "SignatureDoesNotMatch"
     absent(s3, bucket)
-    assert httpx.put(f"{served.url}/{bucket}/k", content=body, headers=sent).status_code == 200
+    assert web.put(f"{served.url}/{bucket}/k", content=body, headers=sent).status_code == 200
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == BODY
 
 
@@ -346,8 +345,8 @@ def test_a_reader_that_vanishes_is_no_harm(served: Endpoint, s3: Any, bucket: st
 
 
 def test_probes_answer_anybody(served: Endpoint) -> None:
-    assert httpx.get(f"{served.url}/healthz").json() == {"status": "ok"}
-    text = httpx.get(f"{served.url}/metrics").text
+    assert web.get(f"{served.url}/healthz").json() == {"status": "ok"}
+    text = web.get(f"{served.url}/metrics").text
     assert 'tieredfs_s3_requests_total{operation="ListBuckets",status="200"}' in text
 
 

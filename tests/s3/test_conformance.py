@@ -6,10 +6,10 @@ import hashlib
 import zlib
 from typing import Any
 
-import httpx
 import pytest
 from botocore.exceptions import ClientError
 
+from tests import web
 from tests.s3.endpoint import Endpoint, new_bucket
 from tests.s3.test_bad_input import code_of
 from tieredfs.limits import MIB
@@ -129,7 +129,7 @@ def test_what_is_not_in_order_is_not_rolled_up(served: Endpoint, bucket: str) ->
     ],
 )
 def test_authorizations_that_are_none(served: Endpoint, bucket: str, value: str, status: int, code: str) -> None:
-    answer = httpx.put(f"{served.url}/{bucket}/k", content=b"", headers={"authorization": value})
+    answer = web.put(f"{served.url}/{bucket}/k", content=b"", headers={"authorization": value})
     assert (answer.status_code, code_of(answer)) == (status, code)
 
 
@@ -137,7 +137,7 @@ def test_authorizations_that_are_none(served: Endpoint, bucket: str, value: str,
 def test_a_date_that_was_not_signed_is_forbidden(served: Endpoint, bucket: str, moment: str) -> None:
     request = served.signed("PUT", f"/{bucket}/k", b"")
     headers = dict(request.headers.items()) | {"X-Amz-Date": moment}
-    assert httpx.put(f"{served.url}/{bucket}/k", content=b"", headers=headers).status_code == 403
+    assert web.put(f"{served.url}/{bucket}/k", content=b"", headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_deletes_on_condition(s3: Any, bucket: str) -> None:
 
 def test_anybody_reads_what_is_public_but_does_not_dress_it_up(served: Endpoint, s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="k", Body=b"bar", ACL="public-read")
-    assert httpx.get(f"{served.url}/{bucket}/k").content == b"bar"
-    answer = httpx.get(f"{served.url}/{bucket}/k?response-content-type=text/html")
+    assert web.get(f"{served.url}/{bucket}/k").content == b"bar"
+    answer = web.get(f"{served.url}/{bucket}/k?response-content-type=text/html")
     assert (answer.status_code, code_of(answer)) == (400, "InvalidRequest")
     answer = served.send("GET", f"/{bucket}/k?response-content-type=text%2Fhtml")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html")
@@ -215,17 +215,17 @@ def test_a_bucket_belongs_to_whom_one_expects(s3: Any, bucket: str) -> None:
 
 
 def test_who_may_list_a_bucket_is_told_what_is_not_there(served: Endpoint, s3: Any, bucket: str) -> None:
-    assert httpx.get(f"{served.url}/{bucket}/gone").status_code == 403
+    assert web.get(f"{served.url}/{bucket}/gone").status_code == 403
     s3.put_bucket_acl(Bucket=bucket, ACL="public-read")
-    answer = httpx.get(f"{served.url}/{bucket}/gone")
+    answer = web.get(f"{served.url}/{bucket}/gone")
     assert (answer.status_code, code_of(answer)) == (404, "NoSuchKey")
 
 
 def test_that_a_bucket_is_not_there_anybody_may_know(served: Endpoint) -> None:
     for method, path in (("GET", "?list-type=2"), ("GET", "/k"), ("DELETE", "/k"), ("PUT", "?versioning")):
-        answer = httpx.request(method, f"{served.url}/no-such-bucket-here{path}")
+        answer = web.request(method, f"{served.url}/no-such-bucket-here{path}")
         assert (answer.status_code, code_of(answer)) == (404, "NoSuchBucket")
-    assert httpx.put(f"{served.url}/no-such-bucket-here").status_code == 403
+    assert web.put(f"{served.url}/no-such-bucket-here").status_code == 403
 
 
 def test_grants_to_those_who_are_not_there(s3: Any, bucket: str) -> None:
@@ -244,9 +244,9 @@ def test_grants_in_headers(served: Endpoint, s3: Any, bucket: str) -> None:
     groups = "http://acs.amazonaws.com/groups/global"
     everybody, grants = f'uri="{groups}/AllUsers"', {"GrantFullControl": 'id="tieredfs"'}
     s3.put_object(Bucket=bucket, Key="k", Body=b"bar", GrantRead=everybody, **grants)
-    assert httpx.get(f"{served.url}/{bucket}/k").content == b"bar"
+    assert web.get(f"{served.url}/{bucket}/k").content == b"bar"
     s3.put_bucket_acl(Bucket=bucket, GrantRead=everybody, GrantWrite=everybody)
-    assert httpx.put(f"{served.url}/{bucket}/other", content=b"x").status_code == 200
+    assert web.put(f"{served.url}/{bucket}/other", content=b"x").status_code == 200
     for header, code in (
         ({"GrantRead": "id=somebody"}, "InvalidArgument"),
         ({"GrantRead": "somebody"}, "InvalidArgument"),
@@ -262,7 +262,7 @@ def test_answers_say_to_whom_and_for_what_they_are_allowed(served: Endpoint, s3:
     rules = [{"AllowedMethods": ["GET", "PUT"], "AllowedOrigins": ["*.suffix"], "MaxAgeSeconds": 9}]
     s3.put_bucket_cors(Bucket=bucket, CORSConfiguration={"CORSRules": rules})
     for method, headers in (("GET", {}), ("DELETE", {"access-control-request-method": "PUT"})):
-        answer = httpx.request(method, f"{served.url}/{bucket}/k", headers={"origin": "a.suffix", **headers})
+        answer = web.request(method, f"{served.url}/{bucket}/k", headers={"origin": "a.suffix", **headers})
         shown = [answer.headers[f"access-control-{name}"] for name in ("allow-origin", "allow-methods", "max-age")]
         assert (answer.status_code, shown) == (403, ["a.suffix", "GET, PUT", "9"])
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from botocore.exceptions import ClientError
 
+from tests import web
 from tests.s3.endpoint import Endpoint
 from tieredfs_gateway.s3 import xml
 from tieredfs_gateway.s3.cors import find_rule, parse_cors
@@ -32,7 +33,7 @@ def preflight(served: Endpoint, bucket: str, origin: str, method: str, headers: 
     sent = {"Origin": origin, "Access-Control-Request-Method": method}
     if headers:
         sent["Access-Control-Request-Headers"] = headers
-    return httpx.request("OPTIONS", f"{served.url}/{bucket}/k", headers=sent)
+    return web.request("OPTIONS", f"{served.url}/{bucket}/k", headers=sent)
 
 
 def test_what_is_set_is_shown_and_goes(s3: Any, open_bucket: str) -> None:
@@ -84,14 +85,14 @@ def test_a_bucket_without_rules_allows_nothing(served: Endpoint, bucket: str) ->
 def test_answers_say_who_may_read_them_errors_too(served: Endpoint, s3: Any, open_bucket: str) -> None:
     s3.put_object(Bucket=open_bucket, Key="k", Body=b"1")
     url = s3.generate_presigned_url("get_object", Params={"Bucket": open_bucket, "Key": "k"})
-    answer = httpx.get(url, headers={"Origin": "https://exact.org"})
+    answer = web.get(url, headers={"Origin": "https://exact.org"})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://exact.org"
     assert answer.headers["access-control-expose-headers"] == "ETag, x-amz-version-id"
-    refused = httpx.get(f"{served.url}/{open_bucket}/k", headers={"Origin": "https://exact.org"})
+    refused = web.get(f"{served.url}/{open_bucket}/k", headers={"Origin": "https://exact.org"})
     assert refused.status_code == 403
     assert refused.headers["access-control-allow-origin"] == "https://exact.org"
-    assert "access-control-allow-origin" not in httpx.get(url).headers
+    assert "access-control-allow-origin" not in web.get(url).headers
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ import os
 import time
 from collections.abc import Callable
 
-import httpx
-
+from tests import web
 from tests.s3.endpoint import Endpoint, endpoint, new_bucket
 from tieredfs.limits import MIB
 
@@ -13,7 +12,7 @@ WAIT_S = 60.0
 
 
 def gauge(served: Endpoint, name: str) -> float:
-    text = httpx.get(f"{served.url}/metrics", timeout=WAIT_S).text
+    text = web.get(f"{served.url}/metrics", timeout=WAIT_S).text
     (line,) = [line for line in text.splitlines() if line.startswith(f"tieredfs_volume_{name} ")]
     return float(line.split()[1])
 

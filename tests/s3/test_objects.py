@@ -7,11 +7,11 @@ import threading
 import time
 from typing import Any
 
-import httpx
 import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests import web
 from tests.s3.endpoint import Endpoint, new_bucket
 from tieredfs.limits import MIB
 from tieredfs_gateway.s3.keystore import Scope
@@ -403,21 +403,21 @@ def test_presigned_urls(served: Endpoint, bucket: str, version: str) -> None:
     s3 = served.client(signature_version=version)
     params = {"Bucket": bucket, "Key": "p q/é+"}
     put = s3.generate_presigned_url("put_object", Params=params, ExpiresIn=60)
-    assert httpx.put(put, content=b"linked").status_code == 200
+    assert web.put(put, content=b"linked").status_code == 200
     url = s3.generate_presigned_url("get_object", Params=params | {"ResponseContentType": "a/b"}, ExpiresIn=60)
-    answer = httpx.get(url)
+    answer = web.get(url)
     assert (answer.content, answer.headers["content-type"]) == (b"linked", "a/b")
-    assert httpx.get(url.replace("p%20q", "other")).status_code == 403
-    assert httpx.get(url.replace("a%2Fb", "a%2Fc")).status_code == 403
-    assert httpx.delete(url).status_code == 403
-    assert httpx.get(f"{url}&tagging=").status_code == 403
-    assert httpx.get(f"{url}&retention=").status_code == 403
-    assert httpx.get(url.replace("Signature=", "Signature=00")).status_code == 403
-    assert httpx.get(url, headers={"x-amz-acl": "private"}).status_code == 403
+    assert web.get(url.replace("p%20q", "other")).status_code == 403
+    assert web.get(url.replace("a%2Fb", "a%2Fc")).status_code == 403
+    assert web.delete(url).status_code == 403
+    assert web.get(f"{url}&tagging=").status_code == 403
+    assert web.get(f"{url}&retention=").status_code == 403
+    assert web.get(url.replace("Signature=", "Signature=00")).status_code == 403
+    assert web.get(url, headers={"x-amz-acl": "private"}).status_code == 403
     gone = s3.generate_presigned_url("get_object", Params=params, ExpiresIn=-1 if version == "s3" else 1)
     time.sleep(0 if version == "s3" else 2.1)
-    assert b"Request has expired" in httpx.get(gone).content
-    assert httpx.get(f"{served.url}/{bucket}/p%20q/%C3%A9%2B").status_code == 403
+    assert b"Request has expired" in web.get(gone).content
+    assert web.get(f"{served.url}/{bucket}/p%20q/%C3%A9%2B").status_code == 403
 
 
 def test_links_of_version_2_carry_metadata(served: Endpoint, bucket: str) -> None:
@@ -425,7 +425,7 @@ def test_links_of_version_2_carry_metadata(served: Endpoint, bucket: str) -> Non
     params = {"Bucket": bucket, "Key": "k", "ContentType": "a/b", "Metadata": {"step": "7"}}
     put = s3.generate_presigned_url("put_object", Params=params, ExpiresIn=60)
     assert "x-amz-meta-step" in put
-    assert httpx.put(put, content=b"x").status_code == 200
+    assert web.put(put, content=b"x").status_code == 200
     head = served.client().head_object(Bucket=bucket, Key="k")
     assert (head["ContentType"], head["Metadata"]) == ("a/b", {"step": "7"})
 
@@ -445,7 +445,7 @@ def test_virtual_host_style_links(served: Endpoint, s3: Any, bucket: str) -> Non
         url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "a/b"}, ExpiresIn=60)
         assert url.startswith(f"http://{bucket}.localhost:{served.port}/a/b?")
         address = url.replace(f"{bucket}.localhost", "127.0.0.1")
-        assert httpx.get(address, headers={"Host": f"{bucket}.localhost:{served.port}"}).content == b"host"
+        assert web.get(address, headers={"Host": f"{bucket}.localhost:{served.port}"}).content == b"host"
 
 
 def with_its_host(request: Any) -> bytes:

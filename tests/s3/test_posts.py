@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import web
 from tests.s3.endpoint import Endpoint
 from tieredfs.limits import MIB
 from tieredfs_gateway.s3.errors import S3Error
@@ -132,7 +133,7 @@ def test_sizes_and_times_of_a_policy() -> None:
 def post(served: Endpoint, made: dict[str, Any], file: bytes, **more: str) -> httpx.Response:
     body = form(b"Boundary", made["fields"] | more, file)
     headers = {"content-type": "multipart/form-data; boundary=Boundary"}
-    return httpx.post(made["url"], content=body, headers=headers, timeout=30)
+    return web.post(made["url"], content=body, headers=headers, timeout=30)
 
 
 @pytest.mark.parametrize("version", ["s3", "s3v4"])

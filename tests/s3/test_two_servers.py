@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 from botocore.exceptions import ClientError
 
+from tests import web
 from tests.s3.endpoint import Endpoint, endpoint, free_port, new_bucket
 
 Pair = tuple[Endpoint, Endpoint]
@@ -111,21 +111,21 @@ def test_what_is_configured_through_one_holds_in_the_other_at_once(pair: Pair) -
     one, two = (server.client() for server in pair)
     one.put_object(Bucket=bucket, Key="k", Body=b"x")
     for _ in range(5):
-        assert httpx.get(f"{pair[1].url}/{bucket}/k").status_code == 403
+        assert web.get(f"{pair[1].url}/{bucket}/k").status_code == 403
         one.put_object_acl(Bucket=bucket, Key="k", ACL="public-read")
         one.put_bucket_cors(
             Bucket=bucket, CORSConfiguration={"CORSRules": [{"AllowedOrigins": ["*"], "AllowedMethods": ["GET"]}]}
         )
-        answer = httpx.get(f"{pair[1].url}/{bucket}/k", headers={"Origin": "https://a.org"})
+        answer = web.get(f"{pair[1].url}/{bucket}/k", headers={"Origin": "https://a.org"})
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
         two.delete_bucket_cors(Bucket=bucket)
         assert (
             "access-control-allow-origin"
-            not in httpx.get(f"{pair[0].url}/{bucket}/k", headers={"Origin": "https://a.org"}).headers
+            not in web.get(f"{pair[0].url}/{bucket}/k", headers={"Origin": "https://a.org"}).headers
         )
         blocks = {"IgnorePublicAcls": True}
         two.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=blocks)
-        assert httpx.get(f"{pair[0].url}/{bucket}/k").status_code == 403
+        assert web.get(f"{pair[0].url}/{bucket}/k").status_code == 403
         one.delete_public_access_block(Bucket=bucket)
-        assert httpx.get(f"{pair[1].url}/{bucket}/k").status_code == 200
+        assert web.get(f"{pair[1].url}/{bucket}/k").status_code == 200
         two.put_object_acl(Bucket=bucket, Key="k", ACL="private")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from botocore.exceptions import ClientError, HTTPClientError
 
+from tests import web
 from tests.s3.endpoint import Endpoint, endpoint, new_bucket
 from tieredfs.limits import MIB
 from tieredfs_gateway.s3.keystore import Scope
@@ -152,7 +152,7 @@ def test_a_key_that_is_removed_is_refused_by_all(pool: Endpoint) -> None:
 
 def test_metrics_are_of_all_workers(pool: Endpoint) -> None:
     def counted() -> float:
-        lines = httpx.get(f"{pool.url}/metrics").text.splitlines()
+        lines = web.get(f"{pool.url}/metrics").text.splitlines()
         wanted = 'tieredfs_s3_requests_total{operation="HeadBucket",status="200"} '
         return sum(float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted))
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.exceptions import HTTPException
 
+from tests import web
 from tests.serving.rig import SOURCE, WAIT_S, Gateway
 from tieredfs_gateway.datasets.app import BODY_BYTES_MAX, bounded
 from tieredfs_gateway.datasets.local_socket import LOANS_MAX, socket_address
@@ -27,9 +28,9 @@ def alive(served: Gateway) -> Any:
     assert served.process is not None
     assert served.process.poll() is None
     asked = {"source": SOURCE, "batch_size": 1000}
-    opened = httpx.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S)
+    opened = web.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S)
     assert opened.status_code == 201
-    assert httpx.delete(f"{served.url}/v1/sessions/{opened.json()['session']}", timeout=WAIT_S).status_code == 204
+    assert web.delete(f"{served.url}/v1/sessions/{opened.json()['session']}", timeout=WAIT_S).status_code == 204
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def alive(served: Gateway) -> Any:
 )
 def test_bodies_that_make_no_sense(served: Gateway, body: bytes, status: int, code: str) -> None:
     headers = {"content-type": "application/json"}
-    answer = httpx.post(f"{served.url}/v1/sessions", content=body, headers=headers, timeout=WAIT_S)
+    answer = web.post(f"{served.url}/v1/sessions", content=body, headers=headers, timeout=WAIT_S)
     assert (answer.status_code, code_of(answer)) == (status, code)
 
 
@@ -64,13 +65,13 @@ def test_bodies_that_make_no_sense(served: Gateway, body: bytes, status: int, co
     ],
 )
 def test_paths_that_make_no_sense(served: Gateway, path: str, status: int) -> None:
-    answer = httpx.get(f"{served.url}{path}", timeout=WAIT_S)
+    answer = web.get(f"{served.url}{path}", timeout=WAIT_S)
     assert answer.status_code == status
     assert code_of(answer)
 
 
 def test_who_asks_in_a_wrong_way_is_told_the_right_ones(served: Gateway) -> None:
-    answer = httpx.request("TRACE", f"{served.url}/healthz", timeout=WAIT_S)
+    answer = web.request("TRACE", f"{served.url}/healthz", timeout=WAIT_S)
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
 
 
@@ -99,7 +100,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
 @pytest.mark.parametrize("wrong", ['"epoch": 1e999', '"batch": {}', '"stride": "x"', '"token": 5', '"token": ["x"]'])
 def test_packets_that_make_no_sense(served: Gateway, wrong: str) -> None:
     asked = {"source": SOURCE, "batch_size": 1}
-    opened = httpx.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S).json()
+    opened = web.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S).json()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as trainer:
         trainer.connect(socket_address(opened["local"]["socket"]))
         trainer.settimeout(WAIT_S)
@@ -111,7 +112,7 @@ def test_packets_that_make_no_sense(served: Gateway, wrong: str) -> None:
 def test_a_trainer_that_always_says_that_it_waits_has_no_more_than_so_many_slabs(served: Gateway) -> None:
     """It takes everything and gives nothing back: that ends somewhere, and with it."""
     asked = {"source": SOURCE, "batch_size": 1}
-    opened = httpx.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S).json()
+    opened = web.post(f"{served.url}/v1/sessions", json=asked, timeout=WAIT_S).json()
     name, taken = opened["local"]["socket"], 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as trainer:
         trainer.connect(socket_address(name))

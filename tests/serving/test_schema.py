@@ -7,7 +7,6 @@ is not described, nothing read without a token.
 from collections.abc import Iterator
 from typing import Any, Final
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -15,6 +14,7 @@ from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from tests import web
 from tests.serving.rig import SOURCE, WAIT_S, Gateway, gateway
 from tieredfs_gateway.datasets.tokens import make_token
 
@@ -78,7 +78,7 @@ def test_every_call_is_as_described(guarded: Gateway, token: dict[str, str], mod
 
 def test_an_open_session_is_as_described(guarded: Gateway, token: dict[str, str]) -> None:
     asked = {"source": SOURCE, "batch_size": 5000}
-    opened = httpx.post(f"{guarded.url}/v1/sessions", json=asked, headers=token, timeout=WAIT_S)
+    opened = web.post(f"{guarded.url}/v1/sessions", json=asked, headers=token, timeout=WAIT_S)
     fixed = {"session": opened.json()["session"]}
     of_sessions = {operation.label: operation for operation in operations(guarded) if "{session}" in operation.path}
     closing = of_sessions.pop("DELETE /v1/sessions/{session}")
