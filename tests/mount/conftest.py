@@ -1,4 +1,4 @@
-"""Fixtures: one volume a test (`lab`), and one mount a session for the shipped suites (`mounted`)."""
+"""Fixtures: one volume a test (`lab`), and one mount for the shipped suites (`mounted`)."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def lab() -> Iterator[volumes.Lab]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_lab() -> Iterator[volumes.Lab]:
     with volumes.lab() as made:
         made.format()

@@ -1,4 +1,4 @@
-"""One server for the tests of a session; each test has a database of its own."""
+"""One server for the tests of this folder; each test has a database of its own."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.postgres.server import Server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
     server = Server()
     yield server

@@ -17,7 +17,7 @@ def new_volume(root: Path) -> str:
     return url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileSystem]:
     with FileSystem.at(new_volume(tmp_path_factory.mktemp("reading")), purpose="test") as opened:
         yield opened

@@ -8,13 +8,13 @@ import pytest
 from tests.s3.endpoint import Endpoint, endpoint, new_bucket
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served() -> Iterator[Endpoint]:
     with endpoint() as made:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3(served: Endpoint) -> Any:
     return served.client()
 

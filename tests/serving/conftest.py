@@ -7,7 +7,7 @@ import pytest
 from tests.serving.rig import Gateway, gateway
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served() -> Iterator[Gateway]:
     with gateway() as made:
         yield made
