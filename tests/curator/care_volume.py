@@ -47,6 +47,15 @@ REPLICA2 = Code(CodeKind.REPLICA, 1, 1)
 BLOCK_BYTES = 4 * CELL_BYTES
 VOLUME_UUID = "volume-of-the-curator"
 START_NS = 1_700_000_000_000_000_000
+MEMORY = "/dev/shm"
+ROOM_BYTES = 1 << 30
+
+
+def memory() -> str | None:
+    """Where files are in memory; None: nowhere, or there is so little room that a disk there would take no chunk."""
+    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ROOM_BYTES:
+        return None
+    return MEMORY
 
 
 class SteppedClock(SystemClock):

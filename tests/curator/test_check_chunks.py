@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from care_volume import BLOCK_BYTES, CELL_BYTES, REPLICA2, CareVolume, Progresses, care_volume, damage, flip
+from care_volume import BLOCK_BYTES, CELL_BYTES, REPLICA2, CareVolume, Progresses, care_volume, damage, flip, memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -206,7 +206,7 @@ DAMAGE = st.sampled_from(["payload", "header", "cut", "delete", "zeros"])
     seed=st.integers(0, 1000),
 )
 def test_damage_within_tolerance_is_always_repaired_to_the_bit(data, sizes: list[int], seed: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="care-") as root, care_volume(Path(root)) as volume:
+    with tempfile.TemporaryDirectory(prefix="care-", dir=memory()) as root, care_volume(Path(root)) as volume:
         for number, size in enumerate(sizes):
             volume.fill(0)
             volume.store_file(b"file-%d" % number, bytes((seed + at * at) % 251 for at in range(size)))

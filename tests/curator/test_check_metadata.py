@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from care_volume import BLOCK_BYTES, START_NS, CareVolume, care_volume
+from care_volume import BLOCK_BYTES, START_NS, CareVolume, care_volume, memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,7 +233,7 @@ def test_what_follows_from_other_records_is_found_and_restored(scene: Scene, cas
 @settings(max_examples=15, deadline=None)
 @given(cases=st.lists(st.sampled_from(sorted(set(MENDED) - {"kind in an entry"})), min_size=2, max_size=4, unique=True))
 def test_several_damages_at_once_are_restored_too(cases: list[str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="care-") as root, care_volume(Path(root)) as volume:
+    with tempfile.TemporaryDirectory(prefix="care-", dir=memory()) as root, care_volume(Path(root)) as volume:
         scene = Scene(volume)
         broken = 0
         for case in cases:
