@@ -143,7 +143,7 @@ def pack_named(tier: Tier, volume: Volume, contents: dict[str, bytes]) -> list[I
         for name, file in zip(contents, files, strict=True)
     ]
     creation = Creation(FileKind.REGULAR, 0o644, 0, 0, staged_in=tier.cache)
-    volume.metadata.create_placed(wanted, creation, volume.session)
+    volume.metadata.create_placed(wanted, creation, volume.session, tier.is_open)
     volume.metadata.sync()
     for file in files:
         tier.packed(file)

@@ -161,7 +161,7 @@ def test_of_several_that_are_placed_those_that_have_room_are(volume: Volume, tea
         return Wanted(Placement(metadata.new_inode_id(), team, name, 0o644), Content(size, 5, size))
 
     several = [wanted(b"a", 6), wanted(b"b", 6), wanted(b"c", 4), wanted(b"a", 1), wanted(b"b", 5)]
-    made = metadata.create_placed(several, creation, holder)
+    made = metadata.create_placed(several, creation, holder, lambda inode: inode == several[0].placement.inode)
     assert [isinstance(each, errors.QuotaExceededError) for each in made] == [False, True, False, False, False]
     assert used(metadata, b"team") == (10 * UNIT, 3)
 
@@ -438,8 +438,8 @@ class QuotaMachine(RuleBasedStateMachine):
         if isinstance(self.attempt(lambda: self.metadata.place(placement, self.session)), tuple):
             self.files.append(made.inode)
 
-    @rule(where=picks, name=st.sampled_from(NAMES), other=picks, units=st.integers(0, 8))
-    def place_several(self, where: int, name: bytes, other: int, units: int) -> None:
+    @rule(where=picks, name=st.sampled_from(NAMES), other=picks, units=st.integers(0, 8), held=st.booleans())
+    def place_several(self, where: int, name: bytes, other: int, units: int, held: bool) -> None:
         creation = Creation(REGULAR, 0o644, 1, 2, staged_in=self.volume.cache)
         several = [
             Wanted(
@@ -447,7 +447,7 @@ class QuotaMachine(RuleBasedStateMachine):
             )
             for at in (where, other)
         ]
-        self.attempt(lambda: self.metadata.create_placed(several, creation, self.session))
+        self.attempt(lambda: self.metadata.create_placed(several, creation, self.session, lambda _: held))
 
     @rule(where=picks, name=st.sampled_from(NAMES), held=st.booleans())
     def unlink(self, where: int, name: bytes, held: bool) -> None:

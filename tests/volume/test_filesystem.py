@@ -23,7 +23,7 @@ from tieredfs.errors import (
 from tieredfs.host.files import LocalFiles
 from tieredfs.limits import KIB, MIB
 from tieredfs.meta import names
-from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind
+from tieredfs.model import NO_CACHE, Attributes, Durability, FileKind, InodeId
 from tieredfs.volume import FileSystem, format_volume
 from tieredfs.volume.contract import Naming, Part, Writing
 
@@ -193,6 +193,61 @@ def test_many_names_in_one_transaction_each_for_itself(volume: FileSystem, monke
         b"d/one": b"4",
         b"d/replaced": b"3",
     }
+
+
+def test_what_a_group_replaces_is_deleted_with_it_unless_it_is_open_or_stored(
+    volume: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stored,) = volume.commit_group([(grouped(volume, b"old"), Naming(b"s"))])
+    volume.flush(30)
+    (closed,) = volume.commit_group([(grouped(volume, b"old"), Naming(b"c"))])
+    opened = put(volume, b"o", b"old")
+    assert isinstance(stored, Attributes)
+    assert isinstance(closed, Attributes)
+    metadata, later = volume.volume.metadata, list[int]()
+    inodes_before = metadata.count_inodes()
+    with volume.open(b"o") as reading:
+        with monkeypatch.context() as patched:
+            patched.setattr(volume._burials, "bury", later.extend)
+            outcomes = volume.commit_group(
+                [(grouped(volume, b"new"), Naming(path)) for path in (b"s", b"c", b"o", b"c")]
+            )
+        assert [type(outcome) for outcome in outcomes] == [Attributes] * 4
+        assert later == [stored.inode], "its blocks are let go by somebody for whom nobody waits"
+        assert {inode for _, inode in metadata.orphans()} == {stored.inode, opened.inode}
+        for gone in (closed.inode, outcomes[1].inode):  # type: ignore[union-attr]
+            with pytest.raises(NotFoundError):
+                metadata.attributes(gone)
+        assert metadata.count_inodes() == inodes_before + 4 - 2
+        target = bytearray(3)
+        assert (reading.read_into(0, memoryview(target)), bytes(target)) == (3, b"old")
+    assert {inode for _, inode in metadata.orphans()} == {stored.inode}
+    assert [get(volume, path) for path in (b"s", b"c", b"o")] == [b"new"] * 3
+
+
+def test_what_the_ssd_has_of_a_replaced_file_goes_when_that_is_durable(
+    volume: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may take the transaction back, and then the name must find its bytes."""
+    volume.commit_group([(grouped(volume, b"old"), Naming(b"f"))])
+    metadata, events, ended = volume.volume.metadata, list[str](), threading.Event()
+    sync, discard = metadata.sync, volume._tier.discard
+
+    def synced() -> None:
+        sync()
+        events.append("sync")
+
+    def discarded(inode: InodeId) -> None:
+        discard(inode)
+        events.append("discard")
+        ended.set()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(metadata, "sync", synced)
+        patched.setattr(volume._tier, "discard", discarded)
+        volume.commit_group([(grouped(volume, b"new"), Naming(b"f"))])
+        assert ended.wait(30)
+    assert events == ["sync", "discard"]
 
 
 def test_a_group_is_durable_before_its_records_and_takes_one_sync(

@@ -35,11 +35,12 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What `unlink` and `rename` took a name from. `gone`: it was the last; the inode is deleted or an orphan."""
+    """What `unlink`, `rename` and `place` took a name from. `gone`: it was the last; the inode is an orphan, or `deleted`."""
 
     inode: InodeId
     kind: FileKind
     gone: bool
+    deleted: bool
 
 
 @dataclass(frozen=True, slots=True)

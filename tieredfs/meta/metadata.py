@@ -167,13 +167,18 @@ class Metadata(QuotaMethods):
         return InodeId(self._inode_ids.take())
 
     def create_placed(
-        self, several: Sequence[placing.Wanted], creation: Creation, holder: SessionId
+        self, several: Sequence[placing.Wanted], creation: Creation, holder: SessionId, in_use: placing.InUse
     ) -> list[tuple[Attributes, Removed | None] | TieredError]:
         """`create_unnamed`, `publish` and `place` in one, of several files in one transaction: for contents that are whole in the
-        cache `staged_in`, under version 1 of inodes of `new_inode_id`. Of each, what came of it, or what `place` would raise."""
+        cache `staged_in`, under version 1 of inodes of `new_inode_id`. Of each, what came of it, or what `place` would raise.
+
+        What they replace is an orphan of `holder` where that has it `in_use`, which is asked in the transaction, perhaps more than
+        once; else it may be deleted at once."""
         self._check_cache(creation.staged_in)
         now_ns = self._clock.wall_ns()
-        made = self._write(lambda writer: placing.create_placed(writer, several, creation, holder, now_ns))
+        made = self._write(lambda writer: placing.create_placed(writer, several, creation, holder, in_use, now_ns))
+        placed = [found for found in made if not isinstance(found, TieredError)]
+        self._count_deleted(sum(removed.deleted for _, removed in placed if removed is not None))
         return [found if isinstance(found, TieredError) else (found[0].attributes(), found[1]) for found in made]
 
     def link(

@@ -334,7 +334,7 @@ def unlink(
     writer.delete(keys.name(parent, name))
     gone = inodes.drop_link(writer, target_of(writer, parent, entry), parent, holder, now_ns)
     inodes.save_changed_directory(writer, directory, now_ns)
-    return Removed(entry.inode, entry.kind, gone)
+    return Removed(entry.inode, entry.kind, gone, deleted=gone and not holder)
 
 
 def remove_directory(
@@ -352,4 +352,4 @@ def remove_directory(
     writer.delete(keys.name(parent, name))
     inodes.delete(writer, record, now_ns)
     inodes.save_changed_directory(writer, directory, now_ns, subdirectories=-1)
-    return Removed(entry.inode, entry.kind, gone=True)
+    return Removed(entry.inode, entry.kind, gone=True, deleted=True)

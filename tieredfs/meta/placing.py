@@ -22,9 +22,11 @@ from tieredfs.format.records import MAY_BE_COUNTED, MAY_HAVE_EXTENTS, MAY_HAVE_X
 from tieredfs.kv.engine import Writer
 from tieredfs.meta import files, inodes, names, quotas
 from tieredfs.meta.changes import Content, Creation, Placement, Removed
-from tieredfs.model import ROOT, Attributes, Extent, InodeId, SessionId
+from tieredfs.model import NOBODY, ROOT, Attributes, Extent, InodeId, SessionId
 
 Condition = Callable[[Attributes | None], None]
+InUse = Callable[[InodeId], bool]
+"""Whether somebody who is told of a file's end has it open."""
 
 
 def create_unnamed(
@@ -88,13 +90,13 @@ Placed = tuple[InodeRecord, Removed | None]
 
 
 def create_placed(
-    writer: Writer, several: Sequence[Wanted], creation: Creation, holder: SessionId, now_ns: int
+    writer: Writer, several: Sequence[Wanted], creation: Creation, holder: SessionId, in_use: InUse, now_ns: int
 ) -> list[Placed | TieredError]:
     """Several in one transaction, one after another. What is refused was refused before it changed anything, so it is out of it
     by itself; any other error ends the transaction. `Metadata.create_placed` explains the rest.
 
     Directories are read once for all, and those that got names are written once."""
-    group = _Group(writer, creation, holder, now_ns)
+    group = _Group(writer, creation, holder, in_use, now_ns)
     outcomes: list[Placed | TieredError] = []
     for wanted in several:
         try:
@@ -110,10 +112,11 @@ def create_placed(
 class _Group:
     """What files that are made in one transaction share."""
 
-    def __init__(self, writer: Writer, creation: Creation, holder: SessionId, now_ns: int) -> None:
+    def __init__(self, writer: Writer, creation: Creation, holder: SessionId, in_use: InUse, now_ns: int) -> None:
         self._writer = writer
         self._creation = creation
         self._holder = holder
+        self._in_use = in_use
         self._now_ns = now_ns
         self._root = inodes.read(writer, ROOT)
         self._directories: dict[InodeId, InodeRecord] = {}
@@ -132,7 +135,7 @@ class _Group:
 
     def create(self, wanted: Wanted, before: InodeRecord | None) -> Placed:
         writer, placement, content = self._writer, wanted.placement, wanted.content
-        removed = _take_name(writer, placement, before, self._holder, self._now_ns)
+        removed = _take_name(writer, placement, before, self._holder_of(before), self._now_ns)
         record = names.new_inode(placement.inode, self._root, self._creation, self._now_ns)._replace(
             size_bytes=content.size_bytes, mtime_ns=content.mtime_ns, allocated_bytes=content.allocated_bytes
         )
@@ -140,6 +143,12 @@ class _Group:
         writer.put(staged, records.encode_staged(record.version, self._now_ns, content.place))
         self._changed.add(placement.parent)
         return _name(writer, placement, self._directories[placement.parent], record, self._now_ns), removed
+
+    def _holder_of(self, before: InodeRecord | None) -> SessionId:
+        """Whose orphan it becomes. What nobody has in use is deleted at once, unless it has extents: others would wait for that."""
+        if before is None or before.hints & MAY_HAVE_EXTENTS or self._in_use(InodeId(before.inode)):
+            return self._holder
+        return NOBODY
 
     def end(self) -> None:
         for parent in sorted(self._changed):
@@ -189,7 +198,7 @@ def _take_name(
     if before is None:
         return None
     gone = inodes.drop_link(writer, before, placement.parent, holder, now_ns)
-    return Removed(InodeId(before.inode), before.kind, gone)
+    return Removed(InodeId(before.inode), before.kind, gone, deleted=gone and not holder)
 
 
 def _name(

@@ -73,8 +73,9 @@ def _remove_target(writer: Writer, asked: Rename, source: Entry, target: Entry, 
         if not names.is_empty(writer, target.inode):
             raise DirectoryNotEmptyError(f"directory {asked.new_name!r} has entries")
         inodes.delete(writer, record, now_ns)
-        return Removed(target.inode, target.kind, gone=True)
-    return Removed(target.inode, target.kind, inodes.drop_link(writer, record, asked.new_parent, asked.holder, now_ns))
+        return Removed(target.inode, target.kind, gone=True, deleted=True)
+    gone = inodes.drop_link(writer, record, asked.new_parent, asked.holder, now_ns)
+    return Removed(target.inode, target.kind, gone, deleted=gone and not asked.holder)
 
 
 def _exchange(
@@ -93,7 +94,7 @@ def _exchange(
     quotas.check_grown(writer, before)
     moved = int(names.is_directory(source)) - int(names.is_directory(target))
     _change_parents(writer, asked, -moved, moved, now_ns)
-    return Removed(target.inode, target.kind, gone=False)
+    return Removed(target.inode, target.kind, gone=False, deleted=False)
 
 
 def _refuse_cycle(reader: Reader, moved: Entry, parent: InodeId, new_parent: InodeId) -> None:

@@ -532,7 +532,7 @@ class FileSystem(UnnamedOwner):
         if not group:
             return []
         wanted = [each for _, each in group]
-        outcomes = self._metadata.create_placed(wanted, self._creation(), self.volume.session)
+        outcomes = self._metadata.create_placed(wanted, self._creation(), self.volume.session, self._tier.is_open)
         for (unnamed, _), outcome in zip(group, outcomes, strict=True):
             unnamed.recorded = not isinstance(outcome, Exception)
         return outcomes
@@ -547,10 +547,12 @@ class FileSystem(UnnamedOwner):
             self._tier.discard(unnamed.inode)
 
     def _bury(self, removed: Removed) -> None:
-        """A name is gone. With the last one the inode is an orphan of this session, until nobody here has it open."""
+        """A name is gone. With the last one the inode is deleted, or an orphan of this session until nobody here has it open."""
         if removed.gone and removed.kind is not FileKind.DIRECTORY:
             self._tier.mark_deleted(removed.inode)
-            if not self._tier.is_open(removed.inode):
+            if removed.deleted:
+                self._burials.discard(removed.inode)
+            elif not self._tier.is_open(removed.inode):
                 self._burials.bury((removed.inode,))
 
     def _close_reading(self, file: LocalFile) -> None:
