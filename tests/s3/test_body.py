@@ -43,6 +43,20 @@ def test_batches_are_about_a_mebibyte() -> None:
     assert found.received_bytes == 2_000_003
 
 
+def test_of_a_body_that_has_its_length_nobody_waits_for_the_end() -> None:
+    left = [piece(b"ab"), piece(b"cd")]
+
+    async def receive() -> Message:
+        assert left, "asked for what is behind the end"
+        return left.pop(0)
+
+    found = IncomingBody(receive, 4)
+    assert asyncio.run(found.all(10)) == [b"ab", b"cd"]
+    assert found.ended
+    cut_off = IncomingBody(incoming([piece(b"ab"), piece(b"", more=False)])._receive, 4)
+    assert asyncio.run(cut_off.all(10)) == [b"ab"]
+
+
 def test_a_client_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "PIECE_WAIT_S", 0.01)
     with pytest.raises(S3Error) as caught:

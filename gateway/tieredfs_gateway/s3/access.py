@@ -90,11 +90,13 @@ def check(operation: Operation, request: Request, caller: Caller, believed: Beli
         if caller.is_anonymous:
             raise S3Error("AccessDenied")
         return True
+    by_scope = not caller.is_anonymous and scope_allows(operation, request, caller.key.scope)
+    if by_scope and believed.policy is NO_POLICY:  # nothing denies it, as for most requests
+        return True
     verdicts = [_judge(operation, request, caller, believed, action) for action in actions_of(operation, request)]
     unlocked = operation.name in _UNLOCKABLE and caller.key.scope == Scope()
     if Verdict.DENIED in verdicts and not unlocked:
         raise S3Error("AccessDenied")
-    by_scope = not caller.is_anonymous and scope_allows(operation, request, caller.key.scope)
     if by_scope or all(verdict is Verdict.ALLOWED for verdict in verdicts):
         return True
     actions = actions_of(operation, request)

@@ -23,11 +23,14 @@ class ClientGoneError(Exception):
 class IncomingBody:
     """One request's body. For one task."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, announced_bytes: int | None = None) -> None:
+        """`announced_bytes`: what the server below makes sure that it has. Then its end is not waited for, which would be another
+        change of threads for each request. None: it ends where the server says so."""
         self._receive = receive
+        self._announced_bytes = announced_bytes
         self._started_s = time.monotonic()
         self.received_bytes = 0
-        self.ended = False
+        self.ended = announced_bytes == 0
 
     async def batch(self) -> list[bytes]:
         """The next pieces, about `BATCH_BYTES`; fewer at the end, then none. Raises ClientGoneError, S3Error RequestTimeout."""
@@ -42,11 +45,11 @@ class IncomingBody:
             if message["type"] != "http.request":
                 raise ClientGoneError
             piece = message.get("body", b"")
-            self.ended = not message.get("more_body", False)
             size += len(piece)
             if piece:
                 pieces.append(piece)
             self._check_rate(len(piece))
+            self.ended = not message.get("more_body", False) or self.received_bytes == self._announced_bytes
         return pieces
 
     def _check_rate(self, size_bytes: int) -> None:

@@ -34,6 +34,7 @@ from tieredfs_gateway.s3.ingest import Expected, FileSink, Ingest, Received
 from tieredfs_gateway.s3.keystore import AccessKey, Keystore
 from tieredfs_gateway.s3.metrics import Metrics
 from tieredfs_gateway.s3.object_calls import ObjectCalls, expected_body
+from tieredfs_gateway.s3.object_puts import ObjectPut
 from tieredfs_gateway.s3.routes import POST_OBJECT, Body, Level, Operation, is_form, route
 from tieredfs_gateway.s3.small_puts import SmallPut, SmallPuts
 from tieredfs_gateway.s3.store import Store
@@ -302,17 +303,16 @@ class Endpoint:
         expect = self._objects.expect_part if is_part else self._objects.expect
         store = self._objects.put_part if is_part else self._objects.put
         if _is_small(request) and self._volume.has_room():
-            check = expect if is_part else self._objects.expect_small
             if "expect" in request.headers:  # the client asks whether to send at all
                 await self._run(expect, request, caller)
-            put = SmallPut(
-                await exchange.body.all(SMALL_BODY_BYTES),
-                functools.partial(check, request, caller),
-                functools.partial(decoder_of, request, caller),
-                functools.partial(store, request),
-                None if is_part else functools.partial(self._objects.plan_put, request),
-                functools.partial(self._objects.was_put, request),
-            )
+            pieces, decoder = await exchange.body.all(SMALL_BODY_BYTES), functools.partial(decoder_of, request, caller)
+            if is_part:
+                put = SmallPut(
+                    pieces, functools.partial(expect, request, caller), decoder, functools.partial(store, request)
+                )
+            else:
+                of_object = ObjectPut(self._objects, request, caller)
+                put = SmallPut(pieces, of_object.expect, decoder, of_object.store, of_object.plan, of_object.answer)
             return await self._small_puts.store(put)
         expected = await self._run(expect, request, caller)
         async with self._transfer():
@@ -418,8 +418,10 @@ class Endpoint:
     def _note(self, exchange: "_Exchange", duration_s: float) -> None:
         metrics, operation = self._metrics, exchange.operation
         metrics.answered(operation, exchange.status, duration_s)
-        metrics.received.inc(exchange.body.received_bytes)
-        metrics.sent.inc(exchange.sent_bytes)
+        if exchange.body.received_bytes:
+            metrics.received.inc(exchange.body.received_bytes)
+        if exchange.sent_bytes:
+            metrics.sent.inc(exchange.sent_bytes)
         if not _access.isEnabledFor(logging.INFO):
             return
         _access.info(
@@ -443,7 +445,11 @@ class _Exchange:
         self.request_id = request_id
         self.receive = receive
         self.send = send
-        self.body = IncomingBody(receive)
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        self._is_chunked, self._is_asked = b"transfer-encoding" in headers, b"expect" in headers
+        self._announced_bytes = int(length) if length.isdigit() and not self._is_chunked else None
+        self.body = IncomingBody(receive, self._announced_bytes)
         self.request: Request | None = None
         self.operation = "-"
         self.status = 0
@@ -458,10 +464,9 @@ class _Exchange:
     async def has_unread_body(self) -> bool:
         """After a little of what is left was read: who is still sending may not notice an answer. A client that asked whether
         to send at all (`Expect`) may do either, so its connection cannot be used again."""
-        headers = dict(self._scope["headers"])
-        if self.body.ended or (headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers):
+        if self.body.ended or not (self._announced_bytes or self._is_chunked):
             return False
-        if b"expect" not in headers:
+        if not self._is_asked:
             with contextlib.suppress(S3Error, TimeoutError, ClientGoneError):
                 async with asyncio.timeout(DRAIN_WAIT_S):
                     await self.body.all(self.body.received_bytes + DRAIN_BYTES_MAX)

@@ -126,15 +126,16 @@ def parse_request(
     secure: bool = False,
 ) -> Request:
     """Raises S3Error RequestHeaderSectionTooLarge, InvalidURI, KeyTooLongError."""
-    if sum(len(name) + len(value) for name, value in raw_headers) > HEADER_BYTES_MAX:
-        raise S3Error("RequestHeaderSectionTooLarge")
-    pairs = [
-        (name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape").strip())
-        for name, value in raw_headers
-    ]
+    pairs: list[tuple[str, str]] = []
     headers: dict[str, str] = {}
-    for name, value in pairs:
+    size = 0
+    for raw_name, raw_value in raw_headers:
+        size += len(raw_name) + len(raw_value)
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("utf-8", "surrogateescape").strip()
+        pairs.append((name, value))
         headers[name] = f"{headers[name]},{value}" if name in headers else value
+    if size > HEADER_BYTES_MAX:
+        raise S3Error("RequestHeaderSectionTooLarge")
     bucket, key, virtual_host = _split(raw_path, headers.get("host", ""), domains)
     keys.check_key(key)
     query = {
@@ -176,4 +177,4 @@ def described(headers: Mapping[str, str]) -> Described:
 
 def latin(value: str) -> bytes:
     """A header's value as it goes out: never with a line break, whatever it came from."""
-    return _CONTROL.sub(" ", value).encode("utf-8", "replace")
+    return (value if value.isprintable() else _CONTROL.sub(" ", value)).encode("utf-8", "replace")

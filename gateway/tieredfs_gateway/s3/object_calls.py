@@ -5,6 +5,7 @@ read, and `put`/`put_part` take the file once the body was found right.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -13,6 +14,7 @@ from tieredfs.volume.contract import Naming, Part, Writing
 from tieredfs_gateway.s3 import access, checksums, conditions, keys, lifecycle, multipart, ranges, record, versions, xml
 from tieredfs_gateway.s3.acl_documents import OWNER, acl_response, asked_acl
 from tieredfs_gateway.s3.bucket_calls import iso_date
+from tieredfs_gateway.s3.conditions import Conditions
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.http import KEPT_HEADERS, Caller, Described, Request, Response, described, xml_response
 from tieredfs_gateway.s3.ingest import Expected, Received
@@ -38,6 +40,16 @@ _REFUSED: Final = (
 )
 ATTRIBUTES: Final = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 Headers = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the headers of a PUT say of its object: what is kept, on what condition, with which tags, with which ACL."""
+
+    described: Described
+    condition: Conditions
+    tags: bytes | None
+    acl: bytes | None
 
 
 class ObjectCalls:
@@ -92,10 +104,9 @@ class ObjectCalls:
         headers = [*object_headers(found), *self._version_headers(request.bucket, found), *extra]
         if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and now.checksum:
             headers += self._checksum_of(request, found, now.checksum, span)
-        tags = parse_tags((found.tags or b"").decode())
-        if tags:
-            headers.append(("x-amz-tagging-count", str(len(tags))))
-        headers += self._expiration(request, size, tags, found.attributes.mtime_ns)
+        if found.tags and (count := len(parse_tags(found.tags.decode()))):
+            headers.append(("x-amz-tagging-count", str(count)))
+        headers += self._expiration(request, size, found.tags, found.attributes.mtime_ns)
         headers = overridden(headers, request.query)
         if span is None:
             return Response(200, [*headers, ("content-length", str(size))], length=size)
@@ -112,11 +123,13 @@ class ObjectCalls:
         digest = digests[multipart.parse_part_number(request.query["partNumber"]) - 1]
         return [(checksums.algorithm_of(whole[0]).header, checksums.encode(digest))]
 
-    def _expiration(self, request: Request, size_bytes: int, tags: Mapping[str, str], made_ns: int) -> Headers:
+    def _expiration(self, request: Request, size_bytes: int, tags: bytes | None, made_ns: int) -> Headers:
         """When a rule will take the object away; of what is current only."""
         rules = self._store.settings.now(request.bucket).lifecycle
-        due = lifecycle.expires(rules, request.key_name, size_bytes, tags, made_ns) if rules else None
-        if due is None or "versionId" in request.query:
+        if not rules or "versionId" in request.query:
+            return []
+        due = lifecycle.expires(rules, request.key_name, size_bytes, parse_tags((tags or b"").decode()), made_ns)
+        if due is None:
             return []
         date, rule_id = conditions.http_date(due[0]), quote(due[1], safe="")
         return [("x-amz-expiration", f'expiry-date="{date}", rule-id="{rule_id}"')]
@@ -200,44 +213,38 @@ class ObjectCalls:
 
     def check_put(self, request: Request) -> None:
         """Raises S3Error for what the headers say, and for a bucket that is not there."""
-        self._check_headers(request)
+        self.asked(request)
         self._store.check_bucket(request.bucket)
 
-    def expect_small(self, request: Request, caller: Caller) -> Expected:
-        """`expect` of a body that is here already: whether its bucket is there is seen at the commit."""
-        self._check_headers(request)
-        return expected_body(request, caller)
-
-    def _check_headers(self, request: Request) -> None:
+    def asked(self, request: Request) -> Asked:
+        """Raises S3Error for what the headers say."""
         check_supported(request)
-        self._acl(request)
-        described(request.headers)
-        conditions.of_write(request.headers)
-        header_tags(request.headers.get("x-amz-tagging"))
+        acl = self._acl(request)
+        said, on = described(request.headers), conditions.of_write(request.headers)
+        return Asked(said, on, header_tags(request.headers.get("x-amz-tagging")), acl)
 
     def put(self, request: Request, writing: Writing, received: Received) -> Response:
-        asked, tags, acl = self._asked(request)
-        made = _made(request, received)
-        done = self._store.commit(request.bucket, request.key, writing, made, asked=asked, tags=tags, acl=acl)
-        return self.was_put(request, received, done)
+        return self.put_as(self.asked(request), request, writing, received)
 
-    def plan_put(self, request: Request, received: Received) -> Naming | None:
+    def put_as(self, asked: Asked, request: Request, writing: Writing, received: Received) -> Response:
+        made = _made(asked, received)
+        done = self._store.commit(
+            request.bucket, request.key, writing, made, asked=asked.condition, tags=asked.tags, acl=asked.acl
+        )
+        return self.was_put(asked, request, received, done)
+
+    def plan_put(self, asked: Asked, request: Request, received: Received) -> Naming | None:
         """See `Store.plan`."""
-        asked, tags, acl = self._asked(request)
-        made = _made(request, received)
-        return self._store.plan(request.bucket, request.key, made, asked=asked, tags=tags, acl=acl)
+        made = _made(asked, received)
+        return self._store.plan(
+            request.bucket, request.key, made, asked=asked.condition, tags=asked.tags, acl=asked.acl
+        )
 
-    def was_put(self, request: Request, received: Received, done: Committed) -> Response:
+    def was_put(self, asked: Asked, request: Request, received: Received, done: Committed) -> Response:
         checksum = _checksum_of(received)
         headers = [("etag", f'"{received.md5}"'), *(checksum_headers(checksum) if checksum else [])]
-        labels = parse_tags((header_tags(request.headers.get("x-amz-tagging")) or b"").decode())
-        headers += self._expiration(request, received.size_bytes, labels, done.attributes.mtime_ns)
+        headers += self._expiration(request, received.size_bytes, asked.tags, done.attributes.mtime_ns)
         return Response(200, [*headers, *version_headers(done.version_id)])
-
-    def _asked(self, request: Request) -> tuple[conditions.Conditions, bytes | None, bytes | None]:
-        """On what condition, with which tags, with which ACL."""
-        tags = header_tags(request.headers.get("x-amz-tagging"))
-        return conditions.of_write(request.headers), tags, self._acl(request)
 
     def _acl(self, request: Request) -> bytes | None:
         """Raises S3Error NotImplemented, AccessDenied."""
@@ -487,9 +494,9 @@ def _checksum_of(received: Received) -> tuple[str, str, str] | None:
     return None if received.checksum is None else (*received.checksum, checksums.FULL_OBJECT)
 
 
-def _made(request: Request, received: Received) -> Record:
+def _made(asked: Asked, received: Received) -> Record:
     """Of an object that is put."""
-    said = described(request.headers)
+    said = asked.described
     return Record(received.md5, record.CREATED_VERSION, said.headers, said.metadata, _checksum_of(received))
 
 

@@ -60,6 +60,7 @@ class Record:
         return sum(count for _, count in self.parts)
 
 
+_json = json.JSONEncoder(separators=(",", ":")).encode
 _AT_REST: Final = tuple(each.name for each in fields(Record) if each.name != "kept")
 
 
@@ -84,7 +85,7 @@ def decode_parts(record: Record, raw: Sequence[bytes | None], digest_bytes: int)
 
 def encode(record: Record) -> bytes:
     kept = {name: value for name in _AT_REST if (value := getattr(record, name))}
-    return json.dumps({"v": RECORD_VERSION, **kept}, separators=(",", ":")).encode()
+    return _json({"v": RECORD_VERSION, **kept}).encode()
 
 
 def decode(raw: bytes) -> Record:

@@ -29,14 +29,15 @@ SYNCS_AT_ONCE: Final = 4
 @dataclass(frozen=True, slots=True)
 class SmallPut:
     """An upload whose body is here. `expect` says what the body must be, `store` gives the file its name. `plan`, if there is one,
-    says what name that would be (None: it is not that simple), and `answer` what to answer when it has it."""
+    says what name that would be (None: it is not that simple), and `answer` what to answer when it has it. They are called in this
+    order, in one thread."""
 
     pieces: Sequence[bytes]
     expect: Callable[[], Expected]
     decoder: Callable[[], Decoder | None]
     store: Callable[[Writing, Received], Response]
-    plan: Callable[[Received], Naming | None] | None
-    answer: Callable[[Received, Committed], Response]
+    plan: Callable[[Received], Naming | None] | None = None
+    answer: Callable[[Received, Committed], Response] | None = None
 
 
 Outcome = Response | BaseException
@@ -173,6 +174,7 @@ def _planned(taken: _Taken) -> _Taken:
 def _finish(taken: _Taken, shown: Attributes | Exception | None) -> Response:
     with taken.writing:
         if isinstance(shown, Attributes):
+            assert taken.put.answer is not None, "it comes with a plan"
             return taken.put.answer(taken.received, Committed(shown, None))
         return taken.put.store(taken.writing, taken.received)
 
