@@ -200,3 +200,19 @@ def test_bad_dates_are_refused(date: str) -> None:
 def test_two_mechanisms_at_once_are_refused() -> None:
     both = change(signed(), raw_query=presigned().raw_query)
     assert refused(both) == "InvalidArgument"
+
+
+def test_what_is_remembered_of_queries_is_short_and_makes_no_difference() -> None:
+    sigv4._remembered.cache_clear()
+    query = b"b=%2f+x&a-=1&a=2&&c=" + b"y" * 300
+    for _ in range(2):
+        sigv4.parameters.cache_clear()
+        found = sigv4.parameters(query)
+        assert [(each.name, each.value[:3]) for each in found] == [
+            (b"b", b"/ x"),
+            (b"a-", b"1"),
+            (b"a", b"2"),
+            (b"c", b"yyy"),
+        ]
+        assert sigv4._canonical_query(query) == "a=2&a-=1&b=%2F%20x&c=" + "y" * 300
+    assert (sigv4._remembered.cache_info().hits, sigv4._remembered.cache_info().currsize) == (3, 3)

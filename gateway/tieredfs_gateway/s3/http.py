@@ -138,10 +138,7 @@ def parse_request(
         raise S3Error("RequestHeaderSectionTooLarge")
     bucket, key, virtual_host = _split(raw_path, headers.get("host", ""), domains)
     keys.check_key(key)
-    query = {
-        name.decode("utf-8", "replace"): value.decode("utf-8", "surrogateescape")
-        for name, value in sigv4.query_pairs(raw_query)
-    }
+    query = dict([parameter.text for parameter in sigv4.parameters(raw_query)])
     signable = sigv4.Signable(method, raw_path, raw_query, pairs)
     return Request(signable, headers, query, bucket, key, request_id, client, virtual_host, secure)
 

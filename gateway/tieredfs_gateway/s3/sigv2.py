@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from tieredfs_gateway.s3.errors import S3Error
 from tieredfs_gateway.s3.routes import SUBRESOURCES
-from tieredfs_gateway.s3.sigv4 import EXPIRES_S_MAX, Signable, query_pairs
+from tieredfs_gateway.s3.sigv4 import EXPIRES_S_MAX, Signable, parameters
 
 _SIGNED_QUERY: Final = frozenset(
     b"accelerate acl cors defaultObjectAcl location logging partNumber policy requestPayment torrent versioning versionId "
@@ -41,7 +41,7 @@ class Link:
 
 def read(request: Signable) -> Link | None:
     """None: no such link. Raises S3Error AccessDenied for one that makes no sense."""
-    query = {name.decode("latin-1"): value.decode("latin-1") for name, value in query_pairs(request.raw_query)}
+    query = dict(parameter.latin for parameter in parameters(request.raw_query))
     if not {"AWSAccessKeyId", "Signature"} <= set(query):
         return None
     expires = query.get("Expires", "")
@@ -59,7 +59,7 @@ def verify(link: Link, secret: str, request: Signable, now: datetime, bucket: by
         for text in _texts(link, request, bucket)
     ):
         raise S3Error("SignatureDoesNotMatch", fields={"AWSAccessKeyId": link.access_key_id})
-    chosen = {name for name, _ in query_pairs(request.raw_query) if name.decode("latin-1") in SUBRESOURCES}
+    chosen = {each.name for each in parameters(request.raw_query) if each.latin[0] in SUBRESOURCES}
     if chosen - _SIGNED_QUERY - {b"list-type"}:
         raise S3Error("AccessDenied", "This sub-resource is not protected by a version 2 signature.")
     seconds = now.timestamp()
@@ -72,7 +72,7 @@ def verify(link: Link, secret: str, request: Signable, now: datetime, bucket: by
 def carried(request: Signable) -> dict[str, str]:
     """Headers that the link has in its query and the client did not send."""
     sent = {name for name, _ in request.headers}
-    pairs = ((name.decode("latin-1"), value) for name, value in query_pairs(request.raw_query))
+    pairs = ((parameter.latin[0], parameter.value) for parameter in parameters(request.raw_query))
     return {
         name: value.decode("utf-8", "surrogateescape").strip()
         for name, value in pairs

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from tieredfs_gateway.s3.chunked import ChunkSigner
@@ -26,6 +26,8 @@ STREAMING_UNSIGNED_TRAILER: Final = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
 STREAMING: Final = (STREAMING_SIGNED, STREAMING_SIGNED_TRAILER, STREAMING_UNSIGNED_TRAILER)
 SKEW: Final = timedelta(minutes=15)
 EXPIRES_S_MAX: Final = 7 * 24 * 3600
+REMEMBERED_BYTES_MAX: Final = 256
+"""Of a parameter in a query: longer ones are worked out each time."""
 
 _TIME: Final = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
 _CREDENTIAL: Final = re.compile(r"([^/\s]{1,128})/(\d{8})/([^/\s]{1,64})/([^/\s]{1,32})/aws4_request", re.ASCII)
@@ -79,15 +81,38 @@ def unsigned_claim(access_key_id: str) -> Claim:
     return Claim(access_key_id, "", "", "s3", "", None, (), "", UNSIGNED)
 
 
+class Parameter(NamedTuple):
+    """One of a query, decoded, a `+` is a space: as bytes, as text, and encoded as it is signed."""
+
+    name: bytes
+    value: bytes
+    text: tuple[str, str]
+    latin: tuple[str, str]
+    canonical: tuple[str, str]
+
+
 @lru_cache(maxsize=4)
-def query_pairs(raw_query: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Decoded, in order; a `+` is a space. Of each request it is asked three times, one after the other."""
-    pairs = []
-    for item in raw_query.split(b"&"):
-        if item:
-            name, _, value = item.partition(b"=")
-            pairs.append((_decoded(name), _decoded(value)))
-    return tuple(pairs)
+def parameters(raw_query: bytes) -> tuple[Parameter, ...]:
+    """In order. Of each request it is asked three times, one after the other."""
+    return tuple(
+        [
+            _remembered(item) if len(item) <= REMEMBERED_BYTES_MAX else _parameter(item)
+            for item in raw_query.split(b"&")
+            if item
+        ]
+    )
+
+
+def _parameter(item: bytes) -> Parameter:
+    raw_name, _, raw_value = item.partition(b"=")
+    name, value = _decoded(raw_name), _decoded(raw_value)
+    text = name.decode("utf-8", "replace"), value.decode("utf-8", "surrogateescape")
+    latin = name.decode("latin-1"), value.decode("latin-1")
+    return Parameter(name, value, text, latin, (_encoded(name), _encoded(value)))
+
+
+_remembered = lru_cache(maxsize=1024)(_parameter)
+"""Of a client's links most parameters are the same, its credential above all."""
 
 
 def _decoded(text: bytes) -> bytes:
@@ -102,15 +127,15 @@ def _decoded(text: bytes) -> bytes:
 def read(request: Signable) -> Claim | None:
     """None: the request is anonymous. Raises S3Error for a claim that makes no sense."""
     authorizations = [value for name, value in request.headers if name == "authorization" and value.strip()]
-    named = {name for name, _ in query_pairs(request.raw_query)}
+    found = parameters(request.raw_query)
+    named = {parameter.name for parameter in found}
     presigned = b"X-Amz-Algorithm" in named or b"X-Amz-Signature" in named
     if (authorizations and presigned) or len(authorizations) > 1:
         raise S3Error("InvalidArgument", "Only one auth mechanism allowed.")
     if authorizations:
         return _read_header(authorizations[0], request)
     if presigned:
-        pairs = query_pairs(request.raw_query)
-        return _read_query({name.decode("latin-1"): value.decode("latin-1") for name, value in pairs})
+        return _read_query(dict([parameter.latin for parameter in found]))
     return None
 
 
@@ -295,14 +320,12 @@ def _string_to_sign(claim: Claim, request: Signable, path: str) -> bytes:
 
 
 def _canonical_query(raw_query: bytes) -> str:
-    pairs = [(_encoded(name), _encoded(value)) for name, value in query_pairs(raw_query) if name != b"X-Amz-Signature"]
+    pairs = [parameter.canonical for parameter in parameters(raw_query) if parameter.name != b"X-Amz-Signature"]
     pairs.sort()
-    return "&".join([f"{name}={value}" for name, value in pairs])
+    return "&".join(["=".join(pair) for pair in pairs])
 
 
-@lru_cache(maxsize=256)
 def _encoded(text: bytes) -> str:
-    """Of a client's requests most names and values are the same, its credential above all."""
     return text.decode() if _UNRESERVED.fullmatch(text) else quote(text, safe="~")
 
 
