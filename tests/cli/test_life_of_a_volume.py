@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -93,6 +94,23 @@ def test_the_mount_is_measured_beside_another_directory(point: Path, tmp_path: P
     assert isinstance(data["figures"], list)
     assert all(figure["ratio"] > 0 for figure in data["figures"])
     assert list(point.iterdir()) == []
+
+
+def test_umount_returns_when_the_daemon_has_ended(point: Path) -> None:
+    from tieredfs.fuse.control import ControlClient, find_mount
+    from tieredfs.fuse.mounting import unmount
+
+    (point / "staged").write_bytes(os.urandom(1 << 20))
+    found = find_mount(str(point))
+    assert found is not None
+    process = ControlClient(found.mount_id).ping()["process"]
+    assert isinstance(process, int)
+    daemon = os.pidfd_open(process)
+    try:
+        unmount(str(point), flush=False, progress=lambda *_: None)
+        assert select.select([daemon], [], [], 0)[0] == [daemon]
+    finally:
+        os.close(daemon)
 
 
 def test_what_was_staged_is_drained_without_a_mount(point: Path, url: str) -> None:

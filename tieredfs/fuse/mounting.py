@@ -9,9 +9,12 @@ import os
 import platform
 import re
 import secrets
+import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -220,16 +223,52 @@ def unmount(mountpoint: str, *, flush: bool, progress: Progress) -> None:
     if found is None or os.path.realpath(found.mount_point) != os.path.realpath(mountpoint):
         raise NotAMountError(f"{mountpoint} is not a TieredFS mount (tieredfs status shows those there are)")
     client = ControlClient(found.mount_id)
-    alive = _answers(client)
-    if flush:
-        client.call("flush", {}, progress)
-    kernel_mounting.unmount(found.mount_point, lazy=not alive)
-    clock = local_host().clock
-    deadline_s = clock.monotonic_s() + UNMOUNT_WAIT_S
-    while alive and _answers(client):
-        if clock.monotonic_s() > deadline_s:
+    with _daemon_of(client) as daemon:
+        if flush:
+            client.call("flush", {}, progress)
+        kernel_mounting.unmount(found.mount_point, lazy=daemon is None)
+        if daemon is not None and not daemon.ends_within(UNMOUNT_WAIT_S):
             raise DeadlineError(f"{mountpoint} is unmounted, but its daemon still runs after {UNMOUNT_WAIT_S:.0f} s")
-        clock.sleep(_POLL_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Daemon:
+    """One that answers. `descriptor`: its process (pidfd_open(2)); -1 where there is none to be had."""
+
+    client: ControlClient
+    descriptor: int
+
+    def ends_within(self, timeout_s: float) -> bool:
+        """It closes its control socket first, then the volume, and ends."""
+        if self.descriptor >= 0:
+            return bool(select.select([self.descriptor], [], [], timeout_s)[0])
+        clock = local_host().clock
+        deadline_s = clock.monotonic_s() + timeout_s
+        while _answers(self.client):
+            if clock.monotonic_s() > deadline_s:
+                return False
+            clock.sleep(_POLL_S)
+        return True
+
+
+@contextmanager
+def _daemon_of(client: ControlClient) -> Iterator[_Daemon | None]:
+    """None: nobody answers."""
+    try:
+        process = client.ping()["process"]
+    except UnavailableError:
+        yield None
+        return
+    assert isinstance(process, int)
+    try:
+        descriptor = os.pidfd_open(process)
+    except OSError:  # Linux before 5.3, or the daemon is in another namespace
+        descriptor = -1
+    try:
+        yield _Daemon(client, descriptor)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _answers(client: ControlClient) -> bool:
