@@ -1,6 +1,5 @@
 """Quotas in PostgreSQL: the tests of `tests/meta`, and several processes that fill one at the same time."""
 
-import inspect
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.meta import test_quotas as on_sqlite
 from tests.meta.conftest import Volume, volume_in
 from tests.meta.test_quotas import REGULAR, UNIT, QuotaMachine, make, used
+from tests.postgres.borrowed import cases_of
 from tests.postgres.server import Server
 from tieredfs.config.postgres_url import parse_postgres_url
 from tieredfs.errors import NotFoundError, QuotaExceededError
@@ -44,11 +44,7 @@ def volume(server: Server, database: str) -> Iterator[Volume]:
 
 
 team = on_sqlite.team
-CASES = {
-    name: case
-    for name, case in vars(on_sqlite).items()
-    if name.startswith("test_") and "volume" in inspect.signature(case).parameters
-}
+CASES = cases_of(on_sqlite, "volume")
 globals().update(CASES)
 
 
@@ -117,7 +113,7 @@ def fill(location: str, number: int, directory: InodeId, cache: CacheId, done: "
             name = b"%d-%d" % (number, made)
             for _ in range(1 + (made % 7 == 6)):
                 wanted = Wanted(Placement(metadata.new_inode_id(), directory, name, 0o644), Content(UNIT, 5, UNIT))
-                (outcome,) = metadata.create_placed([wanted], creation, session)
+                (outcome,) = metadata.create_placed([wanted], creation, session, lambda _: False)
                 if isinstance(outcome, Exception):
                     refused = refused or type(outcome).__name__
             made += not refused

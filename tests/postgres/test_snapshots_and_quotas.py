@@ -1,11 +1,11 @@
 """Snapshots below quotas where the metadata are in PostgreSQL: the tests of `tests/volume`."""
 
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.postgres.borrowed import cases_of
 from tests.postgres.server import Server
 from tests.volume import test_snapshots_and_quotas as on_sqlite
 from tieredfs.config import parse_code
@@ -30,11 +30,7 @@ def volume(url: str) -> Iterator[FileSystem]:
         yield opened
 
 
-CASES = {
-    name: case
-    for name, case in vars(on_sqlite).items()
-    if name.startswith("test_") and "volume" in inspect.signature(case).parameters
-}
+CASES = cases_of(on_sqlite, "volume")
 globals().update(CASES)
 
 
