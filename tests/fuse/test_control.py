@@ -127,6 +127,7 @@ def test_an_answer(client: ControlClient) -> None:
 def test_ping_says_who_answers(client: ControlClient, mount_id: str) -> None:
     answer = client.ping()
     assert (answer["mount_id"], answer["process"]) == (mount_id, os.getpid())
+    assert client.process() == os.getpid()
 
 
 @given(st.binary(max_size=50))

@@ -66,9 +66,11 @@ def socket_address(mount_id: str) -> str:
     return f"\0tieredfs/{mount_id}"
 
 
-def _peer_uid(connection: socket.socket) -> int:
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end, as they are called here. Process 0: of a namespace that cannot be seen from here."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
+    process, user, _ = struct.unpack("3i", credentials)
+    return process, user
 
 
 def _encode(message: Mapping[str, object]) -> bytes:
@@ -207,7 +209,7 @@ class ControlServer:
         """Requests of one client, one after another."""
         try:
             with connection:
-                if _peer_uid(connection) not in {0, os.geteuid()}:
+                if _peer(connection)[1] not in {0, os.geteuid()}:
                     self._send(connection, _error(AccessDeniedError("only the user who mounted, or root, may ask")))
                     return
                 lines = _Lines(connection, self._clock)
@@ -339,6 +341,12 @@ class ControlClient:
         assert isinstance(answer, dict)
         return answer
 
+    def process(self) -> int:
+        """The daemon's, as it is called here; in its own namespace, which `ping` speaks of, it may be called otherwise. 0: it cannot
+        be seen from here. Raises UnavailableError."""
+        with self._connect() as connection:
+            return _peer(connection)[0]
+
     def _connect(self) -> socket.socket:
         deadline_s = self._clock.monotonic_s() + self._connect_wait_s
         while True:
@@ -354,7 +362,7 @@ class ControlClient:
         try:
             connection.settimeout(self._silence_max_s)
             connection.connect(socket_address(self._mount_id))
-            owner = _peer_uid(connection)
+            owner = _peer(connection)[1]
         except OSError as error:
             connection.close()
             raise self._gone(error.strerror or "no connection") from error

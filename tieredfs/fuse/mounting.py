@@ -254,15 +254,12 @@ class _Daemon:
 @contextmanager
 def _daemon_of(client: ControlClient) -> Iterator[_Daemon | None]:
     """None: nobody answers."""
-    try:
-        process = client.ping()["process"]
-    except UnavailableError:
+    if not _answers(client):
         yield None
         return
-    assert isinstance(process, int)
     try:
-        descriptor = os.pidfd_open(process)
-    except OSError:  # Linux before 5.3, or the daemon is in another namespace
+        descriptor = os.pidfd_open(client.process())
+    except (OSError, UnavailableError):  # Linux before 5.3; it is in another namespace (process 0); it has just ended
         descriptor = -1
     try:
         yield _Daemon(client, descriptor)
