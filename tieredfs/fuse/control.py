@@ -342,8 +342,8 @@ class ControlClient:
         return answer
 
     def process(self) -> int:
-        """The daemon's, as it is called here; in its own namespace, which `ping` speaks of, it may be called otherwise. 0: it cannot
-        be seen from here. Raises UnavailableError."""
+        """The daemon's, as it is called here; in its own namespace, of which `ping` speaks, it may be called otherwise. 0: it
+        cannot be seen from here. Raises UnavailableError."""
         with self._connect() as connection:
             return _peer(connection)[0]
 
