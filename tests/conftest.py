@@ -18,6 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "tieredfs", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # no test is held to a time
+settings.load_profile("tieredfs")
 
 LOGGERS = ("tieredfs", "tieredfs_client", "tieredfs_gateway")
 MARK = "TIEREDFS_TEST_SESSION"
