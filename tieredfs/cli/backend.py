@@ -255,36 +255,36 @@ class LocalBackend:
             return volume.clone(opened, os.fsencode(source), os.fsencode(target), progress)
 
     def create_snapshot(self, meta_url: str, mount_id: str, path: str, name: str, progress: Progress) -> object:
-        from tieredfs import volume
+        from tieredfs.volume import FileSystem, snapshots
 
         def store(inodes: Sequence[InodeId]) -> dict[InodeId, int]:
             answer = self.ask(mount_id, "store", {"inodes": list(inodes)}, lambda _done, _total, _unit: None)
             assert isinstance(answer, dict)
             return {InodeId(inode): version for inode, version in answer["stored"]}
 
-        with volume.FileSystem.at(meta_url, purpose="snapshot") as opened:
-            return volume.snapshots.create(opened, os.fsencode(path), os.fsencode(name), progress, store)
+        with FileSystem.at(meta_url, purpose="snapshot") as opened:
+            return snapshots.create(opened, os.fsencode(path), os.fsencode(name), progress, store)
 
     def snapshots(self, meta_url: str, path: str) -> Sequence[object]:
-        from tieredfs import volume
+        from tieredfs.volume import Volume, snapshots
 
-        with volume.Volume.open(meta_url, purpose="snapshot") as opened:
-            return volume.snapshots.listed(opened.metadata, os.fsencode(path))
+        with Volume.open(meta_url, purpose="snapshot") as opened:
+            return snapshots.listed(opened.metadata, os.fsencode(path))
 
     def remove_snapshot(self, meta_url: str, path: str, name: str, progress: Progress) -> int:
-        from tieredfs import volume
+        from tieredfs.volume import FileSystem, snapshots
 
-        with volume.FileSystem.at(meta_url, purpose="snapshot") as opened:
-            return volume.snapshots.remove(opened, os.fsencode(path), os.fsencode(name), progress)
+        with FileSystem.at(meta_url, purpose="snapshot") as opened:
+            return snapshots.remove(opened, os.fsencode(path), os.fsencode(name), progress)
 
     def restore_snapshot(self, request: RestoreRequest, progress: Progress) -> object:
-        from tieredfs import volume
         from tieredfs.fuse.discarding import discard_through
+        from tieredfs.volume import FileSystem, snapshots
 
         target = os.fsencode(request.target)
         point = request.mount_point
-        with volume.FileSystem.at(request.meta_url, purpose="restore") as opened:
-            return volume.snapshots.restore(
+        with FileSystem.at(request.meta_url, purpose="restore") as opened:
+            return snapshots.restore(
                 opened,
                 os.fsencode(request.path),
                 os.fsencode(request.name),

@@ -3,8 +3,9 @@
 Names are imported when they are used: every process that has a volume open repairs and heals, few ever check or collect.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Final
+
+from tieredfs.faces import names_of
 
 if TYPE_CHECKING:
     from tieredfs.core.care import RepairCounts
@@ -16,20 +17,20 @@ if TYPE_CHECKING:
     from tieredfs.curator.reunion import Reunion, reunite
 
 _HOME: Final = {
-    "CheckReport": "tieredfs.curator.report",
-    "Curator": "tieredfs.curator.curator",
-    "DataLoss": "tieredfs.curator.report",
-    "Finding": "tieredfs.curator.report",
-    "FindingKind": "tieredfs.curator.report",
-    "GarbageReport": "tieredfs.curator.report",
-    "HealCounts": "tieredfs.curator.healer",
-    "Healer": "tieredfs.curator.healer",
-    "Holdings": "tieredfs.curator.holdings",
-    "RebuildReport": "tieredfs.curator.report",
+    "CheckReport": ".report",
+    "Curator": ".curator",
+    "DataLoss": ".report",
+    "Finding": ".report",
+    "FindingKind": ".report",
+    "GarbageReport": ".report",
+    "HealCounts": ".healer",
+    "Healer": ".healer",
+    "Holdings": ".holdings",
+    "RebuildReport": ".report",
     "RepairCounts": "tieredfs.core.care",
-    "Repairer": "tieredfs.curator.repairer",
-    "Reunion": "tieredfs.curator.reunion",
-    "reunite": "tieredfs.curator.reunion",
+    "Repairer": ".repairer",
+    "Reunion": ".reunion",
+    "reunite": ".reunion",
 }
 
 __all__ = [
@@ -49,8 +50,4 @@ __all__ = [
     "reunite",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__ = names_of(__name__, _HOME)

@@ -3,11 +3,11 @@
 Names are imported when they are used: a command that looks at a volume, or only asks where its log is, loads no SSD tier.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Final
 
+from tieredfs.faces import names_of
+
 if TYPE_CHECKING:
-    from tieredfs.volume import snapshots
     from tieredfs.volume.cloning import clone
     from tieredfs.volume.filesystem import FileSystem
     from tieredfs.volume.lifecycle import destroy_volume, format_volume
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from tieredfs.volume.volume import Volume
 
 _HOME: Final = {
-    "DiskStatus": "status",
-    "FileSystem": "filesystem",
-    "SsdTier": "ssd",
-    "StagedSummary": "status",
-    "Volume": "volume",
-    "VolumeStatus": "status",
-    "clone": "cloning",
-    "destroy_volume": "lifecycle",
-    "drain_volume": "ssd",
-    "format_volume": "lifecycle",
-    "load_volume": "loading",
+    "DiskStatus": ".status",
+    "FileSystem": ".filesystem",
+    "SsdTier": ".ssd",
+    "StagedSummary": ".status",
+    "Volume": ".volume",
+    "VolumeStatus": ".status",
+    "clone": ".cloning",
+    "destroy_volume": ".lifecycle",
+    "drain_volume": ".ssd",
+    "format_volume": ".lifecycle",
+    "load_volume": ".loading",
 }
 
 __all__ = [
@@ -42,13 +42,6 @@ __all__ = [
     "drain_volume",
     "format_volume",
     "load_volume",
-    "snapshots",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name == "snapshots":
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = names_of(__name__, _HOME)

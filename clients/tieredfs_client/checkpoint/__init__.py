@@ -4,8 +4,9 @@
 imported when they are used, so that the command line can list its verbs without opening anything.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Final
+
+from tieredfs.faces import names_of
 
 if TYPE_CHECKING:
     from tieredfs_client.checkpoint.checkpoints import CheckpointManager, Pending
@@ -15,19 +16,15 @@ if TYPE_CHECKING:
     from tieredfs_client.checkpoint.tree import PerRank, Shard
 
 _HOME: Final = {
-    "CheckpointManager": "checkpoints",
-    "KeepBest": "retention",
-    "Loaded": "load",
-    "Pending": "checkpoints",
-    "PerRank": "tree",
-    "Saved": "save",
-    "Shard": "tree",
+    "CheckpointManager": ".checkpoints",
+    "KeepBest": ".retention",
+    "Loaded": ".load",
+    "Pending": ".checkpoints",
+    "PerRank": ".tree",
+    "Saved": ".save",
+    "Shard": ".tree",
 }
 
 __all__ = ["CheckpointManager", "KeepBest", "Loaded", "Pending", "PerRank", "Saved", "Shard"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = names_of(__name__, _HOME)

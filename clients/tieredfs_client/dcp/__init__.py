@@ -7,19 +7,16 @@
 Names are imported when they are used: torch need not be installed for the rest of the project.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Final
+
+from tieredfs.faces import names_of
 
 if TYPE_CHECKING:
     from tieredfs_client.dcp.reader import TieredReader
     from tieredfs_client.dcp.writer import TieredWriter
 
-_HOME: Final = {"TieredReader": "reader", "TieredWriter": "writer"}
+_HOME: Final = {"TieredReader": ".reader", "TieredWriter": ".writer"}
 
 __all__ = ["TieredReader", "TieredWriter"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = names_of(__name__, _HOME)

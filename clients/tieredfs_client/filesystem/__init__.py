@@ -6,19 +6,16 @@
 Names are imported when they are used: fsspec, and pyarrow, need not be installed for the rest of the project.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Final
+
+from tieredfs.faces import names_of
 
 if TYPE_CHECKING:
     from tieredfs_client.filesystem.arrow import arrow_filesystem
     from tieredfs_client.filesystem.filesystem import TieredFileSystem
 
-_HOME: Final = {"TieredFileSystem": "filesystem", "arrow_filesystem": "arrow"}
+_HOME: Final = {"TieredFileSystem": ".filesystem", "arrow_filesystem": ".arrow"}
 
 __all__ = ["TieredFileSystem", "arrow_filesystem"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = names_of(__name__, _HOME)
