@@ -159,7 +159,10 @@ def destroy_volume(meta_url: str, *, progress: Progress | None = None, host: Hos
         live = [session for session in metadata.sessions() if session.heartbeat_ns >= oldest_ns]
         if live:
             users = ", ".join(f"{session.purpose} (process {session.process} on {session.host})" for session in live)
-            raise BusyError(f"the volume is in use by {users}; unmount it first")
+            raise BusyError(
+                f"the volume is in use by {users}; unmount it, or end it, first (one that was killed counts for another "
+                f"{SESSION_TIMEOUT_S:.0f} s)"
+            )
         disks = metadata.disks()
         for number, disk in enumerate(disks):
             _erase(disk, config.uuid, host)
