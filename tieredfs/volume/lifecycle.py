@@ -160,7 +160,7 @@ def destroy_volume(meta_url: str, *, progress: Progress | None = None, host: Hos
         if live:
             users = ", ".join(f"{session.purpose} (process {session.process} on {session.host})" for session in live)
             raise BusyError(
-                f"the volume is in use by {users}; unmount it, or end it, first (one that was killed counts for another "
+                f"the volume is in use by {users}; unmount it, or end it, first (one that was killed counts for up to "
                 f"{SESSION_TIMEOUT_S:.0f} s)"
             )
         disks = metadata.disks()
