@@ -30,6 +30,8 @@ MARK = "TIEREDFS_TEST_SESSION"
 PREFIX = "tieredfs-tests-"
 END_WAIT_S = 10.0
 KEPT_S = 24 * 3600.0
+KERNEL_THREAD = 0x200000  # PF_KTHREAD
+EXECVE_LOOKS = 20
 
 
 class Collector(logging.Handler):
@@ -70,12 +72,24 @@ def our_mounts(below: str) -> set[str]:
     return points
 
 
+def _environment(pid: int) -> bytes:
+    """That of a process that runs a program. In the middle of execve(2) it has none for a moment, nor a command line."""
+    for _ in range(EXECVE_LOOKS):
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        if environment:
+            break
+        time.sleep(0.01)
+    return environment
+
+
 def _is_ours(pid: int, mark: bytes) -> bool:
     """A child of this process, or one that detached itself but still carries the mark of this session."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        if int(stat[6]) & KERNEL_THREAD:
+            return False
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        marked = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        marked = mark in _environment(pid).split(b"\0")
     except OSError:
         return False  # it ended, or belongs to somebody else
     if b"multiprocessing.resource_tracker" in command or stat[0] == b"Z":
