@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import lt
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoint.rank_process import state_of
 from tests.checkpoint.test_ranks import check_state, end, names_in, start
-from tests.mount.volumes import lab
+from tests.mount.volumes import lab, wait_until
 from tests.postgres.server import Server
 from tieredfs.config import parse_code
 from tieredfs.errors import TieredError, UnavailableError
@@ -172,11 +173,11 @@ def test_what_is_synced_through_a_mount_outlives_restarts(own: Server, location:
         synced: dict[str, bytes] = {}
         refused: list[str] = []
         stop = threading.Event()
+        tries = [0, 0, 0]
 
-        def write(number: int) -> int:
-            count = 0
+        def write(number: int) -> None:
             while not stop.is_set():
-                name, content = f"{number}-{count}", os.urandom(3000 + count)
+                name, content = f"{number}-{tries[number]}", os.urandom(3000 + tries[number])
                 try:
                     with open(made.mnt / name, "wb", buffering=0) as file:
                         file.write(content)
@@ -184,24 +185,23 @@ def test_what_is_synced_through_a_mount_outlives_restarts(own: Server, location:
                     synced[name] = content
                 except OSError:
                     refused.append(name)
-                count += 1
-            return count
+                tries[number] += 1
 
         longest_s = 0.0
         with ThreadPoolExecutor(3) as writers:
-            counts = [writers.submit(write, number) for number in range(3)]
+            writing = [writers.submit(write, number) for number in range(3)]
             try:
                 for _ in range(3):
-                    before = len(synced)
-                    while len(synced) < before + 6 and not any(each.done() for each in counts):
-                        time.sleep(0.01)
+                    before = list(tries)
+                    wait_until(lambda before=before: all(map(lt, before, tries)), "each has gone on", WAIT_S)
                     begun_s = time.monotonic()
                     own.stop(signal.SIGQUIT)
                     own.start()
                     longest_s = max(longest_s, time.monotonic() - begun_s)
             finally:
                 stop.set()
-            assert all(each.result(WAIT_S) > 3 for each in counts)
+            for each in writing:
+                each.result(WAIT_S)
         assert not refused or longest_s > LOCK_WAIT_S / 2
         made.unmount(flush=True)
         made.mount(cache_dir=str(made.root / "another-cache"))
