@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.mount.volumes import wait_until
 from tests.postgres.pooler import TransactionPooler
 from tests.postgres.proxy import Fate, Proxy
 from tests.postgres.server import GUEST, NEWER, PASSWORD, Server, free_port
@@ -24,9 +25,9 @@ from tieredfs.errors import (
 )
 from tieredfs.host import SystemClock
 from tieredfs.kv import postgres, postgres_schema, postgres_wire
-from tieredfs.kv.engine import Writer
+from tieredfs.kv.engine import Reader, Writer
 from tieredfs.kv.postgres import PostgresEngine, drop
-from tieredfs.kv.postgres_wire import Tally
+from tieredfs.kv.postgres_wire import Statement, Tally
 from tieredfs.limits import CONNECTIONS_MAX, TRANSACTION_RETRIES_MAX
 from tieredfs.testing.engine_suite import items, put
 from tieredfs.testing.engine_workers import increment, read_counter
@@ -149,7 +150,122 @@ def test_two_that_each_read_what_the_other_writes_are_not_both_carried_out(engin
     assert engine.tally.conflicts >= 1
 
 
-def test_endless_conflicts_end(engine: PostgresEngine) -> None:
+class Rival:
+    """Writes to a key again and again, while another transaction is in the middle, and is never the one who loses."""
+
+    def __init__(self, server: Server, database: str, engine: PostgresEngine) -> None:
+        self._server, self._database = server, database
+        self._engine = engine
+        self.waiting: list[threading.Thread] = []
+
+    def write(self, key: bytes, value: bytes) -> None:
+        """Returns when it is written, or waits for a lock."""
+        thread = threading.Thread(target=put, args=(self._engine, (key, value)))
+        thread.start()
+        wait_until(lambda: not thread.is_alive() or self._waits(), "the rival has written, or waits")
+        if thread.is_alive():
+            self.waiting.append(thread)
+
+    def _waits(self) -> bool:
+        question = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+        return bool(self._server.sql(question, self._database))
+
+
+@pytest.fixture
+def rival(server: Server, database: str, engine: PostgresEngine) -> Iterator[Rival]:
+    with contextlib.closing(PostgresEngine(engine.url)) as other:
+        rival = Rival(server, database, other)
+        yield rival
+        for thread in rival.waiting:
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+
+
+def test_who_lost_often_goes_alone(engine: PostgresEngine, rival: Rival) -> None:
+    runs = 0
+
+    def slow(writer: Writer) -> bytes | None:
+        nonlocal runs
+        runs += 1
+        seen = writer.get(b"key")
+        rival.write(b"key", b"%d" % runs)
+        writer.put(b"key", b"mine")
+        return seen
+
+    assert engine.write(slow) == b"%d" % postgres.ALONE_AFTER, "what the rival wrote the last time"
+    assert runs == postgres.ALONE_AFTER + 1
+    (waiting,) = rival.waiting
+    waiting.join(WAIT_S)
+    assert items(engine) == [(b"key", b"%d" % runs)], "who waited went on behind it"
+
+
+def test_who_reads_and_lost_often_waits_for_a_moment_that_nobody_spoils(
+    server: Server, database: str, engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The anomaly of a reader (Fekete, O'Neil and O'Neil, 2004): a deposit is there, and the withdrawal that did not see it is
+    not, so that came first; but the reader began before it was carried out."""
+    put(engine, (b"checking", b"0"), (b"savings", b"0"))
+    monkeypatch.setattr(postgres, "ALONE_AFTER", 3)
+    looks = 0
+    seen_both, go_on = threading.Event(), threading.Event()
+
+    def withdraw(writer: Writer) -> None:
+        writer.get_many([b"checking", b"savings"])
+        seen_both.set()
+        go_on.wait(WAIT_S)
+        writer.put(b"checking", b"-%d" % looks)
+
+    def go_on_when_it_waits() -> None:
+        question = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND wait_event = 'SafeSnapshot'"
+        wait_until(lambda: server.sql(question, database), "the reader waits")
+        go_on.set()
+
+    def look(reader: Reader) -> list[bytes | None]:
+        nonlocal looks
+        looks += 1
+        seen_both.clear()
+        go_on.clear()
+        withdrawal = threading.Thread(target=engine.write, args=(withdraw,))
+        withdrawal.start()
+        seen_both.wait(WAIT_S)
+        put(engine, (b"savings", b"%d" % looks))
+        if looks > postgres.ALONE_AFTER:
+            threading.Thread(target=go_on_when_it_waits).start()
+        reader.get(b"nothing")  # from here on it sees what is there now
+        go_on.set()
+        withdrawal.join(WAIT_S)
+        return reader.get_many([b"checking", b"savings"])
+
+    assert engine.read(look) == [b"-4", b"4"]
+    assert looks == postgres.ALONE_AFTER + 1
+    assert engine.tally.conflicts == postgres.ALONE_AFTER
+
+
+def test_who_stopped_while_it_was_alone_is_sent_away(
+    engine: PostgresEngine, rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry = Statement(b"hurry", b"SET LOCAL idle_in_transaction_session_timeout = 300")
+    monkeypatch.setattr(postgres, "_ALONE", (hurry, postgres._ALONE[1]))
+    monkeypatch.setattr(postgres, "ALONE_AFTER", 0)
+    runs = 0
+
+    def stops(writer: Writer) -> None:
+        nonlocal runs
+        runs += 1
+        writer.get(b"key")
+        if runs == 1:
+            rival.write(b"other", b"1")
+            (waiting,) = rival.waiting
+            waiting.join(WAIT_S)
+        writer.put(b"key", b"mine")
+
+    engine.write(stops)
+    assert runs == 2
+    assert items(engine) == [(b"key", b"mine"), (b"other", b"1")]
+
+
+def test_endless_conflicts_end(engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "ALONE_AFTER", 1 << 30)
     runs = 0
 
     def hopeless(writer: Writer) -> None:

@@ -153,39 +153,41 @@ def test_a_server_that_restarts_under_a_mount_is_waited_for(state: Path) -> None
 
 
 def test_a_snapshot_while_a_mount_writes_and_back(made: Lab) -> None:
-    """A directory gets one name after another meanwhile; so at any moment it has one."""
+    """Directories get one name after another meanwhile; so at any moment each has one."""
     mounted = made.mount()
     run = made.mnt / "run"
     run.mkdir()
-    written(run, 40)
-    (run / "new-0").mkdir()
+    written(run, 100)
     stop = threading.Event()
-    moved = 0
+    moved = dict.fromkeys("abc", 0)
 
-    def move() -> None:
-        nonlocal moved
+    def move(letter: str) -> None:
+        (run / f"{letter}-0").mkdir()
         while not stop.is_set():
-            (run / f"new-{moved}").rename(run / f"new-{moved + 1}")
-            moved += 1
+            (run / f"{letter}-{moved[letter]}").rename(run / f"{letter}-{moved[letter] + 1}")
+            moved[letter] += 1
 
-    mover = threading.Thread(target=move)
-    mover.start()
+    movers = [threading.Thread(target=move, args=(letter,)) for letter in moved]
+    for mover in movers:
+        mover.start()
+    wait_until(lambda: all(moved.values()), "all are on the move")
     try:
         taken = [made.json("snapshot", "create", str(run), f"{number}") for number in range(2)]
     finally:
         stop.set()
-        mover.join()
-    assert moved > 10
+        for mover in movers:
+            mover.join()
+    assert min(moved.values()) > 10
     for each in taken:
         wait_until(Path(each["place"]).exists, "the mount hears of it")
-        assert len(list(Path(each["place"]).glob("new-*"))) == 1
-        assert (each["file_count"], each["open_file_count"]) == (40, 0)
+        assert [len(list(Path(each["place"]).glob(f"{letter}-*"))) for letter in moved] == [1, 1, 1]
+        assert (each["file_count"], each["open_file_count"]) == (100, 0)
     before = {path.name: path.read_bytes() for path in run.rglob("file-*")}
     for path in run.rglob("file-*"):
         path.write_bytes(b"ruined")
-    assert made.json("restore", str(run), "0", "--force")["file_count"] == 40
+    assert made.json("restore", str(run), "0", "--force")["file_count"] == 100
     wait_until(lambda: {path.name: path.read_bytes() for path in run.rglob("file-*")} == before, "the mount shows it")
-    assert made.json("snapshot", "rm", str(run), "0")["entry_count"] == 46
+    assert made.json("snapshot", "rm", str(run), "0")["entry_count"] == 108
     assert [row["name"] for row in made.json("snapshot", "list", str(run))] == ["1"]
     assert mounted.mount_id
     made.unmount(flush=True)

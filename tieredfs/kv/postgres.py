@@ -9,10 +9,13 @@ reads n + 1.
 of what they read until their commit. Such a server lets everybody begin, and sends the losers away when they have done their
 work, so a counter that many increase is a fight. Therefore whoever met a conflict *queues* for a while: a lock on an empty
 table, taken before the snapshot, lets queued writers through one after the other, and each sees what the one before it wrote
-(900 increments by six threads: 5 conflicts and 1630 a second; without a queue 2180 conflicts and 940 a second).
+(900 increments by six threads: 5 conflicts and 1630 a second; without a queue 2180 conflicts and 940 a second). The queue is of
+those who met one; a long transaction loses to short ones that never do. Who lost `ALONE_AFTER` times goes *alone*: it locks the
+table that every commit writes to (next paragraph), so nobody commits between its snapshot and its own commit. A reader that lost
+as often waits for a snapshot that nothing can spoil (`DEFERRABLE`).
 
 *Commits without an answer.* The connection dies while `COMMIT` is under way: was it carried out? The function must not run
-again if so. Each commit writes a number into a row of its connection (`commits`), in the same transaction; and the
+again if so. Each commit first writes a number into a row of its connection (`commits`), in the same transaction; and the
 connection's advisory lock (`postgres_wire`) is free only when nothing that it sent will be carried out any more. So one waits
 for that lock, on a new connection, and then reads the row. (The server's `pg_xact_status` cannot be relied on: transaction
 numbers that were given out but not written down before a crash are given out again.)
@@ -74,12 +77,21 @@ SEEN_MAX: Final = 4096
 """Values that a writing transaction keeps, so that it asks for none twice."""
 QUEUE_S: Final = 1.0
 """So long after a conflict the writers of this process queue."""
+ALONE_AFTER: Final = 8
+"""A transaction that lost so many races is let through alone."""
+ALONE_IDLE_S: Final = 5.0
+"""Who is alone and asks nothing for so long is sent away: it has stopped, and all others wait."""
 PAUSE_FIRST_S: Final = 0.02
 PAUSE_LAST_S: Final = 1.0
 
 _BEGIN_READ: Final = Statement(b"begin_read", b"BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY")
+_BEGIN_READ_SAFE: Final = Statement(b"begin_safe", b"BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE")
 _BEGIN_WRITE: Final = Statement(b"begin_write", b"BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE")
 _QUEUE: Final = Statement(b"queue", b"LOCK TABLE turn IN EXCLUSIVE MODE")
+_ALONE: Final = (
+    Statement(b"hurry", b"SET LOCAL idle_in_transaction_session_timeout = %d" % (ALONE_IDLE_S * 1000)),
+    Statement(b"alone", b"LOCK TABLE turn, commits IN EXCLUSIVE MODE"),
+)
 _COMMIT: Final = Statement(b"commit", b"COMMIT")
 _ROLLBACK: Final = Statement(b"rollback", b"ROLLBACK")
 _GET: Final = Statement(b"get", b"SELECT v FROM kv WHERE k = $1", (BYTEA,))
@@ -141,6 +153,10 @@ class _Effort:
         self._deadline_s = host.clock.monotonic_s() + wait_s
         self._pause_s = PAUSE_FIRST_S
         self._conflicts = 0
+
+    @property
+    def lost_often(self) -> bool:
+        return self._conflicts >= ALONE_AFTER
 
     def left_s(self) -> float:
         return max(0.0, self._deadline_s - self._host.clock.monotonic_s())
@@ -239,8 +255,8 @@ class _Reading:
 class _Writing(_Reading):
     """`Writer`. Nothing is written before the commit."""
 
-    def __init__(self, wire: Wire, *, queued: bool) -> None:
-        super().__init__(wire, _BEGIN_WRITE, *([_QUEUE] if queued else []))
+    def __init__(self, wire: Wire, *locking: Statement) -> None:
+        super().__init__(wire, _BEGIN_WRITE, *locking)
         self._changed: dict[bytes, bytes | None] = {}
         self._seen: dict[bytes, bytes | None] = {}
 
@@ -296,7 +312,8 @@ class _Writing(_Reading):
         wire = self._wire
         wire.commits += 1
         mark = (_MARK, (I64.pack(wire.slot), I64.pack(wire.commits)))
-        calls = [*self.unsent, *changes, mark, (_COMMIT, ())]
+        # The mark first: who waits there for one that is alone holds nothing that it needs.
+        calls = [*self.unsent, mark, *changes, (_COMMIT, ())]
         self.unsent.clear()
         wire.exchange(calls)
 
@@ -388,7 +405,7 @@ class PostgresEngine:
         while True:
             try:
                 with pool.borrowed(effort.left_s()) as wire:
-                    return _read_once(wire, function)
+                    return _read_once(wire, function, _BEGIN_READ_SAFE if effort.lost_often else _BEGIN_READ)
             except ServerError as error:
                 effort.after_refusal(error)
             except LostError as error:
@@ -403,7 +420,8 @@ class PostgresEngine:
         while True:
             try:
                 with pool.borrowed(effort.left_s()) as wire:
-                    return self._write_once(wire, function, queued=clock.monotonic_s() < self._queue_until_s)
+                    queued = (_QUEUE,) if clock.monotonic_s() < self._queue_until_s else ()
+                    return self._write_once(wire, function, _ALONE if effort.lost_often else queued)
             except ServerError as error:
                 effort.after_refusal(error)
                 self._queue_until_s = clock.monotonic_s() + QUEUE_S
@@ -412,8 +430,8 @@ class PostgresEngine:
                     pool.forget_idle()
                 effort.after_loss(error)
 
-    def _write_once(self, wire: Wire, function: Callable[[Writer], T], *, queued: bool) -> T:
-        transaction = _Writing(wire, queued=queued)
+    def _write_once(self, wire: Wire, function: Callable[[Writer], T], locking: Sequence[Statement]) -> T:
+        transaction = _Writing(wire, *locking)
         try:
             result = function(transaction)
             transaction.check()
@@ -472,8 +490,8 @@ class PostgresEngine:
             self._pool.close(_forget_marks)
 
 
-def _read_once(wire: Wire, function: Callable[[Reader], T]) -> T:
-    transaction = _Reading(wire, _BEGIN_READ)
+def _read_once(wire: Wire, function: Callable[[Reader], T], beginning: Statement) -> T:
+    transaction = _Reading(wire, beginning)
     try:
         result = function(transaction)
         transaction.commit()
