@@ -3,6 +3,9 @@
 A warning that nobody looks at is a bug report that nobody reads, so a record of WARNING or above from our loggers fails
 the test that caused it, unless the test is marked `allows_warnings("regex", ...)`. At the end of the session, mounts
 and processes that the tests made and left are ended (by id, never by name) and the session fails, naming them.
+
+Programs that tests start load compiled modules, as those of users do, also where PYTHONDONTWRITEBYTECODE is set (a
+container, CI): a daemon needs 0.27 s of processor time to load, and 0.50 s when it compiles each module anew.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -136,6 +140,8 @@ def _remove_old_sessions() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """One directory for every temporary file of the session, also for the programs that tests start."""
     _remove_old_sessions()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     directory = os.path.realpath(tempfile.mkdtemp(prefix=PREFIX))
     config.stash[DIRECTORY] = directory
     os.environ[MARK] = f"{os.getpid()}-{os.urandom(4).hex()}"

@@ -34,6 +34,14 @@ def test_an_unexpected_warning_fails_and_an_expected_one_does_not(tmp_path: Path
     assert "WARNING tieredfs.block: disk 3 is slow" in result.stdout
 
 
+def test_programs_load_compiled_modules() -> None:
+    program = "import tieredfs, sys; print(sys.dont_write_bytecode, tieredfs.__cached__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    written, cached = done.stdout.split()
+    assert written == "False"
+    assert Path(cached).exists() or not os.access(HERE, os.W_OK)
+
+
 def is_running(pid: int) -> bool:
     try:
         return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()

@@ -10,20 +10,25 @@ DATASETS = {"numpy", "pyarrow"}
 SERVING = {"fastapi", "granian", "uvloop"}
 TIER = {"tieredfs.cache.tier", "tieredfs.cache.drain", "tieredfs.volume.filesystem", "tieredfs.volume.ssd"}
 CARE = {"tieredfs.curator.scrub", "tieredfs.curator.rebuild", "tieredfs.curator.garbage"}
+ARGUMENTS = {"pydantic", "pydantic_core"}
 TABLES = {"rich.console", "rich.progress", "rich.table"}
 
 STARTS = {
     "umount": (
         RUN.format(arguments=["umount", "/nowhere"]),
-        TIER | CARE | TABLES | {"sqlite3", "tieredfs.volume.volume"},
+        TIER | CARE | TABLES | ARGUMENTS | {"sqlite3", "tieredfs.volume.volume"},
     ),
     "mount": (
         RUN.format(arguments=["mount", "sqlite:///nowhere/volume.db", "/nowhere"]) + "import tieredfs.fuse.mounting",
-        TIER | CARE | TABLES | {"tieredfs.volume.volume", "tieredfs.fuse.daemon"},
+        TIER | CARE | TABLES | ARGUMENTS | {"tieredfs.volume.volume", "tieredfs.fuse.daemon"},
     ),
     "status": (
         RUN.format(arguments=["status", "sqlite:///nowhere/volume.db"]) + "from tieredfs.volume import Volume",
-        TIER | CARE | TABLES | {"ssl", "tieredfs_gateway.s3.verbs"},
+        TIER | CARE | TABLES | ARGUMENTS | {"ssl", "tieredfs_gateway.s3.verbs"},
+    ),
+    "format": (
+        RUN.format(arguments=["format", "sqlite:///nowhere/volume.db", "--data", "nonsense"]),
+        TIER | CARE | TABLES | ARGUMENTS | {"ssl", "tieredfs.fuse.daemon"},
     ),
     "keeper": ("import tieredfs.fuse.kernel.keeper", TIER | CARE | {"sqlite3", "tieredfs.meta.metadata"}),
     "daemon": (

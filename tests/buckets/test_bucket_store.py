@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from tests.buckets.moto_server import CREDENTIALS, Moto
 from tieredfs.chunk import bucket_client
@@ -384,6 +385,18 @@ def test_a_whole_chunk_is_one_request(wired: RemoteStore, wire: FaultyWire) -> N
     assert wire.requests == {"GET": 4}
     read(wired, name_of(0), CELL_BYTES, CELL_BYTES)
     assert wire.requests == {"GET": 5}, "its header is known"
+
+
+def test_what_describes_s3_is_read_once_for_all_clients(url: BucketUrl, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    load = JSONFileLoader.load_file
+    monkeypatch.setattr(JSONFileLoader, "load_file", lambda self, path: read.append(path) or load(self, path))
+    bucket_client._descriptions.cache_clear()
+    new_client(url).close()
+    assert read
+    read.clear()
+    new_client(url).close()
+    assert read == []
 
 
 def test_listing_goes_on_past_a_page(moto: Moto, url: BucketUrl) -> None:

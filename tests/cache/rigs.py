@@ -231,8 +231,7 @@ class Rig:
         """The chunks of these disks are gone, their identity is not."""
         for disk in disks:
             (self.root / f"d{disk}/chunks").rename(self.root / f"d{disk}/away")
-            for byte in range(256):
-                (self.root / f"d{disk}/chunks/{byte:02x}").mkdir(parents=True)
+            (self.root / f"d{disk}/chunks").mkdir()
 
     def show(self, *disks: int) -> None:
         for disk in disks:
@@ -241,7 +240,7 @@ class Rig:
 
 
 WIDE: dict[str, Any] = {"code": "rs:4+2", "disks": 6}
-"""For what loses disks. Elsewhere three disks do: making and removing six takes 0.3 s longer."""
+"""For what loses disks. Elsewhere three disks do."""
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""One rank with a gloo process group and real DTensors: `python -m tests.checkpoint.torch_rank URL RANK WORLD PORT_FILE ACTION`."""
+"""One rank with a gloo process group and real DTensors, as `tests.rank_group` starts it."""
 
-import sys
 from typing import Any
 
 import torch
+import torch._dynamo  # DTensors would load it in each rank, a second of processor time: before the ranks part
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
@@ -24,14 +24,13 @@ def tensors(mesh: Any, filled: bool) -> dict[str, Any]:
     return made
 
 
-def main() -> None:
-    url, rank, world_size, rendezvous, action = sys.argv[1:6]
-    dist.init_process_group("gloo", f"file://{rendezvous}", rank=int(rank), world_size=int(world_size))
-    mesh = init_device_mesh("cpu", (int(world_size),))
+def main(rank: int, world_size: int, url: str, rendezvous: str, action: str) -> None:
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world_size)
+    mesh = init_device_mesh("cpu", (world_size,))
     with CheckpointManager(url, "runs/dt", deadline_s=60) as manager:
-        assert (manager.group.rank, manager.group.world_size) == (int(rank), int(world_size))
+        assert (manager.group.rank, manager.group.world_size) == (rank, world_size)
         if action == "save":
-            manager.save(1, {"model": tensors(mesh, True), "rank": int(rank)})
+            manager.save(1, {"model": tensors(mesh, True), "rank": rank})
         else:
             state = {"model": tensors(mesh, False), "rank": None}
             manager.load(into=state)
@@ -39,7 +38,3 @@ def main() -> None:
             assert all(torch.equal(state["model"][key].full_tensor(), expected[key].full_tensor()) for key in expected)
         dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

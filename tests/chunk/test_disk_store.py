@@ -6,11 +6,14 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tieredfs.chunk import directory
+from tieredfs.chunk.cells import header_of
 from tieredfs.chunk.directory import DiskIdentity, format_disk
 from tieredfs.chunk.disk import DiskStore, open_store
 from tieredfs.chunk.store import ChunkName, ChunkStore
@@ -23,11 +26,13 @@ from tieredfs.errors import (
     NotFoundError,
     UnavailableError,
 )
-from tieredfs.host import Host, SystemClock, crash, local_host
+from tieredfs.format.chunk import encode_header
+from tieredfs.host import Host, LocalFiles, SystemClock, crash, local_host
 from tieredfs.limits import CELL_BYTES, CHUNK_ALIGNMENT_BYTES, STORE_FREE_RESERVE_BYTES
 from tieredfs.model import Disk, DiskId, DiskState
 from tieredfs.testing.chunk_faults import FaultyFiles
-from tieredfs.testing.chunk_suite import ChunkStoreSuite, name_of, pattern, put, read
+from tieredfs.testing.chunk_suite import ChunkStoreSuite, info_of, name_of, pattern, put, read
+from tieredfs.testing.forgetful import ForgetfulFiles
 
 IDENTITY = DiskIdentity("volume-1", "disk-1")
 
@@ -66,6 +71,7 @@ class TestDiskStoreConforms(ChunkStoreSuite):
         path = path_of(store, name)
         path.unlink(missing_ok=True)
         if raw is not None:
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(raw)
         store.close()
 
@@ -142,6 +148,139 @@ def test_erasing_leaves_what_is_not_ours(tmp_path: Path) -> None:
     assert (tmp_path / "chunks" / "01" / "note.txt").read_text() == "mine"
     assert not path_of(store, name_of(1)).exists()
     assert not (tmp_path / directory.IDENTITY_NAME).exists()
+
+
+# ---- fan-out directories ---------------------------------------------------------------------------------------------
+
+
+class CountingFiles(LocalFiles):
+    """`synced`: how often each directory was."""
+
+    def __init__(self) -> None:
+        self.synced: Counter[str] = Counter()
+
+    def sync_directory(self, path: str) -> None:
+        self.synced[path] += 1
+        super().sync_directory(path)
+
+
+class UnsyncedFiles(ForgetfulFiles):
+    """The names in one directory cannot be made durable."""
+
+    def __init__(self, root: str, unsynced: str) -> None:
+        super().__init__(root)
+        self.refused = 0
+        self._unsynced = unsynced
+
+    def sync_directory(self, path: str) -> None:
+        if path == self._unsynced:
+            self.refused += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync_directory(path)
+
+
+def fan_outs(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "chunks").iterdir())
+
+
+def on_forgetful(files: ForgetfulFiles, root: Path) -> DiskStore:
+    return open_store(record(root), "volume-1", Host(SystemClock(), files, random.Random(1)))
+
+
+def test_a_fan_out_directory_comes_with_its_first_chunk(tmp_path: Path) -> None:
+    store = formatted(tmp_path)
+    assert fan_outs(tmp_path) == []
+    for block in (0x1FF, 0x2FF, 0x300):
+        put(store, name_of(block), pattern(CHUNK_ALIGNMENT_BYTES))
+    store.delete(name_of(0x300))
+    assert fan_outs(tmp_path) == ["00", "ff"]
+    assert set(store.names()) == set(store.names_in("ff")) == {name_of(0x1FF), name_of(0x2FF)}
+    assert list(store.names_in("00")) == list(store.names_in("7f")) == []
+
+
+def test_a_disk_that_had_all_fan_out_directories_from_the_beginning_goes_on(tmp_path: Path) -> None:
+    formatted(tmp_path)
+    for at in range(256):
+        (tmp_path / "chunks" / f"{at:02x}").mkdir()
+    counted = CountingFiles()
+    store = open_store(record(tmp_path), "volume-1", Host(SystemClock(), counted, random.Random(1)))
+    for block in range(256):
+        put(store, name_of(block), pattern(CHUNK_ALIGNMENT_BYTES))
+    assert set(store.names()) == {name_of(block) for block in range(256)}
+    assert counted.synced[f"{tmp_path}/chunks"] == 1
+
+
+def test_a_fan_out_directory_that_was_removed_comes_again(tmp_path: Path) -> None:
+    store = formatted(tmp_path)
+    put(store, name_of(1), pattern(CELL_BYTES))
+    store.delete(name_of(1))
+    (tmp_path / "chunks" / "01").rmdir()
+    put(store, name_of(1), pattern(CELL_BYTES, 2))
+    assert read(store, name_of(1), 0, CELL_BYTES) == pattern(CELL_BYTES, 2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_power_cut_after_a_put_loses_nothing_whoever_made_the_directory(tmp_path: Path, seed: int) -> None:
+    formatted(tmp_path)
+    files = ForgetfulFiles(str(tmp_path))
+    mine, other = on_forgetful(files, tmp_path), on_forgetful(files, tmp_path)
+    put(mine, name_of(1), pattern(CHUNK_ALIGNMENT_BYTES, 1))
+    put(mine, name_of(2), pattern(CHUNK_ALIGNMENT_BYTES, 2))
+    put(other, name_of(0x102), pattern(CHUNK_ALIGNMENT_BYTES, 3))
+    put(other, name_of(3), pattern(CHUNK_ALIGNMENT_BYTES, 4))
+    put(mine, name_of(0x103), pattern(CHUNK_ALIGNMENT_BYTES, 5))
+    files.make_directory(f"{tmp_path}/chunks/04")  # another process has come so far, and no further
+    put(mine, name_of(4), pattern(CHUNK_ALIGNMENT_BYTES, 6))
+    store = on_forgetful(files.power_cut(random.Random(seed)), tmp_path)
+    names = [name_of(1), name_of(2), name_of(0x102), name_of(3), name_of(0x103), name_of(4)]
+    assert set(store.names()) == set(names)
+    for number, name in enumerate(names, 1):
+        assert read(store, name, 0, CHUNK_ALIGNMENT_BYTES) == pattern(CHUNK_ALIGNMENT_BYTES, number)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_power_cut_in_a_put_leaves_the_chunk_absent_or_whole(tmp_path: Path, seed: int) -> None:
+    """The name of the directory could not be made durable: nothing was promised."""
+    formatted(tmp_path)
+    files = UnsyncedFiles(str(tmp_path), f"{tmp_path}/chunks")
+    store = on_forgetful(files, tmp_path)
+    with pytest.raises(UnavailableError):
+        put(store, name_of(1), pattern(CELL_BYTES))
+    assert files.refused == 1
+    again = on_forgetful(files.power_cut(random.Random(seed)), tmp_path)
+    assert list(again.names()) == []
+    put(again, name_of(1), pattern(CELL_BYTES, 2))
+    assert read(again, name_of(1), 0, CELL_BYTES) == pattern(CELL_BYTES, 2)
+
+
+def test_many_threads_make_the_same_fan_out_directories(tmp_path: Path) -> None:
+    stores = [formatted(tmp_path) for _ in range(2)]
+    blocks = [at % 16 + 256 * at for at in range(128)]
+    with ThreadPoolExecutor(8) as threads:
+        putting = [
+            threads.submit(put, stores[at % 2], name_of(block), pattern(CHUNK_ALIGNMENT_BYTES, at))
+            for at, block in enumerate(blocks)
+        ]
+        for one in putting:
+            one.result()
+    assert set(stores[0].names()) == set(map(name_of, blocks))
+    assert fan_outs(tmp_path) == [f"{at:02x}" for at in range(16)]
+
+
+@pytest.mark.parametrize("path", [".", "chunks"])
+def test_a_mount_point_whose_disk_went_stays_empty(tmp_path: Path, path: str) -> None:
+    store = formatted(tmp_path / "d")
+    payload = memoryview(pattern(CHUNK_ALIGNMENT_BYTES))
+    info, crcs = info_of(name_of(1), bytes(payload))
+    header = header_of(info, bytes(crcs))
+    incoming = store.receive(header, memoryview(encode_header(header)), aligned=False)
+    incoming.write(payload, check=False)
+    (tmp_path / "d" / path).rename(tmp_path / "elsewhere")
+    (tmp_path / "d").mkdir(exist_ok=True)
+    before = os.listdir(tmp_path / "d")
+    with pytest.raises(UnavailableError):
+        store.publish(incoming)
+    assert os.listdir(tmp_path / "d") == before
 
 
 # ---- disks in trouble ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One rank of DCP on gloo: `python -m tests.dcp.torch_ranks PLACE RANK WORLD RENDEZVOUS ACTION`.
+"""One rank of DCP on gloo, as `tests.rank_group` starts it.
 
 `save` makes every kind of save once, in one group of processes, for each takes seconds to start; the last one kills rank 1.
 """
@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch._dynamo  # DTensors would load it in each rank, a second of processor time: before the ranks part
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
@@ -128,18 +129,13 @@ def load_all(place: str, mesh: Any) -> None:
     tell("loaded")
 
 
-def main() -> None:
-    place, rank, world_size, rendezvous, action = sys.argv[1:6]
+def main(rank: int, world_size: int, place: str, rendezvous: str, action: str) -> None:
     os.environ["MASTER_ADDR"] = "127.0.0.1"  # for the processes that async_save starts
     timeout = timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{rendezvous}", rank=int(rank), world_size=int(world_size), timeout=timeout)
-    mesh = init_device_mesh("cpu", (int(world_size),))
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timeout)
+    mesh = init_device_mesh("cpu", (world_size,))
     if action == "save":
         save_all(place, mesh)
         return
     load_all(place, mesh)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,29 +13,13 @@ from tests.filesystem.conftest import make_volume
 from tieredfs_client.filesystem import TieredFileSystem
 from tieredfs_client.filesystem.connections import CONNECTIONS
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    pl = pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
-
-from tieredfs_client.lightning import TieredCheckpointIO
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Line(pl.LightningModule):
-    """One weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
-        loss = (self.layer(batch) - 2 * batch).square().mean()
-        self.log("loss", loss)
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
+@pytest.fixture(autouse=True)
+def lightning() -> None:
+    """Loaded by the tests, for it takes seconds, and each process of a run has this file to look for tests in it."""
+    pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
 
 
 @pytest.fixture
@@ -45,21 +28,9 @@ def fs(tmp_path: Path) -> Iterator[TieredFileSystem]:
     CONNECTIONS.close_all()
 
 
-def trainer(url: str, epochs: int) -> "pl.Trainer":
-    keep = pl.callbacks.ModelCheckpoint(dirpath=url, filename="{epoch}", save_top_k=2, monitor="loss", save_last=True)
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=url,
-        callbacks=[keep],
-        plugins=[TieredCheckpointIO()],
-    )
-
-
 def test_a_trainer_saves_prunes_and_resumes(fs: TieredFileSystem) -> None:
+    from tests.lightning.line import Line, trainer
+
     url = fs.unstrip_protocol("runs/line")
     data = DataLoader(torch.arange(8.0).reshape(8, 1), batch_size=4)
     model = Line()
@@ -76,6 +47,8 @@ def test_a_trainer_saves_prunes_and_resumes(fs: TieredFileSystem) -> None:
 
 
 def test_bad_input(fs: TieredFileSystem) -> None:
+    from tieredfs_client.lightning import TieredCheckpointIO
+
     files = pickle.loads(pickle.dumps(TieredCheckpointIO()))
     url = fs.unstrip_protocol("a.ckpt")
     files.save_checkpoint({"a": torch.ones(1)}, url)

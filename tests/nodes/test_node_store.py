@@ -80,6 +80,7 @@ class TestNodeStoreConforms(ChunkStoreSuite):
     def set_raw(self, store: ChunkStore, name: ChunkName, raw: bytes | None) -> None:
         self._path(name).unlink(missing_ok=True)
         if raw is not None:
+            self._path(name).parent.mkdir(exist_ok=True)
             self._path(name).write_bytes(raw)
 
 

@@ -2,7 +2,8 @@
 
     tieredfs-disk.json      which volume and which disk this is; written last by `format_disk`, so a directory has an
                             identity only when it is complete
-    chunks/00 .. chunks/ff  chunks, by the last byte of the block's id, as <block, 16 hex digits>.<index, 2 hex digits>
+    chunks/00 .. chunks/ff  chunks, by the last byte of the block's id, as <block, 16 hex digits>.<index, 2 hex digits>; each
+                            directory is made with its first chunk (`tieredfs.chunk.fan_out`)
     incoming/               chunks being written; renamed into place when durable
     metadata/               on some disks: dumps of the volume's metadata, as <nanoseconds since 1970, 16 hex digits>.dump
 
@@ -29,6 +30,7 @@ FORMAT_VERSION: Final = 1
 URL_PREFIX: Final = "disk://"
 
 _LEFTOVER_AGE_NS: Final = 24 * 3600 * 10**9
+_FAN_OUT_NAME = re.compile(r"[0-9a-f]{2}")
 _CHUNK_NAME = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{2})")
 _INCOMING_NAME = re.compile(r"[0-9a-f]{16}\.[0-9a-f]{2}\.(\d+)-[0-9a-f]+")
 _DUMP_NAME = re.compile(r"([0-9a-f]{16})\.dump")
@@ -53,6 +55,10 @@ def path_of_url(url: str) -> str:
 
 def fan_out_path(root: str, block: BlockId) -> str:
     return f"{root}/{CHUNKS_NAME}/{block % FAN_OUT:02x}"
+
+
+def is_fan_out_name(text: str) -> bool:
+    return _FAN_OUT_NAME.fullmatch(text) is not None
 
 
 def chunk_file_name(name: ChunkName) -> str:
@@ -162,10 +168,8 @@ def format_disk(host: Host, root: str, identity: DiskIdentity) -> None:
             check_identity(read_identity(files, root), identity, root)
         else:
             _refuse_foreign(files, root, names)
-        for at in range(FAN_OUT):
-            files.make_directory(f"{root}/{CHUNKS_NAME}/{at:02x}")
-        files.make_directory(f"{root}/{INCOMING_NAME}")
-        files.sync_directory(f"{root}/{CHUNKS_NAME}")
+        for name in (CHUNKS_NAME, INCOMING_NAME):
+            files.make_directory(f"{root}/{name}")
         files.sync_directory(root)
         if IDENTITY_NAME not in names:
             files.save(f"{root}/{IDENTITY_NAME}", encode_identity(identity))
@@ -187,7 +191,7 @@ def _refuse_files_below(files: Files, root: str, name: str) -> None:
     """What an interrupted `format_disk` left may be there, but no file."""
     for inner in files.list_directory(f"{root}/{name}"):
         path = f"{root}/{name}/{inner}"
-        empty_directory = re.fullmatch(r"[0-9a-f]{2}", inner) and not files.list_directory(path)
+        empty_directory = is_fan_out_name(inner) and not files.list_directory(path)
         if not empty_directory:
             raise ForeignDataError(f"{root} holds {name}/{inner} but no {IDENTITY_NAME}: it is not ours to overwrite")
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from tieredfs.chunk.cells import check_cells, label
-from tieredfs.chunk.directory import chunk_path, fan_out_path, incoming_path
+from tieredfs.chunk.directory import chunk_path, incoming_path
+from tieredfs.chunk.fan_out import FanOut
 from tieredfs.chunk.store import ChunkName
 from tieredfs.errors import CorruptError, NoSpaceError, UnavailableError
 from tieredfs.format.chunk import ChunkHeader
@@ -28,12 +29,15 @@ class IncomingChunk:
     After an error, and instead of `commit`: `discard`. Raises NoSpaceError, UnavailableError.
     """
 
-    def __init__(self, root: str, host: Host, header: ChunkHeader, page: memoryview, *, direct: bool) -> None:
+    def __init__(
+        self, root: str, host: Host, fan_out: FanOut, header: ChunkHeader, page: memoryview, *, direct: bool
+    ) -> None:
         self.name = ChunkName(header.block, header.index)
         self.refused_direct = False
         self._direct = direct
         self._root = root
         self._files = host.files
+        self._fan_out = fan_out
         self._header = header
         self._page = page
         self._path = incoming_path(root, self.name, os.getpid(), f"{host.random.getrandbits(64):x}")
@@ -88,8 +92,7 @@ class IncomingChunk:
             self._files.sync(self._descriptor)
             self._close()
             crash.here("chunk.written")
-            self._files.rename(self._path, chunk_path(self._root, self.name))
-            self._files.sync_directory(fan_out_path(self._root, self.name.block))
+            self._fan_out.place(self._path, self.name.block, chunk_path(self._root, self.name))
         crash.here("chunk.published")
 
     def discard(self) -> None:
