@@ -33,7 +33,7 @@ def main() -> None:
         if action == "save":
             manager.save(1, {"model": tensors(mesh, True), "rank": int(rank)})
         else:
-            state = {"model": tensors(mesh, False), "rank": None}
+            state: dict[str, Any] = {"model": tensors(mesh, False), "rank": None}
             manager.load(into=state)
             expected = tensors(mesh, True)
             assert all(torch.equal(state["model"][key].full_tensor(), expected[key].full_tensor()) for key in expected)

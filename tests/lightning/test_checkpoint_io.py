@@ -5,10 +5,11 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tests.filesystem.conftest import make_volume
 from tieredfs_client.filesystem import TieredFileSystem
@@ -16,7 +17,8 @@ from tieredfs_client.filesystem.connections import CONNECTIONS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    pl = pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
+    pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
+    import pytorch_lightning as pl
 
 from tieredfs_client.lightning import TieredCheckpointIO
 
@@ -31,7 +33,7 @@ class Line(pl.LightningModule):
         self.layer = torch.nn.Linear(1, 1)
 
     def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
-        loss = (self.layer(batch) - 2 * batch).square().mean()
+        loss: torch.Tensor = (self.layer(batch) - 2 * batch).square().mean()
         self.log("loss", loss)
         return loss
 
@@ -61,7 +63,7 @@ def trainer(url: str, epochs: int) -> "pl.Trainer":
 
 def test_a_trainer_saves_prunes_and_resumes(fs: TieredFileSystem) -> None:
     url = fs.unstrip_protocol("runs/line")
-    data = DataLoader(torch.arange(8.0).reshape(8, 1), batch_size=4)
+    data = DataLoader(cast(Dataset[torch.Tensor], torch.arange(8.0).reshape(8, 1)), batch_size=4)
     model = Line()
     trainer(url, 3).fit(model, data)
     names = sorted(os.path.basename(path) for path in fs.find("runs/line"))
