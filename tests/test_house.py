@@ -66,7 +66,8 @@ def imported_by(path: Path) -> Iterator[str]:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from (argument.value for argument in node.args if isinstance(argument, ast.Constant))
+            named = (argument.value for argument in node.args if isinstance(argument, ast.Constant))
+            yield from (name for name in named if isinstance(name, str))
 
 
 def test_no_two_modules_import_each_other_however_far_around() -> None:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_volume import BLOCK_BYTES, SmallVolume
 
+from tests.block.small_volume import BLOCK_BYTES, SmallVolume
 from tieredfs.host import crash
 from tieredfs.testing.chunk_suite import pattern
 
@@ -16,7 +16,7 @@ CHILD = """
 import pickle, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from small_volume import BLOCK_BYTES, SmallVolume
+from tests.block.small_volume import BLOCK_BYTES, SmallVolume
 from tieredfs.testing.chunk_suite import pattern
 root = Path({root!r})
 volume = SmallVolume(root)
@@ -31,7 +31,7 @@ volume.blocks.repair(block)
 
 
 def killed_at(point: str, root: Path, action: str) -> None:
-    source = CHILD.format(path=[os.path.dirname(__file__), *sys.path], root=str(root), action=action)
+    source = CHILD.format(path=sys.path, root=str(root), action=action)
     environment = {**os.environ, crash.ENVIRONMENT: point}
     child = subprocess.run([sys.executable, "-c", source], env=environment, timeout=60, check=False)
     assert child.returncode == -9, "the crash happened"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_volume import BLOCK_BYTES, REPLICA3, RS42, RS96, SmallVolume
 
+from tests.block.small_volume import BLOCK_BYTES, REPLICA3, RS42, RS96, SmallVolume
 from tieredfs.chunk.store import ChunkName
 from tieredfs.core.patience import Patience
 from tieredfs.errors import (
@@ -23,6 +23,7 @@ from tieredfs.errors import (
     InvalidRequestError,
     NoSpaceError,
     NotFoundError,
+    TieredError,
     UnavailableError,
 )
 from tieredfs.limits import CELL_BYTES, CHUNK_ALIGNMENT_BYTES, CHUNK_HEADER_BYTES, DISK_REST_S, SCRATCH_COUNT
@@ -248,7 +249,7 @@ def test_a_whole_chunk_with_other_content_than_the_record_says_is_found(make: Ma
 
 
 @pytest.fixture(scope="module")
-def degraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallVolume, bytes, list[object]]]:
+def degraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallVolume, bytes, list[Block]]]:
     """Blocks of one content with every loss of up to two chunks."""
     volume = SmallVolume(tmp_path_factory.mktemp("degraded"))
     data = pattern(BLOCK_BYTES - 777)
@@ -266,18 +267,18 @@ def degraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallVo
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 21), st.integers(0, BLOCK_BYTES - 777), st.integers(0, BLOCK_BYTES))
 def test_any_range_is_exact_under_any_loss(
-    degraded: tuple[SmallVolume, bytes, list[object]], which: int, offset: int, length: int
+    degraded: tuple[SmallVolume, bytes, list[Block]], which: int, offset: int, length: int
 ) -> None:
     volume, data, blocks = degraded
     length = min(length, len(data) - offset)
-    assert volume.read(blocks[which], offset, length) == data[offset : offset + length]  # type: ignore[arg-type]
+    assert volume.read(blocks[which], offset, length) == data[offset : offset + length]
 
 
 # ---- disks in trouble ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [UnavailableError("gone"), NoSpaceError("full")])
-def test_a_chunk_whose_disk_fails_goes_to_another(make: Maker, error: Exception) -> None:
+def test_a_chunk_whose_disk_fails_goes_to_another(make: Maker, error: TieredError) -> None:
     volume = make(RS42, 8)
     volume.stores[DiskId(1)].fail("put", error)
     volume.stores[DiskId(2)].fail("put", error)
@@ -340,7 +341,9 @@ def test_before_a_block_is_written_bare_disks_that_rest_are_tried(make: Maker) -
 
 
 @pytest.mark.parametrize(("error", "count"), [(UnavailableError("gone"), 3), (NoSpaceError("full"), 2)])
-def test_with_too_few_disks_nothing_is_acknowledged_and_nothing_left(make: Maker, error: Exception, count: int) -> None:
+def test_with_too_few_disks_nothing_is_acknowledged_and_nothing_left(
+    make: Maker, error: TieredError, count: int
+) -> None:
     """Room does not come back by itself, so a block is not written with nothing to spare for want of it."""
     volume = make()
     failing = [DiskId(number) for number in range(1, count + 1)]

@@ -197,7 +197,7 @@ class Life:
     def read(self, name: str) -> bytes:
         handle = self.open(name, os.O_RDONLY)
         try:
-            parts = []
+            parts: list[bytes] = []
             while (span := self.operations.read(handle, sum(map(len, parts)), MIB)).length:
                 part = os.pread(span.descriptor, span.length, span.offset)
                 if not part:

@@ -246,14 +246,14 @@ WIDE: dict[str, Any] = {"code": "rs:4+2", "disks": 6}
 @contextmanager
 def volume_folder(code: str = "rs:2+1", disks: int = 3, block_bytes: int = 64 * KIB, **settings: Any) -> Iterator[Path]:
     root = Path(tempfile.mkdtemp(prefix="tieredfs-rig-"))
-    settings = {"durability": Durability.SSD, "name": "rig"} | settings
+    usual: dict[str, Any] = {"durability": Durability.SSD, "name": "rig"}
     try:
         format_volume(
             f"sqlite://{root}/volume.db",
             [f"disk://{root}/d{{0..{disks - 1}}}"],
             code=parse_code(code),
             block_bytes=block_bytes,
-            **settings,
+            **(usual | settings),
         )
         yield root
     finally:

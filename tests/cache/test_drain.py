@@ -14,7 +14,7 @@ from tieredfs.cache.room import Room
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import NoSpaceError, TieredError
 from tieredfs.limits import GIB, KIB, MIB, STORE_FREE_RESERVE_BYTES, TIB
-from tieredfs.model import NO_CACHE, BlockId, DiskState, Durability, InodeId
+from tieredfs.model import NO_CACHE, BlockId, DiskId, DiskState, Durability, InodeId
 from tieredfs.volume import Volume
 
 BLOCK = 64 * KIB
@@ -227,7 +227,7 @@ def test_no_chunk_is_left_on_a_disk_that_was_removed_while_blocks_were_written(*
                 made.tier.release(file, writer=True)
                 made.ssd.drainer.hurry(30)
             wait_until(lambda: made.blocks.waiting, "blocks are about to be written")
-            gone = other.disks()[0].disk
+            gone = DiskId(other.disks()[0].disk)
             assert other.drain_disk(gone, lambda *_: None).state is DiskState.REMOVED
         made.blocks.open_all()
         if stored is not None:
@@ -495,7 +495,11 @@ def test_who_waits_for_a_drain_is_told_when_only_what_is_others_is_left() -> Non
     files.free["/"] = 10 * MIB
     room = Room("/tmp", GIB, files)
     assert room.settle(MIB)
-    room.on_pressure(lambda: room.settle(0), lambda: False)  # what was ours has gone, and it is still full
+
+    def settle() -> None:
+        room.settle(0)
+
+    room.on_pressure(settle, lambda: False)  # what was ours has gone, and it is still full
     with pytest.raises(NoSpaceError, match="make room there"):
         room.wait_for_room()
     assert room.waits == 1

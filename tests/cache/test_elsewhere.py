@@ -433,7 +433,7 @@ def test_who_wants_to_write_has_it_drained_there_at_once(hosts: Hosts) -> None:
         owner.blocks.open_all()
         rung: list[float] = []
         hurry = owner.ssd.drainer.hurry
-        owner.ssd._bell._on_ring = lambda: (rung.append(time.monotonic()), hurry())[1]  # type: ignore[assignment]
+        owner.ssd._bell._on_ring = lambda: (rung.append(time.monotonic()), hurry())[1]
         inode = put(owner, DATA)
         reader.change(inode, b"by the reader")
         assert rung

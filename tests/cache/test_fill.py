@@ -64,7 +64,7 @@ def test_what_a_reader_waits_for_is_fetched_next_and_served_before_the_file_is_w
 def test_many_readers_of_one_file_fetch_each_block_once() -> None:
     with rig() as made:
         inode = evicted_file(made)
-        found = in_threads([lambda at=at: read_part(made, inode, at * BLOCK, BLOCK) for at in range(8)] * 2)  # type: ignore[misc]
+        found = in_threads([lambda at=at: read_part(made, inode, at * BLOCK, BLOCK) for at in range(8)] * 2)
         assert found == [DATA[at * BLOCK : (at + 1) * BLOCK] for at in range(8)] * 2
         assert set(Counter(made.blocks.reads).values()) == {1}
         assert len(made.blocks.reads) == 8

@@ -421,7 +421,7 @@ def test_many_threads_write_read_and_release(still: Rig) -> None:
                 good += made.read(places[0], InodeId(number), 1) == noise(2000, number)
         return good
 
-    calls = [lambda first=first: work(first) for first in (1, 100_000, 200_000, 300_000)]  # type: ignore[misc]
+    calls = [lambda first=first: work(first) for first in (1, 100_000, 200_000, 300_000)]
     assert in_threads(calls) == [30] * 4
     made.close()
     assert in_segments(still) == []

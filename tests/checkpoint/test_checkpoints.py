@@ -181,7 +181,7 @@ def test_strict_loading_names_everything_and_changes_nothing(manager: Checkpoint
     manager.save(
         1, {"same": torch.ones(2), "shape": torch.ones(2), "dtype": torch.ones(2), "gone": torch.ones(2), "n": 5}
     )
-    into = {
+    into: dict[str, Any] = {
         "same": torch.zeros(2),
         "shape": torch.zeros(3),
         "dtype": torch.zeros(2, dtype=torch.float64),
@@ -472,7 +472,7 @@ def held_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_what_is_saved_are_the_values_of_the_call(manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = {"a": torch.ones(100_000), "t": torch.arange(12.0).reshape(3, 4).t(), "n": np.ones(5)}
+    tensors: dict[str, Any] = {"a": torch.ones(100_000), "t": torch.arange(12.0).reshape(3, 4).t(), "n": np.ones(5)}
     expected = {
         key: value.clone() if isinstance(value, torch.Tensor) else value.copy() for key, value in tensors.items()
     }
@@ -687,7 +687,11 @@ def test_summaries_say_what_is_new(manager: CheckpointManager) -> None:
 
 def test_a_save_while_a_disk_is_gone_is_stored_and_survives_the_next_disk(url: str, tmp_path: Path) -> None:
     model, optimizer = trained()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "large": torch.arange(3 << 20)}
+    state: dict[str, Any] = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "large": torch.arange(3 << 20),
+    }
     (tmp_path / "d0").rename(tmp_path / "away")
     with FileSystem.at(url, purpose="test") as volume, CheckpointManager(volume, RUN) as manager:
         manager.save(1, state)

@@ -1,5 +1,6 @@
 """Small decisions: who this rank is, what is kept, and waiting for a file that is just moving."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -51,7 +52,7 @@ def test_arguments_come_first() -> None:
         ((None, None, None), {"RANK": "x", "WORLD_SIZE": "2"}, "must be numbers"),
     ],
 )
-def test_what_makes_no_sense_is_told(arguments: tuple[Any, ...], environment: dict[str, str], said: str) -> None:
+def test_what_makes_no_sense_is_told(arguments: tuple[Any, Any, Any], environment: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         detect_group(*arguments, environment=environment)
 
@@ -100,7 +101,11 @@ def test_no_rule_is_broken_by_what_is_deleted(
 
 
 def test_bad_rules() -> None:
-    for rule in (lambda: Retention(keep_last=0), lambda: Retention(keep_best=KeepBest("x", 1, cast(Any, "most")))):
+    rules: list[Callable[[], Retention]] = [
+        lambda: Retention(keep_last=0),
+        lambda: Retention(keep_best=KeepBest("x", 1, cast(Any, "most"))),
+    ]
+    for rule in rules:
         with pytest.raises(InvalidRequestError):
             rule()
 

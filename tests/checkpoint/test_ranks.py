@@ -208,8 +208,8 @@ def test_a_rank_dies(url: str, death: Death) -> None:
             assert reading.read_into(0, memoryview(name)) == 17
         assert bytes(name) == b"step-000000000007"
         volume.flush(60)
-        report = volume.volume.check(repair=False, progress=lambda done, total, unit: None)
-        assert report.findings == (), "and the volume is whole"
+        checked = volume.volume.check(repair=False, progress=lambda done, total, unit: None)
+        assert checked.findings == (), "and the volume is whole"
 
 
 def test_a_commit_that_cannot_be_told_is_seen(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +370,7 @@ def test_two_machines_say_the_same_with_a_file_each(url: str) -> None:
 def test_a_rank_that_wakes_up_late_adds_nothing(volume: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the descriptors of the machine's files when the others give it up, and writes into them all the same."""
     settings: dict[str, Any] = {"world_size": 2, "job": "j", "deadline_s": IMPATIENT_S}
-    go, late = threading.Event(), []
+    go, late = threading.Event(), list[bool]()
     write = PartWriter.write
     with (
         CheckpointManager(volume, "runs/r", rank=0, **settings) as first,

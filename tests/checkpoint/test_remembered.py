@@ -9,6 +9,7 @@ import pytest
 
 from tieredfs.volume import FileSystem
 from tieredfs_client.checkpoint import CheckpointManager, PerRank, Shard, assemble, hostfiles, machine, remembered
+from tieredfs_client.checkpoint.layout import data_header
 from tieredfs_client.checkpoint.remembered import Once, Remembered
 
 pytestmark = pytest.mark.timeout(180)
@@ -139,7 +140,7 @@ def test_what_follows_from_the_layout_is_worked_out_once(save: Saver, monkeypatc
 
 def test_of_very_many_tensors_nothing_is_kept(save: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered, "TENSORS_MAX", 7)
-    made = []
+    made: list[int] = []
     monkeypatch.setattr(hostfiles, "data_header", counting_header(made))
     save(0, sharded)
     save(1, sharded)
@@ -147,11 +148,9 @@ def test_of_very_many_tensors_nothing_is_kept(save: Saver, monkeypatch: pytest.M
 
 
 def counting_header(made: list[int]) -> Callable[..., bytes]:
-    plain = hostfiles.data_header
-
     def counting(items: Any, room_bytes: int) -> bytes:
         made.append(len(items))
-        return plain(items, room_bytes)
+        return data_header(items, room_bytes)
 
     return counting
 

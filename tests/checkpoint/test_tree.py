@@ -102,7 +102,7 @@ def test_every_torch_dtype_has_its_bytes_and_comes_back(dtype: torch.dtype) -> N
     ],
     ids=lambda array: f"{array.dtype.str}-{array.shape}",
 )
-def test_numpy_arrays_keep_type_and_elements(array: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_numpy_arrays_keep_type_and_elements(array: np.ndarray) -> None:
     (leaf,) = flatten([array]).leaves
     made = memory.make("numpy", leaf.dtype, leaf.shape)
     view = memory.in_place(made)

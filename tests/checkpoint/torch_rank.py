@@ -32,7 +32,7 @@ def main(rank: int, world_size: int, url: str, rendezvous: str, action: str) -> 
         if action == "save":
             manager.save(1, {"model": tensors(mesh, True), "rank": rank})
         else:
-            state = {"model": tensors(mesh, False), "rank": None}
+            state: dict[str, Any] = {"model": tensors(mesh, False), "rank": None}
             manager.load(into=state)
             expected = tensors(mesh, True)
             assert all(torch.equal(state["model"][key].full_tensor(), expected[key].full_tensor()) for key in expected)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tieredfs.cli.backend import MountRequest, Progress, RestoreRequest
+from tieredfs.cli.backend import MountRequest, Progress, Quotas, RestoreRequest
 from tieredfs.fuse.mountinfo import MountInfo
 from tieredfs.model import Code, CodeKind, DiskId, Durability, VolumeConfig
 
@@ -168,6 +168,10 @@ class FakeVolume:
 
     def staged(self) -> FakeStaged:
         return self.backend.staged
+
+    @property
+    def quotas(self) -> Quotas:
+        raise NotImplementedError("the verbs of quotas are tested on a volume")
 
 
 @dataclass

@@ -56,6 +56,7 @@ def test_what_went_unasked_is_waited_for_and_who_gave_up_is_not() -> None:
     buckets.withdraw(given_up)
     assert buckets.grants(0.9) == []
     wait_s = buckets.wait_s()
+    assert wait_s is not None
     assert wait_s == pytest.approx(0.1)
     assert buckets.grants(0.9 + wait_s) == [kept]
 

@@ -58,7 +58,8 @@ def test_a_changed_token_is_invalid(at: int, change: int) -> None:
 def test_signed_nonsense_is_invalid() -> None:
     from tieredfs.core import capability
 
-    for claims in ({}, [], ["read"], ["fly", "v", "d", "c", 5], ["read", "v", "d", "c", "soon"]):
+    nonsense: list[object] = [{}, [], ["read"], ["fly", "v", "d", "c", 5], ["read", "v", "d", "c", "soon"]]
+    for claims in nonsense:
         body = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
         token = f"v1.{body}.{capability._packed(capability._mac(SECRET, body))}"
         assert judge(token, SECRET, Right(Verb.READ, "v", "d", "c"), 0) is Verdict.INVALID

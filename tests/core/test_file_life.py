@@ -66,6 +66,9 @@ def test_only_an_idle_clean_content_is_evicted() -> None:
     assert FileState.ABSENT not in WHOLE
 
 
-@pytest.mark.parametrize("state", sorted(DIRTY, key=lambda state: state.name), ids=lambda state: state.name)
+DIRTY_BY_NAME = sorted(DIRTY, key=lambda state: state.name)
+
+
+@pytest.mark.parametrize("state", DIRTY_BY_NAME, ids=lambda state: state.name)
 def test_a_writer_may_come_at_any_time_while_dirty(state: FileState) -> None:
     assert next_state(state, FileEvent.WRITE_BEGUN) is FileState.STAGING

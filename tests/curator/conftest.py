@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from care_volume import memory
+
+from tests.curator.care_volume import memory
 
 
 @pytest.fixture

@@ -3,22 +3,23 @@
 import dataclasses
 import json
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from care_volume import BLOCK_BYTES, CELL_BYTES, REPLICA2, CareVolume, Progresses, care_volume, damage, flip, memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.curator.care_volume import BLOCK_BYTES, REPLICA2, CareVolume, Progresses, care_volume, damage, flip, memory
 from tieredfs.chunk.store import ChunkName
 from tieredfs.curator import FindingKind
-from tieredfs.limits import CHUNK_HEADER_BYTES
+from tieredfs.limits import CELL_BYTES, CHUNK_HEADER_BYTES
 from tieredfs.meta.metadata import Creation
 from tieredfs.model import ROOT, Block, DiskId, FileKind
 
 
 @pytest.fixture
-def volume(tmp_path: Path):
+def volume(tmp_path: Path) -> Iterator[CareVolume]:
     with care_volume(tmp_path) as volume:
         volume.fill(3)
         yield volume
@@ -54,7 +55,9 @@ def test_a_healthy_volume_is_clean_and_everything_was_counted(volume: CareVolume
     ids=["payload", "header", "last-byte", "tail-cut", "header-cut", "empty", "longer", "deleted"],
 )
 @pytest.mark.parametrize("index", [0, 5])
-def test_one_damaged_chunk_is_found_and_mended(volume: CareVolume, change, kind: FindingKind, index: int) -> None:
+def test_one_damaged_chunk_is_found_and_mended(
+    volume: CareVolume, change: Callable[[bytearray], None] | None, kind: FindingKind, index: int
+) -> None:
     block = volume.block_of(b"file-1")
     path = volume.path(block, index)
     before = path.read_bytes()
@@ -205,7 +208,9 @@ DAMAGE = st.sampled_from(["payload", "header", "cut", "delete", "zeros"])
     sizes=st.lists(st.integers(1, BLOCK_BYTES), min_size=1, max_size=4),
     seed=st.integers(0, 1000),
 )
-def test_damage_within_tolerance_is_always_repaired_to_the_bit(data, sizes: list[int], seed: int) -> None:
+def test_damage_within_tolerance_is_always_repaired_to_the_bit(
+    data: st.DataObject, sizes: list[int], seed: int
+) -> None:
     with tempfile.TemporaryDirectory(prefix="care-", dir=memory()) as root, care_volume(Path(root)) as volume:
         for number, size in enumerate(sizes):
             volume.fill(0)

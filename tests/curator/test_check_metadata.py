@@ -6,13 +6,14 @@ Records are damaged behind the metadata's back, key by key.
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from care_volume import BLOCK_BYTES, START_NS, CareVolume, care_volume, memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.curator.care_volume import BLOCK_BYTES, START_NS, CareVolume, care_volume, memory
 from tieredfs.curator import FindingKind
 from tieredfs.curator import audit as audit_module
 from tieredfs.errors import NotFoundError
@@ -33,7 +34,7 @@ from tieredfs.model import (
     ShortBlock,
 )
 
-Break = Callable[["Scene", Writer], None]
+Break = Callable[["Scene", Writer], object]
 
 
 class Scene:
@@ -238,7 +239,7 @@ def test_several_damages_at_once_are_restored_too(cases: list[str]) -> None:
         broken = 0
         for case in cases:
             with contextlib.suppress(AssertionError):  # another damage was there before
-                volume.engine.write(lambda writer, case=case: MENDED[case][1](scene, writer))
+                volume.engine.write(partial(MENDED[case][1], scene))
                 broken += 1
         assert broken
         assert not volume.check().clean
@@ -367,10 +368,12 @@ def test_inodes_are_counted_in_windows(scene: Scene, monkeypatch: pytest.MonkeyP
 
 def test_findings_beyond_the_limit_are_counted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "FINDINGS_MAX", 3)
-    for number in range(10):
-        scene.volume.engine.write(
-            lambda writer, number=number: writer.put(keys.block_on_disk(DiskId(1), BlockId(5000 + number)), b"")
-        )
+
+    def damage(writer: Writer) -> None:
+        for number in range(10):
+            writer.put(keys.block_on_disk(DiskId(1), BlockId(5000 + number)), b"")
+
+    scene.volume.engine.write(damage)
     report = scene.volume.check()
     assert (len(report.findings), report.omitted, report.clean) == (3, 7, False)
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from care_volume import CareVolume, care_volume
 
+from tests.curator.care_volume import CareVolume, care_volume
 from tieredfs.curator import FindingKind
 from tieredfs.format import keys, records
 from tieredfs.kv.engine import Writer
@@ -44,7 +45,7 @@ def inode(volume: CareVolume, path: bytes) -> InodeId:
     return volume.metadata.resolve(path).inode
 
 
-def change_quota(path: bytes, **fields: int) -> Callable[[CareVolume, Writer], None]:
+def change_quota(path: bytes, **fields: Any) -> Callable[[CareVolume, Writer], None]:
     def apply(volume: CareVolume, writer: Writer) -> None:
         quota = volume.metadata.quota(path)._replace(**fields)
         writer.put(keys.quota(quota.directory), records.encode_quota(quota))
@@ -52,9 +53,9 @@ def change_quota(path: bytes, **fields: int) -> Callable[[CareVolume, Writer], N
     return apply
 
 
-def change_inode(path: bytes, **fields: int) -> Callable[[CareVolume, Writer], None]:
+def change_inode(path: bytes, **fields: Any) -> Callable[[CareVolume, Writer], None]:
     def apply(volume: CareVolume, writer: Writer) -> None:
-        inodes.save(writer, inodes.read(writer, inode(volume, path))._replace(**fields))  # type: ignore[arg-type]
+        inodes.save(writer, inodes.read(writer, inode(volume, path))._replace(**fields))
 
     return apply
 

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from care_volume import BLOCK_BYTES, CareVolume, care_volume, damage, flip, killed_at, nothing
 
+from tests.curator.care_volume import BLOCK_BYTES, CareVolume, care_volume, damage, flip, killed_at, nothing
 from tieredfs.block.write import seal
 from tieredfs.chunk.store import ChunkName, ChunkStore
 from tieredfs.curator import FindingKind, GarbageReport
@@ -243,7 +243,7 @@ class HookedStore:
 
     def __init__(self, inner: ChunkStore) -> None:
         self.inner = inner
-        self.before_delete = lambda name: None
+        self.before_delete: Callable[[ChunkName], None] = lambda name: None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)

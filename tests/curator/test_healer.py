@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from care_volume import BLOCK_BYTES, REPLICA2, CareVolume, care_volume, killed_at, turn_name
 
+from tests.curator.care_volume import BLOCK_BYTES, REPLICA2, CareVolume, care_volume, killed_at, turn_name
 from tieredfs.curator import FindingKind, Healer
 from tieredfs.format import keys
 from tieredfs.host.turn import NamedTurn

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from care_volume import BLOCK_BYTES, REPLICA2, CareVolume, Progresses, care_volume, killed_at, nothing
 
+from tests.curator.care_volume import BLOCK_BYTES, REPLICA2, CareVolume, Progresses, care_volume, killed_at, nothing
 from tieredfs.chunk.directory import DiskIdentity, format_disk
 from tieredfs.curator import FindingKind
 from tieredfs.errors import InvalidRequestError, NotFoundError, UnavailableError

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from care_volume import CareVolume, care_volume, damage, flip
 
+from tests.curator.care_volume import CareVolume, care_volume, damage, flip
 from tieredfs.core.care import RepairCounts, RepairQueue, pause_s
 from tieredfs.curator import Repairer
 from tieredfs.curator import repairer as repairer_module

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
 from tests.dcp.test_one_process import assert_same, state
 from tieredfs.cli import main
@@ -112,6 +112,7 @@ def test_names_above_the_directory_and_missing_chunks(directory: Path) -> None:
     for place in metadata.storage_data.values():
         place.relative_path = place.relative_path.removeprefix("../")
     big = metadata.state_dict_metadata["model.big"]
+    assert isinstance(big, TensorStorageMetadata)
     big.size = torch.Size([big.size[0] + 1, *big.size[1:]])
     Path(path).write_bytes(pickle.dumps(metadata))
     with pytest.raises(ConfigurationError, match=r"model\.big: 8 elements"):

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ def test_the_data_are_safetensors_and_the_manifest_is_json(fs: TieredFileSystem,
 
 
 def test_a_planner_that_does_not_flatten(place: str) -> None:
-    flat = {"a": torch.arange(5), "b": 3}
+    flat: dict[str, Any] = {"a": torch.arange(5), "b": 3}
     dcp.save(flat, storage_writer=TieredWriter(place), planner=DefaultSavePlanner(flatten_state_dict=False))
     loaded: dict[str, Any] = {"a": torch.zeros(5, dtype=torch.int64), "b": 0}
     dcp.load(loaded, storage_reader=TieredReader(place), planner=DefaultLoadPlanner(flatten_state_dict=False))
@@ -182,6 +183,7 @@ def test_async_save_in_a_thread(place: str) -> None:
     expected = {**state(), "model": dict(saved["model"], big=saved["model"]["big"].clone())}
     pending = dcp.async_save(saved, storage_writer=TieredWriter(place))
     saved["model"]["big"].zero_()
+    assert isinstance(pending, Future)
     pending.result()
     loaded = zeros_like(expected)
     load(place, loaded)
@@ -321,7 +323,9 @@ class _Other(DefaultSavePlanner):
     """Gives another type than it planned."""
 
     def resolve_data(self, write_item: Any) -> Any:
-        return super().resolve_data(write_item).to(torch.float64)
+        found = super().resolve_data(write_item)
+        assert isinstance(found, torch.Tensor)
+        return found.to(torch.float64)
 
 
 class _Half(DefaultSavePlanner):

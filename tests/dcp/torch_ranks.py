@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
@@ -87,14 +88,16 @@ def tell(text: str) -> None:
 def save_all(place: str, mesh: Any) -> None:
     model, optimizer = trained(mesh, 3)
     weights, moments = get_state_dict(model, optimizer)
-    state = {"model": weights, "optimizer": moments, "step": 3}
+    state: dict[str, Any] = {"model": weights, "optimizer": moments, "step": 3}
     dcp.save(state, storage_writer=TieredWriter(f"{place}/fsdp"))
     dcp.save({"t": tensors(mesh, 1.0)}, storage_writer=TieredWriter(f"{place}/dtensors"))
     dcp.save({"t": tensors(mesh, 2.0)}, storage_writer=TieredWriter(f"{place}/dtensors"))
     dcp.save({"t": tensors(mesh, 1.0)}, checkpoint_id=f"{place}/plain")
     for kind in AsyncCheckpointerType:
         writer = TieredWriter(f"{place}/async-{kind.value}")
-        dcp.async_save({"t": tensors(mesh, 3.0)}, storage_writer=writer, async_checkpointer_type=kind).result()
+        pending = dcp.async_save({"t": tensors(mesh, 3.0)}, storage_writer=writer, async_checkpointer_type=kind)
+        assert isinstance(pending, Future)
+        pending.result()
     try:
         dcp.save({"t": tensors(mesh, 9.0)}, storage_writer=TieredWriter(f"{place}/dtensors"), planner=Dying(kill=False))
     except CheckpointException as error:
@@ -109,7 +112,7 @@ def save_all(place: str, mesh: Any) -> None:
 def load_all(place: str, mesh: Any) -> None:
     model, optimizer = trained(mesh, 1)
     weights, moments = get_state_dict(model, optimizer)
-    state = {"model": weights, "optimizer": moments, "step": 0}
+    state: dict[str, Any] = {"model": weights, "optimizer": moments, "step": 0}
     dcp.load(state, storage_reader=TieredReader(f"{place}/fsdp"))
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     expected, its_optimizer = trained(mesh, 3)

@@ -43,7 +43,10 @@ def test_the_table_of_errors_is_total() -> None:
     assert set(ERRNO_OR_VALUE) == set(errors.domain_errors())
 
 
-@pytest.mark.parametrize("kind", sorted(errors.domain_errors(), key=lambda kind: kind.__name__))
+KINDS = sorted(errors.domain_errors(), key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_domain_error_becomes_one_of_pythons(kind: type[errors.TieredError]) -> None:
     said = translated(kind("why"), "a/b")
     assert isinstance(said, ValueError if ERRNO_OR_VALUE[kind] == 0 else OSError)

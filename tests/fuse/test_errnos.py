@@ -12,7 +12,10 @@ def test_the_table_has_every_domain_error_and_nothing_else() -> None:
     assert set(ERRNO_OF) == set(errors.domain_errors())
 
 
-@pytest.mark.parametrize("kind", sorted(errors.domain_errors(), key=lambda kind: kind.__name__))
+KINDS = sorted(errors.domain_errors(), key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_domain_error_has_a_known_errno(kind: type[errors.TieredError]) -> None:
     assert errno_of(kind("why")) == ERRNO_OF[kind]
     assert ERRNO_OF[kind] in errno.errorcode

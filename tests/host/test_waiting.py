@@ -37,7 +37,12 @@ def test_a_lock_that_another_thread_holds_is_announced_before_it_is_waited_for(c
     other = threading.Thread(target=hold)
     other.start()
     assert held.wait(10)
-    when_waiting(lambda: (calls.append(1), let_go.set()))  # it would wait for ever if it waited first
+
+    def called() -> None:
+        calls.append(1)
+        let_go.set()
+
+    when_waiting(called)  # it would wait for ever if it waited first
     with lock:
         assert calls == [1]
     other.join(10)

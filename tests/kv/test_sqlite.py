@@ -20,9 +20,10 @@ from tieredfs.errors import (
     VolumeNotFoundError,
 )
 from tieredfs.host import Host, LocalFiles, local_host
+from tieredfs.host.shared_sync import SharedSync
 from tieredfs.kv import sqlite
 from tieredfs.kv.engine import Writer
-from tieredfs.kv.sqlite import SharedSync, SqliteEngine
+from tieredfs.kv.sqlite import SqliteEngine
 from tieredfs.testing.engine_suite import EngineSuite, items, put
 from tieredfs.testing.engine_workers import Opener, increment, read_counter
 

@@ -14,7 +14,7 @@ class Line(pl.LightningModule):
         self.layer = torch.nn.Linear(1, 1)
 
     def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
-        loss = (self.layer(batch) - 2 * batch).square().mean()
+        loss: torch.Tensor = (self.layer(batch) - 2 * batch).square().mean()
         self.log("loss", loss)
         return loss
 

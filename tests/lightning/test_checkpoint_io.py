@@ -4,10 +4,11 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tests.filesystem.conftest import make_volume
 from tieredfs_client.filesystem import TieredFileSystem
@@ -32,7 +33,7 @@ def test_a_trainer_saves_prunes_and_resumes(fs: TieredFileSystem) -> None:
     from tests.lightning.line import Line, trainer
 
     url = fs.unstrip_protocol("runs/line")
-    data = DataLoader(torch.arange(8.0).reshape(8, 1), batch_size=4)
+    data = DataLoader(cast(Dataset[torch.Tensor], torch.arange(8.0).reshape(8, 1)), batch_size=4)
     model = Line()
     trainer(url, 3).fit(model, data)
     names = sorted(os.path.basename(path) for path in fs.find("runs/line"))

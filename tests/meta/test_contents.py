@@ -1,5 +1,7 @@
 """What the model test does not say of contents: times, ages, refusals, sizes of files and of commits."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.meta.conftest import CODE, Volume
@@ -221,10 +223,11 @@ def test_blocks_are_listed_in_steps(volume: Volume) -> None:
     metadata = volume.metadata
     numbers = [reserve(metadata) for _ in range(25)]
     metadata.commit_stored([], [block(number) for number in numbers])
-    for listed in (
+    listings: list[Callable[[BlockId], list[BlockId]]] = [
         lambda after: [found.block for found in metadata.list_blocks(after, 7)],
         lambda after: metadata.blocks_on_disk(DiskId(1), after, 7),
-    ):
+    ]
+    for listed in listings:
         seen: list[BlockId] = []
         while step := listed(seen[-1] if seen else BlockId(0)):
             seen += step

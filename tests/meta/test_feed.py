@@ -79,7 +79,7 @@ def test_who_writes_alone_does_not_look_for_followers_again(made: Volume) -> Non
 
         def __init__(self, writer: Writer) -> None:
             super().__init__(writer)
-            self.scan = self.counted  # type: ignore[method-assign]
+            self.scan = self.counted
             self.below = writer.scan
 
         __slots__ = ("below",)

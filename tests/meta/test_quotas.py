@@ -185,7 +185,11 @@ def test_growth_through_the_daemon_is_asked_for(volume: Volume, team: InodeId) -
 
 @pytest.mark.parametrize("path", [b"/absent", b"/team/absent/x"])
 def test_no_such_path(volume: Volume, team: InodeId, path: bytes) -> None:
-    for call in (lambda: volume.metadata.set_quota(path, 1, None), lambda: volume.metadata.quota(path)):
+    calls: list[Callable[[], object]] = [
+        lambda: volume.metadata.set_quota(path, 1, None),
+        lambda: volume.metadata.quota(path),
+    ]
+    for call in calls:
         with pytest.raises(errors.NotFoundError, match=path.decode()):
             call()
     assert len(volume.metadata.quotas()) == 1

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,14 @@ from tieredfs.meta.recent import (
     Ahead,
     Recent,
 )
-from tieredfs.model import NOBODY, ROOT, AttributeChange, Attributes, FileKind, InodeId
+from tieredfs.model import NO_CACHE, NOBODY, ROOT, AttributeChange, Attributes, FileKind, InodeId
 
 FILE = Creation(FileKind.REGULAR, 0o644, 0, 0)
 DIRECTORY = Creation(FileKind.DIRECTORY, 0o755, 0, 0)
 
 
 def attributes_of(inode: int) -> Attributes:
-    return Attributes(InodeId(inode), FileKind.REGULAR, *([0] * 9), ROOT, 0, 0, 0, 0)  # type: ignore[arg-type]
+    return Attributes(InodeId(inode), FileKind.REGULAR, 0, 0, 0, 0, 0, 0, 0, 0, 0, ROOT, 0, 0, NO_CACHE, 0)
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_who_looks_at_a_volume_that_several_change_sees_what_is_there(made: Volu
                 actor.set_attributes(actor.lookup(ROOT, name).inode, AttributeChange(mode=chance.randrange(0o777)))
             else:
                 with contextlib.suppress(NotFoundError):
-                    true = engines[0].read(lambda reader, name=name: lookup(reader, ROOT, name)).attributes()
+                    true = engines[0].read(partial(lookup, parent=ROOT, name=name)).attributes()
                     looks = actor._looks
                     hits += looks._recent.named(looks.at(), ROOT, name) is not None
                     assert actor.lookup(ROOT, name) == true
@@ -201,6 +202,7 @@ def test_the_commit_of_another_process_is_seen_at_once(made: Volume) -> None:
 def test_a_checkpoint_of_the_log_changes_no_answer(made: Volume) -> None:
     made.metadata.create(ROOT, b"a", FILE)
     before = made.metadata.lookup(ROOT, b"a")
+    assert isinstance(made.engine, SqliteEngine)
     made.engine._connections.writer.control("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     assert made.metadata.lookup(ROOT, b"a") == before
     made.metadata.set_attributes(before.inode, AttributeChange(mode=0o111))
@@ -240,7 +242,7 @@ def test_shared_directories_are_walked_once(made: Volume) -> None:
         """A reader whose reads are noted."""
 
         def __init__(self, reader: Reader) -> None:
-            self.get = lambda key: read.append(key) or reader.get(key)  # type: ignore[func-returns-value]
+            self.get = lambda key: read.append(key) or reader.get(key)
 
     made.engine.read(lambda reader: names.look(Watched(reader), [b"d/a", b"d/b", b"d/c", b"d"], []))  # type: ignore[arg-type]
     assert len(read) == 4 + 3, "an entry for each name, an inode for each that is there"

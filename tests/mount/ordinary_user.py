@@ -82,7 +82,8 @@ def tell(folder: Path, driver: str) -> dict[str, Any]:
     try:
         found = find_mount(str(mnt))
         assert found is not None
-        served = ControlClient(found.mount_id).call("status", {}, lambda *_: None)["mount"]
+        status: Any = ControlClient(found.mount_id).call("status", {}, lambda *_: None)
+        served = status["mount"]
         told["driver"], told["refused"] = served["driver"], served.get("passthrough_refused", "")
         daemon = served["process"]
         content = os.urandom(3 << 20)

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -34,12 +35,12 @@ class Pair:
 
     def counts(self) -> dict[str, int]:
         """Requests that the mount that looks was asked."""
-        status = ControlClient(self._here.mount_id).call("status", {}, lambda *_: None)
+        status: Any = ControlClient(self._here.mount_id).call("status", {}, lambda *_: None)
         counts: dict[str, int] = status["mount"]["requests"]
         return counts
 
     def pushed(self) -> int:
-        status = ControlClient(self._here.mount_id).call("status", {}, lambda *_: None)
+        status: Any = ControlClient(self._here.mount_id).call("status", {}, lambda *_: None)
         return int(status["mount"]["pushed"])
 
 

@@ -34,7 +34,7 @@ def volume(lab: volumes.Lab) -> Iterator[Volume]:
 @pytest.fixture
 def team(lab: volumes.Lab, volume: Volume, request: pytest.FixtureRequest) -> Path:
     """A directory of its own for the test, with 1 MiB and 6 inodes."""
-    path = lab.mnt / request.node.originalname
+    path: Path = lab.mnt / request.node.originalname
     path.mkdir()
     volume.quotas.set(path.name, MIB, 6)
     return path

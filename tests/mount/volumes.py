@@ -48,9 +48,9 @@ class Lab:
 
     def format(self, code: str = "rs:4+2", disks: int = 6, **settings: Any) -> None:
         self.mnt.mkdir(exist_ok=True)
-        settings = {"durability": Durability.SSD, "block_bytes": 4 * MIB, "name": "lab"} | settings
+        usual: dict[str, Any] = {"durability": Durability.SSD, "block_bytes": 4 * MIB, "name": "lab"}
         data = f"disk://{self.root}/d{{0..{disks - 1}}}"
-        format_volume(self.url, [data], code=parse_code(code), **settings)
+        format_volume(self.url, [data], code=parse_code(code), **(usual | settings))
 
     def mount(self, point: Path | None = None, **options: Any) -> MountedVolume:
         mounted = mount_volume(MountOptions(self.url, str(point or self.mnt), **options))

@@ -178,7 +178,7 @@ def test_a_right_token_works_and_nothing_else_does(shared_node: Node, chunk: tup
     now_s, secret = time.time(), SECRET.encode()
     good = make_token(secret, right, now_s)
     assert len(ask(shared_node, "GET", path, good).content) == CHUNK_HEADER_BYTES + CELL_BYTES
-    wrong = {
+    wrong: dict[int, list[str | None]] = {
         401: [
             None,
             "nonsense",

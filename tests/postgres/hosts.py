@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.mount.volumes import Lab
 from tests.nodes.rig import SECRET
@@ -56,7 +57,7 @@ class OtherHost:
         self.mount_id = json.loads(made)["mount_id"]
 
     def daemon_pid(self) -> int:
-        status = ControlClient(self.mount_id).call("status", {}, lambda *_: None)
+        status: Any = ControlClient(self.mount_id).call("status", {}, lambda *_: None)
         return int(status["mount"]["process"])
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import PREFIX
 
@@ -146,7 +147,7 @@ class Server:
 
     # ---- around the engine -------------------------------------------------------------------------------------------
 
-    def sql(self, text: str, *values: object, database: str = "postgres") -> list[tuple[object, ...]]:
+    def sql(self, text: str, *values: object, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement with psycopg's own connections. Raises OSError if the server does not answer."""
         import psycopg
 
@@ -156,7 +157,7 @@ class Server:
         except psycopg.OperationalError as error:
             raise ConnectionError(str(error)) from error
         with connection:
-            cursor = connection.execute(text, values or None, binary=True)  # type: ignore[arg-type]
+            cursor = connection.execute(text, values or None, binary=True)
             return cursor.fetchall() if cursor.description else []
 
     def database(self) -> str:

@@ -63,7 +63,7 @@ def test_any_history(server: Server, database: str) -> None:
     short = settings(
         max_examples=8, stateful_step_count=25, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
-    run_state_machine_as_test(OnPostgres, settings=short)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(OnPostgres, settings=short)
     assert next(schemas) >= 8
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -123,7 +124,7 @@ def test_text_files_without_a_byte(volume: FileSystem, folder: str, name: str) -
 def damaged(kind: str) -> bytes:
     """500 rows from 1000 on, and something wrong with them."""
     table = numbered(500, 1000)
-    return {
+    made: dict[str, Callable[[], bytes]] = {
         "cut.parquet": lambda: parquet_bytes(table)[:-20],
         "empty.parquet": lambda: b"",
         "text.parquet": lambda: b"not at all Parquet",
@@ -132,7 +133,8 @@ def damaged(kind: str) -> bytes:
         "cut.csv.gz": lambda: gzip.compress(csv_bytes(table))[:-200],
         "cut.jsonl": lambda: json_lines([{"row": row} for row in range(1000, 1500)]) + b'{"row": 15',
         "cut.tar": lambda: tar_bytes({f"{row}.cls": b"%d" % row for row in range(1000, 1500)})[:-20_000],
-    }[kind]()
+    }
+    return made[kind]()
 
 
 KINDS = ["cut.parquet", "empty.parquet", "text.parquet", "cut.feather", "cut.csv", "cut.csv.gz", "cut.jsonl", "cut.tar"]

@@ -71,7 +71,7 @@ def test_statistics_that_are_nan_rule_nothing_out(volume: FileSystem, folder: st
     assert rows(volume, folder, filter="x > 1.5") == [{"x": 2.0}]
 
 
-class _Keys(encryption.KmsClient):  # type: ignore[misc]
+class _Keys(encryption.KmsClient):
     def wrap_key(self, key_bytes: bytes, _: str) -> bytes:
         return base64.b64encode(key_bytes)
 

@@ -14,7 +14,7 @@ from tests.mount.volumes import Lab, lab
 from tests.reading.conftest import new_volume
 from tests.reading.files import json_lines, numbered, parquet_bytes, put
 from tieredfs.errors import NotFoundError
-from tieredfs.model import SessionId
+from tieredfs.model import Attributes, SessionId
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position, Shuffle
 from tieredfs_gateway.datasets.reader import DatasetReader, open_reader
@@ -160,7 +160,8 @@ def test_a_file_that_changes_while_it_is_pinned_is_looked_at_again(
 ) -> None:
     fill(volume)
     volume.flush(30)
-    splice, changes = volume.splice, []
+    splice = volume.splice
+    changes: list[Attributes] = []
 
     def spliced(parts: object) -> object:
         made = splice(parts)  # type: ignore[arg-type]

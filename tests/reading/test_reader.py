@@ -46,7 +46,8 @@ def rows_of(batches: Iterator[NumberedBatch]) -> list[int]:
 
 def compact(rows: pa.RecordBatch) -> bytes:
     """Every byte of it, and none of what it may be a slice of."""
-    return rows.take(pa.array(range(rows.num_rows), pa.int64())).serialize().to_pybytes()
+    data: bytes = rows.take(pa.array(range(rows.num_rows), pa.int64())).serialize().to_pybytes()
+    return data
 
 
 ORDERS = st.builds(

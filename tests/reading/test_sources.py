@@ -5,7 +5,7 @@ import gzip
 import io
 import shutil
 import tarfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def test_flights_come_back_in_every_format(volume: FileSystem, folder: str, name
 def test_json_lines(volume: FileSystem, folder: str, ending: str) -> None:
     rows = [{"n": n, "t": f"é{n}" * (n % 5), "deep": {"x": n / 2, "l": [n, None]}, "none": None} for n in range(5000)]
     data = json_lines(rows).replace(b'{"n": 7,', b'\n  \n{"n": 7,')  # blank lines are no rows
-    put(volume, f"{folder}/a.{ending}", {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zst}[ending](data))
+    packers: dict[str, Callable[[bytes], bytes]] = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zst}
+    put(volume, f"{folder}/a.{ending}", packers[ending](data))
     assert read(volume, folder).to_pylist() == rows
     found = read(volume, folder, columns=("deep.x", "n"), filter="deep.x >= 2400 and n is not null")
     assert found.to_pylist() == [{"deep.x": n / 2, "n": n} for n in range(4800, 5000)]

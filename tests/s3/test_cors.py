@@ -11,7 +11,7 @@ from tests.s3.endpoint import Endpoint
 from tieredfs_gateway.s3 import xml
 from tieredfs_gateway.s3.cors import find_rule, parse_cors
 
-RULES = [
+RULES: list[dict[str, Any]] = [
     {
         "AllowedOrigins": ["https://*.example.com", "https://exact.org"],
         "AllowedMethods": ["PUT", "GET"],

@@ -263,7 +263,7 @@ def test_checksums_are_checked_kept_and_shown(s3: Any, bucket: str, algorithm: s
 def test_multipart_uploads(s3: Any, bucket: str) -> None:
     upload = s3.create_multipart_upload(Bucket=bucket, Key="m/k", Metadata={"a": "b"}, Tagging="t=1")["UploadId"]
     pieces = [BIG[: 5 * MIB], BIG[5 * MIB : 10 * MIB], BIG[10 * MIB :]]
-    parts = []
+    parts: list[dict[str, Any]] = []
     for number, piece in reversed(list(enumerate(pieces, 1))):
         put = s3.upload_part(Bucket=bucket, Key="m/k", UploadId=upload, PartNumber=number, Body=piece)
         parts.insert(0, {"PartNumber": number, "ETag": put["ETag"]})

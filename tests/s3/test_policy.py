@@ -105,6 +105,29 @@ def test_conditions_hold_or_not(condition: dict[str, Any], context: dict[str, st
     assert parse_policy(document(listing), "bkt").judge(Question("", "s3:ListBucket", "bkt", context)) is verdict
 
 
+UNCHECKED: list[dict[str, Any]] = [
+    {"Effect": "Maybe"},
+    {"Effect": None},
+    {"Principal": None},
+    {"Principal": {"Service": "x"}},
+    {"Principal": {"AWS": []}},
+    {"Principal": {"AWS": "arn:aws:iam::123456789012:root"}},
+    {"Principal": {"AWS": "arn:aws:iam::1:role/x"}},
+    {"NotAction": "s3:*"},
+    {"NotPrincipal": "*"},
+    {"Action": "ec2:Start"},
+    {"Action": []},
+    {"Resource": "arn:aws:s3:::other/*"},
+    {"Resource": f"{ARN}x/*"},
+    {"Resource": f"{ARN}/${{aws:username}}/*"},
+    {"Condition": {"StringEquals": {"aws:PrincipalTag/a": "x"}}},
+    {"Condition": {"Sometimes": {"s3:prefix": "x"}}},
+    {"Condition": {"IpAddress": {"aws:SourceIp": "somewhere"}}},
+    {"Condition": {"Bool": {"s3:prefix": "true"}}},
+    {"Condition": []},
+]
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -116,30 +139,7 @@ def test_conditions_hold_or_not(condition: dict[str, Any], context: dict[str, st
         b'{"Statement": [], "Statement": []}',
         b'{"Version": "1999-01-01", "Statement": [{}]}',
         b" " * 30_000,
-        *(
-            document(statement(**changes))
-            for changes in (
-                {"Effect": "Maybe"},
-                {"Effect": None},
-                {"Principal": None},
-                {"Principal": {"Service": "x"}},
-                {"Principal": {"AWS": []}},
-                {"Principal": {"AWS": "arn:aws:iam::123456789012:root"}},
-                {"Principal": {"AWS": "arn:aws:iam::1:role/x"}},
-                {"NotAction": "s3:*"},
-                {"NotPrincipal": "*"},
-                {"Action": "ec2:Start"},
-                {"Action": []},
-                {"Resource": "arn:aws:s3:::other/*"},
-                {"Resource": f"{ARN}x/*"},
-                {"Resource": f"{ARN}/${{aws:username}}/*"},
-                {"Condition": {"StringEquals": {"aws:PrincipalTag/a": "x"}}},
-                {"Condition": {"Sometimes": {"s3:prefix": "x"}}},
-                {"Condition": {"IpAddress": {"aws:SourceIp": "somewhere"}}},
-                {"Condition": {"Bool": {"s3:prefix": "true"}}},
-                {"Condition": []},
-            )
-        ),
+        *(document(statement(**changes)) for changes in UNCHECKED),
     ],
 )
 def test_what_would_not_be_checked_is_refused(raw: bytes) -> None:

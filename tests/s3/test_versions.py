@@ -243,7 +243,7 @@ def test_versions_are_listed_page_by_page_in_order(s3: Any, kept: str) -> None:
         ids[key].insert(0, s3.delete_object(Bucket=kept, Key=key)["VersionId"])
     expected = [(key, version) for key in sorted(KEYS, key=str.encode) for version in ids[key]]
     for size in (1, 2, 7, 1000):
-        found, arguments = [], {}
+        found, arguments = [], dict[str, str]()
         for _ in range(len(expected) + 1):
             answer = s3.list_object_versions(Bucket=kept, MaxKeys=size, **arguments)
             page = answer.get("Versions", []) + answer.get("DeleteMarkers", [])
@@ -264,7 +264,7 @@ def test_versions_are_rolled_up(s3: Any, kept: str) -> None:
         put(s3, kept, key, b"1")
         put(s3, kept, key, b"2")
     s3.delete_object(Bucket=kept, Key="c/1")
-    prefixes, keys, arguments = [], [], {}
+    prefixes, keys, arguments = [], [], dict[str, str]()
     for _ in range(10):
         answer = s3.list_object_versions(Bucket=kept, Delimiter="/", MaxKeys=1, **arguments)
         prefixes += [found["Prefix"] for found in answer.get("CommonPrefixes", [])]

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +173,16 @@ def test_a_worker_that_ends_is_replaced_and_what_it_took_is_there(pool: Endpoint
     os.kill(victim, number)
     wait_for(lambda: victim not in pids(pool))
     for at in range(12):  # the others serve what it has on its SSD
-        assert patient(lambda at=at: fresh(pool).get_object(Bucket=bucket, Key=f"k{at}")["Body"].read()) == b"%d" % at
+        ask = partial(read, pool, bucket, f"k{at}")
+        assert patient(ask) == b"%d" % at
     wait_for(lambda: len(pids(pool)) == WORKERS and listeners(pool) == WORKERS)
     assert set(before) - {victim} < set(pids(pool))
     assert all(fresh(pool).head_bucket(Bucket=bucket) for _ in range(12))
+
+
+def read(pool: Endpoint, bucket: str, key: str) -> bytes:
+    body: bytes = fresh(pool).get_object(Bucket=bucket, Key=key)["Body"].read()
+    return body
 
 
 def patient(ask: Callable[[], Any]) -> Any:

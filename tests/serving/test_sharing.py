@@ -379,10 +379,10 @@ def test_sessions_of_one_dataset_share_a_reader_that_is_closed_with_the_last(
     one, two = sessions.open(KEY, "a"), sessions.open(KEY, "b")
     assert len(volume.readers) == 1
     sessions.close(one.id)
-    assert not volume.readers[0].closed
+    assert [reader.closed for reader in volume.readers] == [False]
     sessions.close(two.id)
     sessions.close(two.id)
-    assert volume.readers[0].closed
+    assert [reader.closed for reader in volume.readers] == [True]
     with pytest.raises(Refusal, match="no such session"):
         sessions.get(two.id)
 

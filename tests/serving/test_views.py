@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +427,7 @@ def test_what_a_view_can_do_in_arrow_is_what_the_documentation_says() -> None:
     assert views.cast(pa.binary()).to_pylist() == views.to_pylist()
     assert views[0].as_buffer().to_pybytes() == views[0].as_py()
     assert "binary_view" in str(GatewayDataset.__doc__)
-    for work in (lambda: views.take(pa.array([0])), lambda: pa.compute.binary_length(views)):
+    works: list[Callable[[], object]] = [lambda: views.take(pa.array([0])), lambda: pa.compute.binary_length(views)]
+    for work in works:
         with pytest.raises(pa.ArrowNotImplementedError):
             work()

@@ -22,9 +22,9 @@ NOW_NS = 1_800_000_000_000_000_000
 
 def disk(number: int, *, reachable: bool = True, domain: str = "", free_bytes: int = 60 * GIB) -> DiskStatus:
     problem = None if reachable else "it does not answer"
-    sizes = (100 * GIB, free_bytes) if reachable else (None, None)
+    total, free = (100 * GIB, free_bytes) if reachable else (None, None)
     return DiskStatus(
-        number, f"disk:///data/d{number}", domain or f"d{number}", "active", reachable, problem, *sizes, None
+        number, f"disk:///data/d{number}", domain or f"d{number}", "active", reachable, problem, total, free, None
     )
 
 

@@ -76,8 +76,8 @@ def test_names_of_this_machine(host: str, here: bool) -> None:
     assert is_loopback_name(host) is here
 
 
-def bearer(token: str) -> dict[str, dict[str, str]]:
-    return {"headers": {"authorization": f"Bearer {token}"}}
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
 
 
 def test_with_a_secret_a_token_is_asked_for() -> None:
@@ -85,7 +85,7 @@ def test_with_a_secret_a_token_is_asked_for() -> None:
         refused = ask(HOLDERS, "GET", path, host="10.0.0.1")
         assert refused.status_code == 401
         assert "sqlite" not in refused.text
-        assert ask(HOLDERS, "GET", path, host="10.0.0.1", **bearer(TOKEN)).status_code == 200
+        assert ask(HOLDERS, "GET", path, host="10.0.0.1", headers=bearer(TOKEN)).status_code == 200
     assert "<form" in ask(HOLDERS, "GET", "/").text
 
 
@@ -99,7 +99,7 @@ def test_with_a_secret_a_token_is_asked_for() -> None:
     ],
 )
 def test_other_tokens_are_refused(token: str, status: int) -> None:
-    assert ask(HOLDERS, "GET", "/status.json", **bearer(token)).status_code == status
+    assert ask(HOLDERS, "GET", "/status.json", headers=bearer(token)).status_code == status
     entered = ask(HOLDERS, "POST", "/enter", content=urlencode({"token": token}))
     assert entered.status_code == status
     assert "set-cookie" not in entered.headers

@@ -8,7 +8,7 @@ import pytest
 
 from tieredfs import errors
 from tieredfs.fuse.operations import Caller, Operations
-from tieredfs.model import ROOT, AttributeChange, FileKind
+from tieredfs.model import ROOT, AttributeChange, FileKind, InodeId
 from tieredfs.testing import loopback
 from tieredfs.testing.loopback import LoopbackOperations
 
@@ -110,7 +110,7 @@ def test_errors_are_the_domains(operations: LoopbackOperations) -> None:
     with pytest.raises(errors.NotFoundError):
         operations.seek(opened.handle, 10, os.SEEK_DATA)
     with pytest.raises(errors.NotFoundError):
-        operations.attributes(loopback.InodeId(1 << 60))
+        operations.attributes(InodeId(1 << 60))
     with pytest.raises(errors.NameTooLongError):
         operations.symlink(ROOT, b"n" * 256, b"target", CALLER)
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from planted import TREE, assert_clean, overwrite, plant, put, quiet, shown
 
+from tests.volume.planted import TREE, assert_clean, overwrite, plant, put, quiet, shown
 from tests.whole_files import get
 from tieredfs.errors import (
     AlreadyExistsError,

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 import pytest
-from planted import TREE, assert_clean, overwrite, plant, put, quiet, shown
 
+from tests.volume.planted import TREE, assert_clean, overwrite, plant, put, quiet, shown
 from tests.whole_files import get
 from tieredfs.errors import (
     AlreadyExistsError,

@@ -13,7 +13,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -232,7 +232,7 @@ class GatewayDataset:
 
     # ---- the loop --------------------------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         worker, worker_count = ranks.loader_worker()
         place = Place(self._rank, self._world_size, worker, worker_count)
         turns, taken = self._begin(place)

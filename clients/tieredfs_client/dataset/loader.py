@@ -6,7 +6,7 @@ of workers, or ranks, or none at all, goes on from it.
 """
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from tieredfs_client.dataset import ranks
@@ -21,7 +21,7 @@ class GatewayLoader:
         self._data = data
         self._options = options
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         torch_data = importlib.import_module("torch.utils.data")
         loader = torch_data.DataLoader(self._data, batch_size=None, **self._options)
         if not self._options.get("num_workers"):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,7 +88,11 @@ class TestLifeOfAMount:
             assert os.fstat(file.fileno()).st_nlink == 0
             assert file.read() == b"kept"
             # libfuse could not reach it any more, so the directory waits for it.
-            for remove in (lambda: os.rmdir(own.path / "e"), lambda: os.replace(own.path / "g", own.path / "e")):
+            removals: list[Callable[[], None]] = [
+                lambda: os.rmdir(own.path / "e"),
+                lambda: os.replace(own.path / "g", own.path / "e"),
+            ]
+            for remove in removals:
                 (own.path / "g").mkdir(exist_ok=True)
                 with fails(errno.ENOTEMPTY):
                     remove()
