@@ -50,6 +50,7 @@ from tieredfs.errors import (
 )
 from tieredfs.fuse.errnos import errno_of
 from tieredfs.fuse.operations import Caller, Opened, Operations, visible_xattrs
+from tieredfs.fuse.privileges import drop_privilege
 from tieredfs.host import Clock, SystemClock
 from tieredfs.model import ROOT, AttributeChange, Attributes, FileKind, InodeId
 
@@ -259,10 +260,15 @@ def _stat_of(attributes: Attributes) -> Any:
         st_size=attributes.size_bytes,
         st_blksize=4096,
         st_blocks=-(-attributes.allocated_bytes // 512),
-        st_atime=attributes.atime_ns // 1_000_000_000,
-        st_mtime=attributes.mtime_ns // 1_000_000_000,
-        st_ctime=attributes.ctime_ns // 1_000_000_000,
+        st_atime=_seconds(attributes.atime_ns),
+        st_mtime=_seconds(attributes.mtime_ns),
+        st_ctime=_seconds(attributes.ctime_ns),
     )
+
+
+def _seconds(time_ns: int) -> int:
+    """The C layer takes no time before 1970: it fails the whole answer."""
+    return max(0, time_ns // 1_000_000_000)
 
 
 class _Callbacks:
@@ -345,7 +351,8 @@ class _Callbacks:
             self._operations.release_directory(handle)
 
     def mknod(self, path: str, mode: int, device: int) -> None:
-        self._operations.make_node(*self._place(path), mode, device, self._caller())
+        """The C layer passes the device as signed 32 bits."""
+        self._operations.make_node(*self._place(path), mode, device & 0xFFFF_FFFF, self._caller())
 
     def mkdir(self, path: str, mode: int) -> None:
         self._operations.make_directory(*self._place(path), stat.S_IMODE(mode), self._caller())
@@ -390,8 +397,10 @@ class _Callbacks:
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def open(self, path: str, flags: int) -> _File:
-        attributes = self._attributes(path)
-        return self._file(attributes, self._operations.open(attributes.inode, flags, self._caller()))
+        attributes, caller = self._attributes(path), self._caller()
+        if flags & os.O_TRUNC and caller.uid:  # of what a truncation within open means the kernel leaves this to us
+            drop_privilege(self._operations, attributes.inode)
+        return self._file(attributes, self._operations.open(attributes.inode, flags, caller))
 
     def create(self, path: str, flags: int, mode: int) -> _File:
         try:

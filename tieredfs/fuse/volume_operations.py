@@ -31,16 +31,16 @@ from tieredfs.host import crash
 from tieredfs.host.waiting import about_to_wait
 from tieredfs.limits import KIB, NAME_BYTES_MAX, QUOTA_STEP_BYTES
 from tieredfs.meta.metadata import Creation, Receipt, Removed
-from tieredfs.model import AttributeChange, Attributes, Durability, FileKind, InodeId
+from tieredfs.model import AttributeChange, Attributes, Durability, FileKind, InodeId, Quota
 from tieredfs.volume import SsdTier, Volume
 
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
 _KEEP_SIZE: Final = 1
 """FALLOC_FL_KEEP_SIZE"""
-_ACL_XATTR_PREFIX: Final = b"system.posix_acl_"
 _XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
-"""xattr(7). The kernel asks for rights by these; in `system.` are those that mean something to a file system, none to us."""
+"""xattr(7). The kernel asks for rights by these; in `system.` are those that mean something to a file system, none to us
+(POSIX ACLs are among them)."""
 
 _KIND_OF_FORMAT: Final = {
     stat.S_IFREG: FileKind.REGULAR,
@@ -69,6 +69,14 @@ def _stale_when_deleted(inode: InodeId) -> Iterator[None]:
         yield
     except NotFoundError:
         raise StaleError(f"inode {inode} was deleted") from None
+
+
+def _check_namespace(name: bytes) -> None:
+    """Raises NotSupportedError, InvalidRequestError."""
+    if not name.startswith(_XATTR_NAMESPACES):
+        raise NotSupportedError(f"{name!r} is in no namespace of extended attributes")
+    if name in _XATTR_NAMESPACES:
+        raise InvalidRequestError(f"{name!r} is a namespace without a name")
 
 
 class VolumeOperations:
@@ -250,18 +258,12 @@ class VolumeOperations:
             return self._metadata.read_link(inode)
 
     def get_xattr(self, inode: InodeId, name: bytes) -> bytes:
-        if name.startswith(_ACL_XATTR_PREFIX):
-            raise NotSupportedError("POSIX ACLs are not stored")
+        _check_namespace(name)
         return self._metadata.get_xattr(inode, name)
 
     def set_xattr(self, inode: InodeId, name: bytes, value: bytes, flags: int) -> None:
         self._check_writable()
-        if name.startswith(_ACL_XATTR_PREFIX):
-            raise NotSupportedError("POSIX ACLs are not stored")
-        if not name.startswith(_XATTR_NAMESPACES):
-            raise NotSupportedError(f"{name!r} is in no namespace of extended attributes")
-        if name in _XATTR_NAMESPACES:
-            raise InvalidRequestError(f"{name!r} is a namespace without a name")
+        _check_namespace(name)
         create, replace = bool(flags & os.XATTR_CREATE), bool(flags & os.XATTR_REPLACE)
         self._metadata.set_xattr(inode, name, value, create=create, replace=replace)
 
@@ -270,6 +272,7 @@ class VolumeOperations:
 
     def remove_xattr(self, inode: InodeId, name: bytes) -> None:
         self._check_writable()
+        _check_namespace(name)
         self._metadata.remove_xattr(inode, name)
 
     # ---- open files -------------------------------------------------------------------------------------------------
@@ -421,13 +424,19 @@ class VolumeOperations:
     def space(self, inode: InodeId) -> Space:
         total, free = self._volume.capacity()
         count, free_inodes = self._metadata.count_inodes() + (1 << 40), 1 << 40
-        for quota in self._metadata.quotas_over(inode):
+        for quota in self._quotas_over(inode):
             if quota.limit_bytes:
                 total, free = min(total, quota.limit_bytes), min(free, max(0, quota.limit_bytes - quota.used_bytes))
             if quota.limit_inodes:
                 left = max(0, quota.limit_inodes - quota.used_inodes)
                 count, free_inodes = min(count, quota.limit_inodes), min(free_inodes, left)
         return Space(total, free, count, free_inodes, 4096, NAME_BYTES_MAX)
+
+    def _quotas_over(self, inode: InodeId) -> Sequence[Quota]:
+        try:
+            return self._metadata.quotas_over(inode)
+        except NotFoundError:  # a directory that was removed while it is open: it is below none
+            return ()
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 

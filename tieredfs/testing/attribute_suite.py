@@ -75,6 +75,48 @@ class AttributeSuite:
         os.chown(mounted / "link", 7, 8, follow_symlinks=False)
         assert (os.lstat(mounted / "link").st_uid, path.stat().st_uid) == (7, 4_000_000_000)
 
+    def test_chown_of_nothing_drops_setuid(self, mounted: Path) -> None:
+        path = write_file(mounted / "f", b"")
+        os.chmod(path, 0o6755)
+        os.chown(path, -1, -1)
+        assert _mode(path) == 0o755
+        os.mkdir(mounted / "d")
+        os.chmod(mounted / "d", 0o2755)
+        os.chown(mounted / "d", -1, -1)
+        assert _mode(mounted / "d") == 0o2755
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "file = os.open('f', os.O_WRONLY); os.write(file, b'x')",
+            "file = os.open('f', os.O_WRONLY); os.chmod('f', 0o6777); os.write(file, b'x')",
+            "os.truncate('f', 1)",
+            "os.open('f', os.O_WRONLY | os.O_TRUNC)",
+        ],
+    )
+    def test_a_change_by_its_owner_drops_setuid(self, change: str, mounted: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root, to become somebody else")
+        os.chmod(mounted, 0o755)
+        path = write_file(mounted / "f", b"content")
+        os.chown(path, NOBODY, NOBODY)
+        os.chmod(path, 0o6777)
+        run_child(f"import os\n{change}", cwd=mounted, user=NOBODY)
+        assert _mode(path) == 0o777
+
+    def test_times_before_1970_hurt_nobody(self, mounted: Path, features: Features) -> None:
+        path = write_file(mounted / "f", b"content")
+        os.utime(path, (-5, -6))
+        assert path.stat().st_mtime == (-6 if features.nanosecond_times else 0)
+        assert path.read_bytes() == b"content"
+
+    def test_numbers_of_devices_are_kept(self, mounted: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root")
+        for number in (os.makedev(1, 3), os.makedev(0xFFF, 0xFFFFF)):
+            os.mknod(mounted / f"{number}", 0o600 | stat.S_IFBLK, number)
+            assert (mounted / f"{number}").stat().st_rdev == number
+
     def test_set_gid_directories_give_their_group(self, mounted: Path) -> None:
         if os.geteuid() != 0:
             pytest.skip("needs root")
@@ -192,8 +234,14 @@ class AttributeSuite:
         for name in ("user", "plain", "other.name", "system.name"):
             with fails(errno.ENOTSUP):
                 os.setxattr(path, name, b"v")
+            with fails(errno.ENOTSUP):
+                os.getxattr(path, name)
+            with fails(errno.ENOTSUP):
+                os.removexattr(path, name)
         with fails(errno.EINVAL):
             os.setxattr(path, "user.", b"v")
+        with fails(errno.EINVAL):
+            os.getxattr(path, "user.")
         assert os.listxattr(path) == []
 
     def test_trusted_xattrs_are_root_s_alone(self, mounted: Path) -> None:

@@ -406,6 +406,7 @@ class NameSuite:
         with opened(mounted / "dir", os.O_RDONLY | os.O_DIRECTORY) as descriptor:
             os.rmdir(mounted / "dir")
             assert stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            assert os.fstatvfs(descriptor).f_blocks > 0
             with fails(errno.ENOENT):
                 os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor)
             assert os.listdir(descriptor) == []

@@ -9,7 +9,6 @@ from tieredfs.errors import NotFoundError, UnavailableError
 from tieredfs.fuse.kernel import wire
 from tieredfs.fuse.kernel.handles import Answer, Handles
 from tieredfs.fuse.kernel.ledger import OpenFile
-from tieredfs.fuse.kernel.names import drop_privilege
 from tieredfs.fuse.kernel.request import (
     DONE,
     Handler,
@@ -20,6 +19,7 @@ from tieredfs.fuse.kernel.request import (
 )
 from tieredfs.fuse.kernel.wire import Op
 from tieredfs.fuse.operations import Opened, Operations
+from tieredfs.fuse.privileges import drop_privilege
 from tieredfs.limits import FUSE_REQUEST_BYTES_MAX
 from tieredfs.model import Attributes, InodeId
 

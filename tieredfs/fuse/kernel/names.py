@@ -1,10 +1,9 @@
 """Requests about names, attributes and extended attributes."""
 
-import contextlib
 import errno
 from typing import Final
 
-from tieredfs.errors import NoAttributeError, NotFoundError
+from tieredfs.errors import NotFoundError
 from tieredfs.fuse.kernel import wire
 from tieredfs.fuse.kernel.request import (
     DONE,
@@ -18,34 +17,25 @@ from tieredfs.fuse.kernel.request import (
 )
 from tieredfs.fuse.kernel.wire import Op
 from tieredfs.fuse.operations import Operations, visible_xattrs
+from tieredfs.fuse.privileges import drop_privilege, mode_without_privilege
 from tieredfs.host import Clock
 from tieredfs.model import AttributeChange, Attributes, FileKind, InodeId
 
 _BODY: Final = wire.IN_HEADER_BYTES
 _NANOSECONDS: Final = 1_000_000_000
 _PERMISSIONS: Final = 0o7777
-_SETUID: Final = 0o4000
-_SETGID: Final = 0o2000
-_GROUP_EXECUTE: Final = 0o010
-CAPABILITY: Final = b"security.capability"
+_CHANGES: Final = (
+    wire.FATTR_MODE
+    | wire.FATTR_UID
+    | wire.FATTR_GID
+    | wire.FATTR_SIZE
+    | wire.FATTR_ATIME
+    | wire.FATTR_MTIME
+    | wire.FATTR_ATIME_NOW
+    | wire.FATTR_MTIME_NOW
+)
 _TIME_NS_MAX: Final = (1 << 63) - 1
 """In 2262: what a record holds. Linux has its file systems take the nearest time that they can keep."""
-
-
-def mode_without_privilege(mode: int) -> int:
-    """`mode` after somebody wrote: no setuid, and no setgid where it means "run as the group" (with group execute)."""
-    mode &= ~_SETUID
-    return mode & ~_SETGID if mode & _GROUP_EXECUTE else mode
-
-
-def drop_privilege(operations: Operations, inode: InodeId) -> None:
-    """What HANDLE_KILLPRIV_V2 makes our duty after a write or truncation by somebody who may not keep them."""
-    attributes = operations.attributes(inode)
-    mode = mode_without_privilege(attributes.mode)
-    if mode != attributes.mode:
-        operations.set_attributes(inode, AttributeChange(mode=mode), None, None)
-    with contextlib.suppress(NoAttributeError):
-        operations.remove_xattr(inode, CAPABILITY)
 
 
 class NameHandlers:
@@ -120,7 +110,10 @@ class NameHandlers:
             atime_ns=_time(valid, wire.FATTR_ATIME, wire.FATTR_ATIME_NOW, atime_s * _NANOSECONDS + atime_ns, now_ns),
             mtime_ns=_time(valid, wire.FATTR_MTIME, wire.FATTR_MTIME_NOW, mtime_s * _NANOSECONDS + mtime_ns, now_ns),
         )
-        if valid & wire.FATTR_KILL_SUIDGID:
+        # All that is left of a SETATTR when the kernel has cut out what HANDLE_KILLPRIV_V2 makes ours: a passthrough write to a
+        # file that became setuid after its open, and chown(-1, -1).
+        nothing_else = not valid & _CHANGES and self._operations.attributes(request.inode).kind is FileKind.REGULAR
+        if valid & wire.FATTR_KILL_SUIDGID or nothing_else:
             drop_privilege(self._operations, request.inode)
         attributes = self._operations.set_attributes(
             request.inode,
