@@ -1,11 +1,13 @@
 """Values that are shown where they lie: the same values as those that are read, counted, and the files that they are in."""
 
+import errno
 import gzip
 import io
 import mmap
 import os
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ import pytest
 from tests.reading.files import numbered, parquet_bytes, put
 from tieredfs.errors import NotSupportedError
 from tieredfs.volume import FileSystem
-from tieredfs_gateway.datasets import lending, versions
+from tieredfs_gateway.datasets import lending, row_index, shuffling, versions
+from tieredfs_gateway.datasets import reader as reading
 from tieredfs_gateway.datasets.contract import (
     DatasetSpec,
     LentFile,
@@ -25,10 +28,14 @@ from tieredfs_gateway.datasets.contract import (
     Reader,
     Shuffle,
 )
+from tieredfs_gateway.datasets.order import Permutation
 from tieredfs_gateway.datasets.reader import open_reader
+from tieredfs_gateway.datasets.shelf import Shelf
 from tieredfs_gateway.datasets.sources import tar
 from tieredfs_gateway.datasets.sources.indexes import IndexCache
-from tieredfs_gateway.datasets.sources.viewed import VIEW_BYTES_MIN
+from tieredfs_gateway.datasets.sources.tar import TarSource
+from tieredfs_gateway.datasets.sources.viewed import VIEW_BYTES_MIN, ViewedSource
+from tieredfs_gateway.datasets.threads import Threads
 
 LARGE, SMALL = 20_000, VIEW_BYTES_MIN - 1
 SHARDS, EACH = 3, 20
@@ -117,6 +124,113 @@ def test_rows_are_the_same_in_the_same_order_and_large_values_are_not_read(
     ]
     assert counters["bytes_viewed"] == VIEWED_BYTES
     assert counters["bytes_read"] - before == CARRIED_BYTES
+
+
+# ---- what is known of all rows ---------------------------------------------------------------------------------------
+
+
+class Calls:
+    """How often methods were called, by name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *watched: tuple[type[Any], str]) -> None:
+        self.of: dict[str, int] = {name: 0 for _, name in watched}
+        for owner, name in watched:
+            monkeypatch.setattr(owner, name, self._counting(name, getattr(owner, name)))
+
+    def _counting(self, name: str, plain: Any) -> Any:
+        def counting(*given: Any) -> Any:
+            self.of[name] += 1
+            return plain(*given)
+
+        return counting
+
+
+def rows_of_epochs(reader: Reader, count: int) -> list[list[int]]:
+    return [
+        [row for batch in reader.batches(Position(epoch, 0)) for row in classes(batch.rows)] for epoch in range(count)
+    ]
+
+
+def test_the_indexes_of_files_are_put_together_once_and_no_file_is_asked_for_its_rows(
+    volume: FileSystem, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Calls(monkeypatch, (ViewedSource, "layout"), (ViewedSource, "places"), (TarSource, "take"))
+    orders = Calls(monkeypatch, (Permutation, "__init__"))
+    with opened(volume, shards, views=False) as reader:
+        wanted = rows_of_epochs(reader, 3)
+    assert len({tuple(rows) for rows in wanted}) == 3
+    assert asked.of["take"] > 0, "without views files are asked"
+    asked.of["take"] = orders.of["__init__"] = 0
+    with opened(volume, shards) as reader:
+        assert rows_of_epochs(reader, 3) == wanted
+    assert asked.of == {"layout": SHARDS, "places": 0, "take": 0}
+    assert orders.of["__init__"] == 3, "one order an epoch"
+
+
+def test_nothing_is_made_ahead_where_nothing_has_to_be_read(
+    volume: FileSystem, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for number in range(40):
+            for suffix, content in (("cls", b"%d" % number), ("jpg", np.random.default_rng(number).bytes(LARGE))):
+                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    put(volume, f"{folder}/0.tar", sink.getvalue())
+    volume.flush(FLUSH_S)
+    ahead = Calls(monkeypatch, (Shelf, "borrow_ahead"))
+    monkeypatch.setattr(shuffling, "BUCKET_ROWS_MAX", 8)
+    with opened(volume, folder) as reader:
+        wanted = rows_of_epochs(reader, 2)
+        assert reader.counters()["segments_built"] == 10
+    assert ahead.of["borrow_ahead"] == 0
+    monkeypatch.setattr(lending, "OPEN_SHARE", 0.0)
+    with opened(volume, folder) as reader:
+        assert rows_of_epochs(reader, 2) == wanted
+    assert ahead.of["borrow_ahead"] > 0, "what has to be read is read ahead"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "limit"), [(reading, "INDEX_BYTES_MAX", 0), (row_index, "CARRIED_BYTES_MAX", 0)]
+)
+def test_what_is_too_much_to_know_or_to_carry_is_asked_file_by_file(
+    volume: FileSystem, shards: str, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, limit: int
+) -> None:
+    with opened(volume, shards) as reader:
+        wanted = list(seen(reader))
+    monkeypatch.setattr(module, name, limit)
+    asked = Calls(monkeypatch, (ViewedSource, "places"))
+    with opened(volume, shards) as reader:
+        assert list(seen(reader)) == wanted
+        assert reader.counters()["bytes_viewed"] == VIEWED_BYTES
+    assert asked.of["places"] > 0
+
+
+@pytest.mark.parametrize(("cached", "told"), [(True, False), (False, True), (None, True)])
+def test_the_kernel_is_told_of_what_will_be_looked_at_and_is_not_there(
+    volume: FileSystem, shards: str, monkeypatch: pytest.MonkeyPatch, cached: bool | None, told: bool
+) -> None:
+    """None: of a kernel that does not say what is there."""
+
+    def cached_bytes(descriptor: int, length: int) -> int:
+        assert os.fstat(descriptor).st_size == length
+        if cached is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        return length if cached else length - 1
+
+    def at_once(_: Threads, work: Any) -> Any:
+        done: Future[Any] = Future()
+        done.set_result(work())
+        return done
+
+    advised: list[int] = []
+    monkeypatch.setattr(row_index, "cached_bytes", cached_bytes)
+    monkeypatch.setattr(Threads, "submit", at_once)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, __, length, ___: advised.append(length))
+    with opened(volume, shards) as reader:
+        assert len(list(seen(reader))) == len(ALL)
+    assert sum(advised) == (VIEWED_BYTES if told else 0)
 
 
 @pytest.mark.parametrize("shuffle", [Shuffle.FULL, Shuffle.SHARDS])

@@ -26,7 +26,7 @@ from tests.serving.fakes import TableReader
 from tests.serving.rig import SOURCE, WAIT_S, Gateway, eventually, gateway
 from tieredfs.errors import AccessDeniedError, NotSupportedError, UnavailableError
 from tieredfs.limits import MIB
-from tieredfs_client.dataset import GatewayDataset, GatewayLoader, viewing
+from tieredfs_client.dataset import GatewayDataset, GatewayLoader, shared, viewing
 from tieredfs_gateway.datasets.contract import DatasetSpec, OrderSpec, Position
 from tieredfs_gateway.datasets.parcels import SHARED, Encoders
 from tieredfs_gateway.datasets.sessions import READERS_MAX, Session, Sessions
@@ -129,6 +129,35 @@ def test_what_is_viewed_is_mapped_and_no_longer_than_arrays_need_it(pictured: Ga
     assert len(held.to_pylist()) == len(held)
     del held
     assert mapped_inodes() == set()
+
+
+def test_an_epoch_is_asked_for_in_one_message_and_maps_nothing_that_was_mapped(
+    pictured: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    mapped: list[int] = []
+    plainly_sent, plainly_mapped = shared.SharedConnection._socket_send, viewing.MappedFile.of
+
+    def sending(connection: shared.SharedConnection, message: dict[str, Any]) -> None:
+        sent.append(message)
+        plainly_sent(connection, message)
+
+    def mapping(descriptor: int, size_bytes: int) -> viewing.MappedFile:
+        mapped.append(size_bytes)
+        return plainly_mapped(descriptor, size_bytes)
+
+    monkeypatch.setattr(shared.SharedConnection, "_socket_send", sending)
+    monkeypatch.setattr(viewing.MappedFile, "of", mapping)
+    with pictured.dataset(PICTURES, **FULL, views=True) as data:
+        for epoch in range(3):
+            sent.clear()
+            data.set_epoch(epoch)
+            batches = iter(data)
+            found = [next(batches)]
+            assert [message.keys() & {"read", "waits"} for message in sent] == [{"read", "waits"}]
+            assert dict(rows([*found, *batches])) == ALL
+            assert [message for message in sent if "read" in message] == sent[:1]
+    assert len(mapped) == SHARDS
 
 
 @pytest.mark.parametrize("format_", ["numpy", "torch"])

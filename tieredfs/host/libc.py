@@ -1,6 +1,7 @@
 """System calls that Python's `os` lacks, through ctypes (which releases the GIL around the call)."""
 
 import ctypes
+import mmap
 import os
 from typing import Final
 
@@ -15,9 +16,26 @@ MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MNT_DETACH: Final = 2
 
+_CACHESTAT: Final = 451
+"""The number of the system call, on every architecture but alpha: Linux 6.5, and no libc has it."""
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _CacheStat(ctypes.Structure):
+    """Numbers of pages."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
+    )
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_libc.syscall.restype = ctypes.c_long
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 
@@ -37,6 +55,14 @@ def begin_writing(descriptor: int, offset: int, length: int) -> None:
     """sync_file_range(2): the kernel begins to write these bytes to the disk. It promises nothing; fsync has less to do then.
     Raises OSError."""
     _check(_libc.sync_file_range(descriptor, offset, length, SYNC_FILE_RANGE_WRITE))
+
+
+def cached_bytes(descriptor: int, length: int) -> int:
+    """cachestat(2): how many of a file's first bytes are in the page cache, in whole pages. Raises OSError (ENOSYS before Linux
+    6.5)."""
+    asked, found = _Range(0, length), _CacheStat()
+    _check(_libc.syscall(_CACHESTAT, descriptor, ctypes.byref(asked), ctypes.byref(found), 0))
+    return int(found.cached) * mmap.PAGESIZE
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:

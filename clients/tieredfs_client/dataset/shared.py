@@ -14,6 +14,7 @@ descriptor each. They are kept as long as the connection, and as arrays point in
 
 import collections
 import contextlib
+import functools
 import json
 import mmap
 import os
@@ -44,12 +45,16 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 def is_same_host(offer: object) -> bool:
     """Whether a gateway's offer is of this machine. That its socket can be reached is for `SharedConnection` to see."""
-    if not isinstance(offer, dict):
-        return False
+    return isinstance(offer, dict) and (own := _boot_id()) is not None and own == offer.get("boot_id")
+
+
+@functools.cache
+def _boot_id() -> str | None:
+    """Of this kernel, and so the same for as long as this process."""
     try:
-        return BOOT_ID.read_text().strip() == offer.get("boot_id")
+        return BOOT_ID.read_text().strip()
     except OSError:
-        return False
+        return None
 
 
 class SharedConnection:
@@ -74,6 +79,8 @@ class SharedConnection:
         self._returned: collections.deque[int] = collections.deque()
         self._closing = False
         self._is_reading = False
+        self._has_said = False
+        """That it has nothing left to go on with, since the last parcel."""
         self.copied = 0
         """Batches that were copied because the program kept so many."""
 
@@ -90,11 +97,13 @@ class SharedConnection:
     def read(
         self, session: str, token: str | None, epoch: int, batch: int, stride: int, *, views: bool = False
     ) -> "SharedStream":
+        """Asks, and says in the same message what came back from the program and that it has nothing to go on with."""
         self._parcel, self._stride = None, stride
         asked = {"session": session, "token": token, "epoch": epoch, "batch": batch, "stride": stride}
-        self._is_reading = True
+        self._is_reading = self._has_said = True
+        message: dict[str, object] = {"read": asked, "loans": LOANS, "done": self._taken_back(), "waits": True}
         try:
-            self._send({"read": asked, "loans": LOANS} | ({"views": True} if views else {}))
+            self._socket_send(message | ({"views": True} if views else {}))
         except UnavailableError:
             self.close()
             raise
@@ -126,13 +135,12 @@ class SharedConnection:
         """The next parcel; False at the end. Says what came back from the program in the same message as that nothing is left: one
         message a parcel, for each takes the gateway's threads away from decoding for a moment."""
         deadline_s = time.monotonic() + BATCH_WAIT_S
-        said = False
         while True:
             try:
                 packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX, DESCRIPTORS_MAX)
             except BlockingIOError:
-                self._flush(waits=not said)
-                said = True
+                self._flush(waits=not self._has_said)
+                self._has_said = True
                 if time.monotonic() >= deadline_s:
                     raise UnavailableError(f"no batch in {BATCH_WAIT_S:.0f} s") from None
                 select.select([self._socket], [], [], POLL_S)
@@ -142,8 +150,9 @@ class SharedConnection:
             more = self._understood(packet, descriptors)
             if more is None:
                 continue
-            if not said:
+            if not self._has_said:
                 self._flush()
+            self._has_said = False
             return more
 
     def _understood(self, packet: bytes, descriptors: list[int]) -> bool | None:
@@ -197,12 +206,16 @@ class SharedConnection:
 
     def _flush(self, *, waits: bool = False) -> None:
         """Give back what the program is done with; `waits`: say that it has nothing left to go on with."""
+        done = self._taken_back()
+        if done or waits:
+            self._socket_send({"done": done} | ({"waits": True} if waits else {}))
+
+    def _taken_back(self) -> list[int]:
         done = []
         while self._returned:
             done.append(self._returned.popleft())
-        if done or waits:
-            self._out -= len(done)
-            self._socket_send({"done": done} | ({"waits": True} if waits else {}))
+        self._out -= len(done)
+        return done
 
     def _send(self, message: dict[str, object]) -> None:
         self._flush()

@@ -9,6 +9,7 @@ Offsets of views have 31 bits, files may be larger: so a file is a buffer for ea
 far as 31 bits do, over what begins in it.
 """
 
+import itertools
 import mmap
 import os
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,14 @@ WINDOW_BITS: Final = 30
 WINDOW_BYTES: Final = 1 << WINDOW_BITS
 _REACH: Final = (1 << 31) - 1
 _VIEW: Final = np.dtype([("length", "<i4"), ("prefix", "<u4"), ("buffer", "<i4"), ("offset", "<i4")])
-_PREFIX: Final = np.arange(4)
 
 
 @dataclass(frozen=True, slots=True)
 class MappedFile:
-    """`content`: all of it, read-only. The mapping goes with the last of what refers to it."""
+    """`heads`: the four bytes at each place of it, but for the last three. The mapping goes with the last of what refers to it."""
 
-    content: "np.ndarray[Any, np.dtype[np.uint8]]"
+    size_bytes: int
+    heads: "np.ndarray[Any, np.dtype[np.uint32]]"
     windows: tuple[pa.Buffer, ...]
 
     @classmethod
@@ -43,9 +44,8 @@ class MappedFile:
             os.close(descriptor)
         whole = pa.py_buffer(mapping)
         starts = range(0, size_bytes, WINDOW_BYTES)
-        return cls(
-            np.frombuffer(mapping, np.uint8), tuple(whole.slice(at, min(_REACH, size_bytes - at)) for at in starts)
-        )
+        heads: np.ndarray[Any, np.dtype[np.uint32]] = np.ndarray(max(0, size_bytes - 3), "<u4", mapping, strides=(1,))
+        return cls(size_bytes, heads, tuple(whole.slice(at, min(_REACH, size_bytes - at)) for at in starts))
 
 
 def shown(batch: pa.RecordBatch, names: Sequence[str], files: Mapping[int, MappedFile]) -> pa.RecordBatch:
@@ -72,30 +72,35 @@ def viewed_schema(schema: pa.Schema) -> pa.Schema:
 
 def _views(column: pa.StructArray, files: Mapping[int, MappedFile]) -> pa.Array:
     numbers, offsets, lengths = (_integers(column.field(name)) for name in ("file", "offset", "length"))
-    is_valid = np.asarray(column.is_valid())
+    is_valid = np.asarray(column.is_valid()) if column.null_count else None
     carried = column.field("bytes").cast(pa.binary_view())
     _, laid, *buffers = carried.buffers()
     found = np.frombuffer(laid, _VIEW, len(carried), carried.offset * _VIEW.itemsize).copy()
-    (there,) = np.nonzero((numbers >= 0) & is_valid)
+    is_there = numbers >= 0 if is_valid is None else (numbers >= 0) & is_valid
+    there = np.flatnonzero(is_there)
     windows = numbers[there] << 32 | offsets[there] >> WINDOW_BITS
-    keys, which = np.unique(windows, return_inverse=True)
-    within = offsets[there] & (WINDOW_BYTES - 1)
+    order = np.argsort(windows)
+    there, windows = there[order], windows[order]
+    bounds = [0, *(np.flatnonzero(windows[1:] != windows[:-1]) + 1).tolist(), len(there)] if len(there) else [0]
     found["length"][there] = lengths[there]
-    found["buffer"][there] = which + len(buffers)
-    found["offset"][there] = within
-    for number, key in enumerate(keys.tolist()):
-        rows = there[which == number]
-        file = files.get(key >> 32)
-        if file is None or (offsets[rows] + lengths[rows]).max() > len(file.content):
+    found["offset"][there] = offsets[there] & (WINDOW_BYTES - 1)
+    at, ends = offsets[there], offsets[there] + lengths[there]
+    prefixes, places = np.empty(len(there), np.uint32), np.empty(len(there), np.int32)
+    for start, end in itertools.pairwise(bounds):
+        number, window = divmod(int(windows[start]), 1 << 32)
+        file = files.get(number)
+        if file is None or ends[start:end].max() > file.size_bytes:
             raise UnavailableError("a batch refers to what the gateway has not shown")
-        buffers.append(file.windows[key & 0xFFFFFFFF])
-        starts = file.content[offsets[rows, None] + _PREFIX]
-        found["prefix"][rows] = starts.view("<u4")[:, 0]
-    validity = pa.array(is_valid).buffers()[1] if column.null_count else None
+        places[start:end] = len(buffers)
+        buffers.append(file.windows[window])
+        prefixes[start:end] = file.heads[at[start:end]]
+    found["prefix"][there], found["buffer"][there] = prefixes, places
+    validity = None if is_valid is None else pa.array(is_valid).buffers()[1]
     return pa.Array.from_buffers(pa.binary_view(), len(column), [validity, pa.py_buffer(found), *buffers])
 
 
 def _integers(column: pa.Array) -> "np.ndarray[Any, np.dtype[np.int64]]":
     """Of what is null: -1, or anything."""
-    found: np.ndarray[Any, np.dtype[np.int64]] = column.fill_null(-1).to_numpy().astype(np.int64)
+    whole = column.fill_null(-1) if column.null_count else column
+    found: np.ndarray[Any, np.dtype[np.int64]] = whole.to_numpy().astype(np.int64)
     return found

@@ -4,7 +4,8 @@ Packets (SOCK_SEQPACKET) of JSON, one message each:
 
     trainer  {"read": {"session", "token", "epoch", "batch", "stride"}, "loans": n}     at most n batches on loan at a time
              + "views": true when it looks at large values where they lie
-             {"done": [slab, ...], "waits": true}    back from loan; and that it has nothing left to go on with
+             {"done": [slab, ...], "waits": true}    back from loan; and that it has nothing left to go on with (a "read" says
+                                           both itself)
     gateway  {"batch", "slab", "length", "rows": [n, ...], "skip": n}       batches from that number on, each by its rows, as one
                                            stream; so many of the first are not for this trainer
              + "capacity" and a descriptor when the slab is new to this connection

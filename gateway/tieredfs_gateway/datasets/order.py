@@ -52,9 +52,7 @@ class Permutation:
         self._inverse: Indices | None = None
         if size <= _TABLE_MAX:
             hashes = _mix(_mix(np.arange(size, dtype=np.uint64), self._keys[0]), self._keys[1])
-            self._table = np.argsort(hashes, kind="stable").astype(np.int64)
-            self._inverse = np.empty(size, np.int64)
-            self._inverse[self._table] = np.arange(size)
+            self._table = np.argsort(hashes).astype(np.int64)  # no two are equal: `_mix` is a bijection
             return
         bits = (size - 1).bit_length()
         self._low_bits = np.uint64(bits // 2)
@@ -69,7 +67,11 @@ class Permutation:
 
     def inverse(self, rows: Indices) -> Indices:
         """The positions of those rows."""
-        if self._inverse is not None:
+        if self._table is not None:
+            if self._inverse is None:  # most plans never ask
+                inverse = np.empty(self.size, np.int64)
+                inverse[self._table] = np.arange(self.size)
+                self._inverse = inverse
             return self._inverse[rows]
         return self._walk(rows, range(_ROUNDS - 1, -1, -1))
 

@@ -40,6 +40,7 @@ from tieredfs_gateway.datasets.order import Permutation, Sequence, epoch_key, sp
 from tieredfs_gateway.datasets.pieces import Pieces
 from tieredfs_gateway.datasets.pin_record import Pin
 from tieredfs_gateway.datasets.pins import Pins
+from tieredfs_gateway.datasets.row_index import RowIndex
 from tieredfs_gateway.datasets.scratch import Scratch
 from tieredfs_gateway.datasets.segments import Counts, EpochPlan, Segment, Slice, SplitPlan, SplitShelf, WindowPlan
 from tieredfs_gateway.datasets.shelf import WAIT_S, Loan, Shelf
@@ -54,6 +55,8 @@ from tieredfs_gateway.datasets.versions import PinnedFile, Snapshot
 SCRATCH_BYTES_DEFAULT: Final = 16 << 30
 INDEXES: Final = IndexCache()
 """Of this process."""
+INDEX_BYTES_MAX: Final = 1 << 30
+"""Of what is known of all rows, in one place. Of a small memory it may be a sixteenth."""
 AHEAD_MAX: Final = 32
 """Segments that one iterator reads ahead at most."""
 
@@ -195,6 +198,16 @@ class _Epoch:
     users: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What all epochs of a full shuffle have in common: rows in the order of files, and how many positions a bucket has."""
+
+    sequence: Sequence
+    row_bytes: int
+    bucket_rows: int
+    index: RowIndex | None
+
+
 class DatasetReader:
     """See `contract.Reader`."""
 
@@ -226,6 +239,7 @@ class DatasetReader:
         self._fits = by_splits and dataset.about_total_bytes() <= self._shares.segments
         """Segments are the same in every epoch, and there is room for all."""
         self._splits = SplitShelf(dataset, self._shares.splits)
+        self._common: _Common | None = None
         self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -383,16 +397,22 @@ class DatasetReader:
 
     def _planned_full(self, epoch: int) -> EpochPlan:
         dataset, room = self._dataset, self._room
-        count = len(dataset.splits)
-        sequence = Sequence(split_order(count, 0, 0, shuffled=False), self._counts.all())
+        common = self._common = self._common or self._of_all_epochs()
+        sequence = common.sequence
         permutation = Permutation(sequence.size, epoch_key(self._order.seed, epoch, "rows"))
-        row_bytes = dataset.row_bytes()
-        rows = bucket_rows(row_bytes, room.memory_bytes, self._order.batch_size)
-        buckets = Buckets(epoch, permutation, rows, row_bytes)
+        buckets = Buckets(epoch, permutation, common.bucket_rows, common.row_bytes)
         if dataset.rows_source is not None:
-            return GatherPlan(dataset, sequence, buckets, self._threads, room.memory_bytes // 4 * 3)
+            return GatherPlan(dataset, sequence, common.index, buckets, self._threads, room.memory_bytes // 4 * 3)
         pieces = Pieces(dataset.schema, self._shares.pieces, room.scratch(self._tally))
         return BucketPlan(self._splits, sequence, buckets, pieces)
+
+    def _of_all_epochs(self) -> "_Common":
+        """Two threads may both find it; it is the same."""
+        dataset, memory_bytes = self._dataset, self._room.memory_bytes
+        sequence = Sequence(split_order(len(dataset.splits), 0, 0, shuffled=False), self._counts.all())
+        row_bytes = dataset.row_bytes()
+        rows = bucket_rows(row_bytes, memory_bytes, self._order.batch_size)
+        return _Common(sequence, row_bytes, rows, RowIndex.of(dataset, min(memory_bytes // 16, INDEX_BYTES_MAX)))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -498,6 +518,8 @@ class _Cursor:
     def _read_ahead(self) -> None:
         last = min(self._number + self._ahead, self._plan.segment_count - 1)
         self._is_short_of_room = False
+        if self._plan.is_known:
+            return
         for number in range(self._number + 1, last + 1):
             if number not in self._loans:
                 loan = self._shelf.borrow_ahead(*self._order(number))

@@ -92,6 +92,12 @@ class EpochPlan(Protocol):
         ...
 
     @property
+    def is_known(self) -> bool:
+        """As far as one can tell, segments are made of what is known already: threads that made them ahead would only take the
+        GIL from whoever waits for the first one."""
+        ...
+
+    @property
     def failed(self) -> bool:
         """It is of no more use: who comes next makes another."""
         ...
@@ -162,6 +168,7 @@ class SplitPlan:
 
     failed = False
     is_begun_by_all = False
+    is_known = False
 
     def __init__(self, dataset: Dataset, counts: Counts, order: Indices) -> None:
         self._dataset = dataset
@@ -231,6 +238,7 @@ class WindowPlan:
 
     failed = False
     is_begun_by_all = False
+    is_known = False
 
     def __init__(self, splits: SplitShelf, sequence: RowSequence, order: tuple[int, int, int]) -> None:
         """`order`: rows of a window, seed, epoch."""

@@ -28,6 +28,7 @@ from tieredfs_gateway.datasets.gathering import Group, gather
 from tieredfs_gateway.datasets.order import Indices, Permutation
 from tieredfs_gateway.datasets.order import Sequence as RowSequence
 from tieredfs_gateway.datasets.pieces import Pieces
+from tieredfs_gateway.datasets.row_index import RowIndex
 from tieredfs_gateway.datasets.segments import Segment, SplitShelf, slices, take_rows
 from tieredfs_gateway.datasets.shelf import WAIT_S
 from tieredfs_gateway.datasets.threads import Threads
@@ -80,19 +81,31 @@ class _Positions:
 
 
 class GatherPlan(_Positions):
-    """Buckets whose rows are read one by one, by split."""
+    """Buckets whose rows are read one by one: from `index`, where there is one, and by split."""
 
     failed = False
     is_begun_by_all = False
 
     def __init__(
-        self, dataset: Dataset, sequence: RowSequence, buckets: Buckets, threads: Threads, keep_bytes: int
+        self,
+        dataset: Dataset,
+        sequence: RowSequence,
+        index: RowIndex | None,
+        buckets: Buckets,
+        threads: Threads,
+        keep_bytes: int,
     ) -> None:
+        """`sequence`: splits in their own order."""
         super().__init__(buckets)
         self._dataset = dataset
         self._sequence = sequence
+        self._index = index
         self._threads = threads
         self._keep_bytes = keep_bytes
+
+    @property
+    def is_known(self) -> bool:
+        return self._index is not None and self._index.sufficed
 
     def visits(self, number: int) -> None:
         """Each segment has rows of nearly every split."""
@@ -100,6 +113,9 @@ class GatherPlan(_Positions):
     def make(self, number: int) -> Segment:
         start, length = number * self._rows, self.length(number)
         rows = self._permutation.forward(np.arange(start, start + length, dtype=np.int64))
+        found = None if self._index is None else self._index.gathered(rows, self._threads.submit)
+        if found is not None:
+            return Segment(length, (found,))
         splits, within = self._sequence.locate(rows)
         by_split = np.argsort(splits, kind="stable")
         bounds = np.flatnonzero(np.diff(splits[by_split])) + 1
@@ -115,6 +131,7 @@ class BucketPlan(_Positions):
     """Buckets by scattering and gathering. Iterators of one epoch share it, and it goes with the last of them."""
 
     is_begun_by_all = True
+    is_known = False
 
     def __init__(self, splits: SplitShelf, sequence: RowSequence, buckets: Buckets, pieces: Pieces) -> None:
         """`sequence`: splits in their own order."""

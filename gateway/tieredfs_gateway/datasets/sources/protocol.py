@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from tieredfs_gateway.datasets.contract import LentFile
 from tieredfs_gateway.datasets.filters import Bounds
 from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.schemas import Path
@@ -131,6 +133,10 @@ class HasOffsets(Source, HasRows, Protocol):
         """Where in the file those of `payload_lengths` begin (null: anywhere); None: they lie in it otherwise, packed."""
         ...
 
+    def held(self, index: FileIndex, path: Path) -> pa.Array | None:
+        """The column of all rows of a file, where it was learned by looking into it; None: it has to be read, or is none."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -141,6 +147,12 @@ class Places:
     offsets: Indices
     lengths: Indices
     carried: Indices
+
+    @classmethod
+    def where(cls, is_here: npt.NDArray[np.bool_], files: Indices, offsets: Indices, lengths: Indices) -> Self:
+        """Of values that are there where `is_here` says so; the others are carried."""
+        found, at, of = (np.where(is_here, each, -1) for each in (files, offsets, lengths))
+        return cls(found, at, of, np.where(is_here, 0, lengths))
 
     def taken(self, order: Indices) -> "Places":
         return Places(self.files[order], self.offsets[order], self.lengths[order], self.carried[order])
@@ -159,4 +171,20 @@ class HasPlaces(HasRows, Protocol):
     def places(self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path) -> Places | None:
         """Where the values of a column of bytes are now: another time another answer, for the same values. None: no such column.
         `fill` reads those that are carried; targets of the others are empty."""
+        ...
+
+    def layout(self, file: PinnedFile, index: FileIndex, path: Path) -> tuple[Indices, Indices] | None:
+        """Offsets and lengths (-1: null) of that column in all rows of the file; None: it does not lie there so."""
+        ...
+
+    def held(self, index: FileIndex, path: Path) -> pa.Array | None:
+        """See `HasOffsets`."""
+        ...
+
+    def lent(self, file: PinnedFile) -> LentFile | None:
+        """The file, for those who look into it: from then on for as long as the reader. None: not now."""
+        ...
+
+    def count_shown(self, size_bytes: int) -> None:
+        """So much was shown by who knew where it lies. `places` counts by itself."""
         ...

@@ -114,6 +114,12 @@ class TarSource:
         shard: _Shard = index.detail
         return shard.places[path[0]][0][rows + shard.starts[part]]
 
+    def held(self, index: FileIndex, path: Path) -> pa.Array | None:
+        shard: _Shard = index.detail
+        if len(path) > 1:
+            return None
+        return shard.keys if path[0] == KEY else shard.known.get(path[0])
+
     def fill(
         self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
     ) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tieredfs_gateway.datasets.arrow_files import ByteCount
+from tieredfs_gateway.datasets.contract import LentFile
 from tieredfs_gateway.datasets.lending import Lending
 from tieredfs_gateway.datasets.order import Indices
 from tieredfs_gateway.datasets.payloads import Payloads
@@ -39,6 +41,12 @@ def viewed_column(places: Places, carried: pa.BinaryArray) -> pa.StructArray:
     small = [pa.array(each.astype(np.int32)) for each in (places.files, places.lengths)]
     children = [small[0], pa.array(places.offsets), small[1], carried]
     return pa.StructArray.from_arrays(children, fields=list(VIEWED), mask=mask)
+
+
+def viewable(offsets: Indices, lengths: Indices, size_bytes: int) -> npt.NDArray[np.bool_]:
+    """Which values of a file of that size may be shown."""
+    is_large = (lengths >= VIEW_BYTES_MIN) & (lengths <= VIEW_BYTES_MAX)
+    return is_large & (offsets + lengths <= size_bytes)
 
 
 class ViewedSource:
@@ -75,21 +83,30 @@ class ViewedSource:
         if lengths is None:
             return None
         offsets = self._within.payload_offsets(file, within, part, rows, path)
-        is_large = (lengths >= VIEW_BYTES_MIN) & (lengths <= VIEW_BYTES_MAX)
-        lent = self._lending.lend(file) if offsets is not None and is_large.any() else None
+        is_here = np.zeros(len(rows), np.bool_) if offsets is None else viewable(offsets, lengths, file.size_bytes)
+        lent = self._lending.lend(file) if is_here.any() else None
         if offsets is None or lent is None:
             nowhere = np.full(len(rows), -1, np.int64)
             return Places(nowhere, nowhere, nowhere, lengths)
-        ends = offsets + lengths
-        is_here = is_large & (ends <= lent.size_bytes)
         _advise(lent.descriptor, offsets[is_here], lengths[is_here])
-        self._count.add(int(lengths[is_here].sum()))
-        return Places(
-            np.where(is_here, lent.number, -1),
-            np.where(is_here, offsets, -1),
-            np.where(is_here, lengths, -1),
-            np.where(is_here, 0, lengths),
-        )
+        self.count_shown(int(lengths[is_here].sum()))
+        return Places.where(is_here, np.full(len(rows), lent.number), offsets, lengths)
+
+    def layout(self, file: PinnedFile, index: FileIndex, path: Path) -> tuple[Indices, Indices] | None:
+        within: FileIndex = index.detail
+        rows = np.arange(sum(index.rows), dtype=np.int64)
+        lengths = self._within.payload_lengths(within, 0, rows, path) if len(rows) else rows
+        offsets = self._within.payload_offsets(file, within, 0, rows, path) if len(rows) else rows
+        return None if lengths is None or offsets is None else (offsets, lengths)
+
+    def held(self, index: FileIndex, path: Path) -> pa.Array | None:
+        return self._within.held(index.detail, path)
+
+    def lent(self, file: PinnedFile) -> LentFile | None:
+        return self._lending.lend(file)
+
+    def count_shown(self, size_bytes: int) -> None:
+        self._count.add(size_bytes)
 
     def fill(
         self, file: PinnedFile, index: FileIndex, part: int, rows: Indices, path: Path, targets: Sequence[memoryview]
