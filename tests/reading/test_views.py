@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from tests.reading.files import numbered, parquet_bytes, put
-from tieredfs.errors import NotSupportedError
+from tieredfs.errors import CorruptError, NotSupportedError
 from tieredfs.volume import FileSystem
 from tieredfs_gateway.datasets import lending, row_index, shuffling, versions
 from tieredfs_gateway.datasets import reader as reading
@@ -205,6 +205,28 @@ def test_what_is_too_much_to_know_or_to_carry_is_asked_file_by_file(
         assert list(seen(reader)) == wanted
         assert reader.counters()["bytes_viewed"] == VIEWED_BYTES
     assert asked.of["places"] > 0
+
+
+def test_what_cannot_be_read_at_once_is_asked_for_file_by_file(
+    volume: FileSystem, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(volume, shards) as reader:
+        wanted = list(seen(reader))
+    plain = ViewedSource.fill
+    failed: list[object] = []
+
+    def failing(*given: Any) -> None:
+        if not failed:
+            failed.append(given)
+            raise CorruptError("once")
+        plain(*given)
+
+    monkeypatch.setattr(ViewedSource, "fill", failing)
+    with opened(volume, shards) as reader:
+        assert list(seen(reader)) == wanted
+        assert reader.skipped() == {}
+        assert reader.counters()["bytes_viewed"] == VIEWED_BYTES
+    assert failed
 
 
 @pytest.mark.parametrize(("cached", "told"), [(True, False), (False, True), (None, True)])
