@@ -354,6 +354,7 @@ class TestDisks:
     def test_foreign_files_on_a_disk_are_left_alone(self, lab: Lab) -> None:
         lab.format()
         (lab.disk(0) / "note.txt").write_text("a stranger's")
+        (lab.disk(0) / "chunks/00").mkdir(exist_ok=True)
         (lab.disk(0) / "chunks/00/strange").write_text("a stranger's")
         lab.mount()
         data = self.put(lab)
