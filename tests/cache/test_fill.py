@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.cache.rigs import WIDE, Rig, in_threads, noise, rig, wait_until
+from tests.descriptors import open_paths
 from tieredfs.core.file_life import FileState
 from tieredfs.errors import DataLossError
 from tieredfs.limits import KIB
@@ -166,10 +167,8 @@ def test_a_hole_needs_no_block_and_a_file_of_holes_none_at_all() -> None:
 
 def descriptors(made: Rig) -> list[str]:
     """What this process has open in the cache directory, of contents."""
-    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-    targets = [os.readlink(link) for link in links if os.path.islink(link)]
     places = (f"{made.root}/cache/content", f"{made.root}/cache/filling")
-    return [target for target in targets if target.startswith(places)]
+    return [path for path in open_paths() if path.startswith(places)]
 
 
 def test_no_descriptor_is_left_behind() -> None:

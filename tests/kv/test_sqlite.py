@@ -1,6 +1,5 @@
 """The SQLite engine: the suite, and what is its own: files, foreign locks, forks, shared syncs, checkpoints."""
 
-import contextlib
 import os
 import signal
 import sqlite3
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import open_paths
 from tieredfs.errors import (
     ConfigurationError,
     ConflictError,
@@ -70,11 +70,7 @@ def made(path: str) -> None:
 
 def descriptors_of(path: str) -> int:
     """How many this process holds of the database and what lies beside it (others come and go: of tests before)."""
-    links = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
-            links.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-    return sum(link.startswith(path) for link in links)
+    return sum(each.startswith(path) for each in open_paths())
 
 
 def test_missing_file(path: str) -> None:

@@ -1,11 +1,11 @@
 """Decoders are kept beside the files that they read: made once for each who uses one at a time, and closed with their files."""
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.descriptors import open_paths
 from tests.reading.conftest import new_volume
 from tests.reading.files import numbered, parquet_bytes, put
 from tieredfs.core.foresight import Use
@@ -113,13 +113,7 @@ def test_of_a_file_that_is_read_past_the_ssd_none_is_kept(tmp_path: Path) -> Non
 
 def open_parquet_files() -> int:
     """Descriptors of this process that are of contents in a cache directory."""
-    links = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            links.append(os.readlink(f"/proc/self/fd/{name}"))
-        except FileNotFoundError:  # the one that lists them
-            continue
-    return sum("/content/" in link for link in links)
+    return sum("/content/" in path for path in open_paths())
 
 
 def test_row_groups_are_read_by_few_openings_and_leave_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Lanes, followers and slabs over a reader in memory: what is made once, who waits for whom, what is given back."""
 
+import contextlib
 import gc
 import os
 import threading
@@ -269,8 +270,9 @@ def descriptors() -> int:
     found = set()
     for name in os.listdir("/proc/self/fd"):
         path = f"/proc/self/fd/{name}"
-        if os.path.islink(path) and "memfd:tieredfs-slab" in os.readlink(path):
-            found.add(os.stat(path).st_ino)
+        with contextlib.suppress(FileNotFoundError):  # closed while one looks
+            if "memfd:tieredfs-slab" in os.readlink(path):
+                found.add(os.stat(path).st_ino)
     return len(found)
 
 

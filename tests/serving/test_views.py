@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.descriptors import open_paths
 from tests.reading.files import put
 from tests.reading.test_views import ALL, EACH, SHARDS, VIEWED_BYTES, shard
 from tests.s3.endpoint import ROOT
@@ -317,8 +318,7 @@ def test_a_trainer_that_is_killed_leaves_nothing(pictured: Gateway) -> None:
 
 def open_contents(made: Gateway) -> int:
     """Files of the SSD tier that the gateway has open."""
-    folder = Path(f"/proc/{made.pid}/fd")
-    return sum("/content/" in os.readlink(each) for each in folder.iterdir())
+    return sum("/content/" in path for path in open_paths(made.pid))
 
 
 def close_sessions(made: Gateway) -> None:
