@@ -52,10 +52,13 @@ def is_running(pid: int) -> bool:
 def test_a_process_that_detached_itself_is_found_and_ended(tmp_path: Path) -> None:
     result = run_tests(
         tmp_path,
-        "import subprocess, pathlib\n"
+        "import subprocess, pathlib, time\n"
         "def test_leaves_a_daemon():\n"
         "    shell = 'setsid sleep 600 >/dev/null 2>&1 & echo $!'\n"
         "    out = subprocess.run(['sh', '-c', shell], capture_output=True, text=True, check=True).stdout\n"
+        "    program = pathlib.Path(f'/proc/{int(out)}/cmdline')\n"
+        "    while not program.read_bytes().startswith(b'sleep'):\n"
+        "        time.sleep(0.01)\n"
         "    pathlib.Path('pid').write_text(out)\n",
     )
     assert result.returncode == 1, result.stdout
