@@ -150,6 +150,24 @@ def test_ranks_with_other_names_around_it_share_a_tensor() -> None:
     assert [list(own) for own in assign_writers([first, last])] == [[1, 2], [0, 1]]
 
 
+def test_equal_hashes_are_not_equal_tensors() -> None:
+    """Python's own -1 and -2 have one hash."""
+    first, second = Offer(["w", "b"], [-1, 5], [8, 8]), Offer(["w", "b"], [-2, 5], [8, 8])
+    chosen = [list(own) for own in assign_writers([first, second])]
+    assert [0 in own for own in chosen] == [True, True]
+    assert sorted(1 in own for own in chosen) == [False, True]
+
+
+def test_a_tensor_is_found_again_wherever_its_name_is_among_many() -> None:
+    """More names than are looked at together."""
+    width = 2 * plan.COLUMNS + 3
+    shared = {0, plan.COLUMNS - 1, plan.COLUMNS, width - 1}
+    ranks = [[(at, 0 if at in shared else rank) for at in range(width)] for rank in range(3)]
+    chosen = assign_writers([Offer(range(width), own, [8] * width) for own in ranks])
+    written = [ranks[rank][index] for rank, own in enumerate(chosen) for index in own]
+    assert sorted(written) == sorted({identity for own in ranks for identity in own})
+
+
 def test_what_all_have_is_spread_evenly() -> None:
     own = Offer(range(64), range(64), [100 + number for number in range(64)])
     chosen = assign_writers([own] * 8)
