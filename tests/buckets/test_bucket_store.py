@@ -395,8 +395,10 @@ def test_what_describes_s3_is_read_once_for_all_clients(url: BucketUrl, monkeypa
     new_client(url).close()
     assert read
     read.clear()
+    places = len(bucket_client._descriptions().search_paths)
     new_client(url).close()
     assert read == []
+    assert len(bucket_client._descriptions().search_paths) == places, "not one more for each client"
 
 
 def test_listing_goes_on_past_a_page(moto: Moto, url: BucketUrl) -> None:

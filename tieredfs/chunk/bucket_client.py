@@ -60,9 +60,13 @@ def _session() -> Any:
     """A session of its own, as boto3 wants it for each thread, with the descriptions of S3 that the process has read already:
     a client costs 17 ms of processor time then, and 90 when it reads them again.
     """
+    descriptions = _descriptions()
     session = botocore.session.get_session()
-    session.register_component("data_loader", _descriptions())
-    return boto3.session.Session(botocore_session=session)
+    session.register_component("data_loader", descriptions)
+    made = boto3.session.Session(botocore_session=session)
+    paths = descriptions.search_paths
+    paths[:] = dict.fromkeys(paths)  # every session adds that of boto3 to them
+    return made
 
 
 @functools.cache
