@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -263,6 +264,19 @@ class AttributeSuite:
                 write_file(made[-1], b"x")
             times = [path.stat().st_mtime_ns for path in made]
             assert times == sorted(times), f"round {number}"
+
+    @pytest.mark.parametrize("end", ["fsync", "close"])
+    def test_what_is_written_through_a_map_shows_in_the_times(self, end: str, mounted: Path) -> None:
+        """At the latest when it is synced, or its descriptor closed."""
+        path = write_file(mounted / "f", b"a" * 4_096)
+        with opened(path, os.O_RDWR) as descriptor, mmap.mmap(descriptor, 4_096) as memory:
+            os.utime(path, (1_000, 1_000))
+            assert path.stat().st_mtime == 1_000
+            memory[0:1] = b"b"
+            if end == "fsync":
+                os.fsync(descriptor)
+                assert path.stat().st_mtime > 1_000
+        assert path.stat().st_mtime > 1_000
 
     def test_xattrs(self, mounted: Path, features: Features) -> None:
         path = write_file(mounted / "f", b"")
