@@ -78,6 +78,20 @@ def test_the_mount_behaves_like_a_plain_directory(seed: int, mounted: Path, tmp_
     assert model_ops.check(seed, mounted, tmp_path, features) > len(model_ops.FURNITURE) + 5
 
 
+def test_the_order_of_changes_is_the_order_of_times_to_the_nanosecond(portable_lab: volumes.Lab, mounted: Path) -> None:
+    """As others see it: through this driver times are whole seconds."""
+    directory = os.fsencode(mounted.relative_to(portable_lab.mnt)) + b"/"
+    names = []
+    for number in range(40):
+        names += [f"made-{number}", f"written-{number}", f"touched-{number}"]
+        (mounted / names[-3]).mkdir()
+        (mounted / names[-2]).write_bytes(b"x")
+        (mounted / names[-1]).touch()
+    with portable_lab.open() as volume:
+        times = [volume.metadata.resolve(directory + os.fsencode(name)).mtime_ns for name in names]
+    assert times == sorted(times)
+
+
 def test_the_status_says_which_driver_and_why(portable_lab: volumes.Lab) -> None:
     mount = portable_lab.ask("status")["mount"]
     assert (mount["driver"], mount["reason"]) == ("fuse-python", "asked for; bytes pass through the daemon")

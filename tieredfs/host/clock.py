@@ -1,14 +1,27 @@
-"""Time as an argument. Wall time is for records; monotonic time is for waiting and for measuring."""
+"""Time as an argument. Wall time is for records; monotonic time is for waiting and for measuring.
 
+**Wall time is the time of inodes**, for what the kernel stamps on this machine (a content, by its local file) is compared with
+what is stamped here (a name, an attribute): by make(1), by rsync, and by a volume's own "which is later". The kernel stamps by
+its last tick, 1 to 10 ms ago. Since Linux 6.13 it does so only while nobody has looked at the inode since; else it takes the true
+time, and nothing that it stamps afterwards is earlier (`Documentation/filesystems/multigrain-ts.rst`). So the true time would be
+ahead of what is written next, and the tick (CLOCK_REALTIME_COARSE) behind what was written before. Only an inode tells what the
+next inode gets: a file in memory is touched, and asked. That takes 1.6 us of processor time, where time.time_ns() takes 0.1 us.
+"""
+
+import os
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+_OURS: Final = "the file in memory"
+_descriptors: Final[dict[str, int]] = {}
 
 
 class Clock(Protocol):
     """Safe from any thread. `monotonic_s` never goes back; `wall_ns` may."""
 
     def wall_ns(self) -> int:
-        """Nanoseconds since 1970, for times at rest."""
+        """Nanoseconds since 1970, for times at rest. What comes later on this machine has the same time or a later one, whoever
+        stamps it, this clock or the kernel; two calls may well have the same."""
         ...
 
     def monotonic_s(self) -> float:
@@ -22,10 +35,25 @@ class SystemClock:
     """The kernel's clocks."""
 
     def wall_ns(self) -> int:
-        return time.time_ns()
+        try:
+            descriptor = _descriptors[_OURS] if _descriptors else _file_in_memory()
+            os.utime(descriptor)
+            return os.fstat(descriptor).st_mtime_ns
+        except (AttributeError, OSError):  # no such files here (macOS), or no descriptor left
+            return time.time_ns()
 
     def monotonic_s(self) -> float:
         return time.monotonic()
 
     def sleep(self, duration_s: float) -> None:
         time.sleep(duration_s)
+
+
+def _file_in_memory() -> int:
+    """One for a process and what it forks, made when it is first wanted: who closes all descriptors as a process begins closes
+    nothing of ours. Without a lock, which a fork could find taken. Raises OSError, AttributeError."""
+    made = os.memfd_create("tieredfs-clock")
+    ours = _descriptors.setdefault(_OURS, made)
+    if ours != made:
+        os.close(made)
+    return ours

@@ -2,9 +2,10 @@
 
 import ctypes
 import errno
+import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from tieredfs.testing.features import NOBODY, Features, fails, needs, opened, ru
 AT_FDCWD: Final = -100
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
+ROUNDS_OF_CHANGES: Final = 40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,6 +27,46 @@ def _utimensat(path: Path, atime: tuple[int, int], mtime: tuple[int, int]) -> No
     times = (ctypes.c_long * 4)(*atime, *mtime)
     if _libc.utimensat(AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), times, 0) != 0:
         raise OSError(ctypes.get_errno(), "utimensat")
+
+
+def _append(path: Path) -> None:
+    with opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        os.write(descriptor, b"x")
+
+
+def _changes(directory: Path, number: int) -> Iterator[Path]:
+    """One after another, of what is made and of what is written; of each the path whose ctime it moves."""
+    kept, written, made, touched = (directory / name for name in ("kept", f"w{number}", f"m{number}", f"t{number}"))
+    touched.touch()
+    yield touched
+    write_file(written, b"x")
+    yield written
+    made.mkdir()
+    yield made
+    _append(kept)
+    yield kept
+    touched.touch()
+    yield touched
+    _append(written)
+    yield written
+    touched.chmod(0o600)
+    yield touched
+    os.truncate(kept, 1)
+    yield kept
+    os.setxattr(touched, "user.number", b"%d" % number)
+    yield touched
+    _append(kept)
+    yield kept
+    touched.rename(made / "moved")
+    yield made
+    _append(written)
+    yield written
+    os.link(written, made / "link")
+    yield made
+    _append(kept)
+    yield kept
+    (made / "link").unlink()
+    yield made
 
 
 def _mode(path: Path) -> int:
@@ -203,6 +245,38 @@ class AttributeSuite:
             os.utime(mounted, (1_000, 1_000))
             call()
             assert mounted.stat().st_mtime > 1_000
+
+    def test_the_order_of_changes_is_the_order_of_times(self, mounted: Path) -> None:
+        """What make(1) lives by. A file system stamps what is written and what is made in different places; the clock of none
+        may be ahead of the others, or behind."""
+        write_file(mounted / "kept", b"")
+        for number in range(ROUNDS_OF_CHANGES):
+            times = [path.stat().st_ctime_ns for path in _changes(mounted, number)]
+            assert times == sorted(times), f"round {number}"
+
+    def test_changes_that_nobody_looked_at_have_their_order_too(self, mounted: Path) -> None:
+        """Before Linux 6.13 that makes no difference; since then a file that nobody has looked at gets a coarser time."""
+        for number in range(ROUNDS_OF_CHANGES):
+            made = []
+            for step in range(4):
+                made += [mounted / f"touched-{number}-{step}", mounted / f"written-{number}-{step}"]
+                made[-2].touch()
+                write_file(made[-1], b"x")
+            times = [path.stat().st_mtime_ns for path in made]
+            assert times == sorted(times), f"round {number}"
+
+    @pytest.mark.parametrize("end", ["fsync", "close"])
+    def test_what_is_written_through_a_map_shows_in_the_times(self, end: str, mounted: Path) -> None:
+        """At the latest when it is synced, or its descriptor closed."""
+        path = write_file(mounted / "f", b"a" * 4_096)
+        with opened(path, os.O_RDWR) as descriptor, mmap.mmap(descriptor, 4_096) as memory:
+            os.utime(path, (1_000, 1_000))
+            assert path.stat().st_mtime == 1_000
+            memory[0:1] = b"b"
+            if end == "fsync":
+                os.fsync(descriptor)
+                assert path.stat().st_mtime > 1_000
+        assert path.stat().st_mtime > 1_000
 
     def test_xattrs(self, mounted: Path, features: Features) -> None:
         path = write_file(mounted / "f", b"")

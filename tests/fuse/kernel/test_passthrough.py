@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -123,6 +123,55 @@ def test_written_by_passthrough_is_seen_at_once(tier: Tier, tmp_path: Path) -> N
         assert (tmp_path / "below" / "new").read_bytes()[:4] == b"mmap"
         assert session.snapshot().bytes_written == 0
         assert session.snapshot().bytes_read == 0
+
+
+MAP_AND_LOOK = """
+import mmap, os, sys
+f = os.open(sys.argv[1], os.O_RDWR)
+view = mmap.mmap(f, 8192)
+os.utime(f, (1_000, 1_000))
+os.fstat(f)
+view[:4] = b"mmap"
+if sys.argv[2] == "fsync":
+    os.fsync(f)
+else:
+    view.close()
+    os.close(f)
+print(os.stat(sys.argv[1]).st_mtime > 1_000)
+"""
+
+
+@pytest.mark.parametrize("end", ["fsync", "close"])
+@pytest.mark.parametrize("passthrough", [True, False])
+def test_attributes_that_a_map_has_changed_are_asked_for_again(
+    tier: Tier, tmp_path: Path, end: str, passthrough: bool
+) -> None:
+    """Without passthrough it is the kernel that asks, which we rely on.
+
+    Not from this process: a fault that waits for the mount keeps the GIL, and the mount is served here."""
+    file = tmp_path / "mount" / "file"
+    with served(tier, file.parent, SessionOptions(attribute_timeout_s=3600, passthrough=passthrough)) as session:
+        command = [sys.executable, "-c", MAP_AND_LOOK, str(file), end]
+        assert subprocess.run(command, check=True, timeout=30, capture_output=True).stdout == b"True\n"
+        assert session.snapshot().passthrough_opens == passthrough
+
+
+@pytest.mark.parametrize("end", [os.fsync, lambda descriptor: os.close(os.dup(descriptor))], ids=["fsync", "close"])
+def test_attributes_are_asked_for_again_where_a_map_may_have_changed_them_and_nowhere_else(
+    tier: Tier, tmp_path: Path, end: Callable[[int], None]
+) -> None:
+    file = tmp_path / "mount" / "file"
+    asked = {}
+    for passthrough, flags in itertools.product((True, False), (os.O_RDONLY, os.O_WRONLY, os.O_RDWR)):
+        with served(tier, file.parent, SessionOptions(attribute_timeout_s=3600, passthrough=passthrough)) as session:
+            descriptor = os.open(file, flags)
+            os.fstat(descriptor)
+            before = session.snapshot().requests["getattr"]
+            end(descriptor)
+            os.fstat(descriptor)
+            asked[passthrough, flags] = session.snapshot().requests["getattr"] - before
+            os.close(descriptor)
+    assert {key for key, count in asked.items() if count} == {(True, os.O_RDWR)}
 
 
 @pytest.mark.parametrize("change", ["os.write(f, b'x')", "os.posix_fallocate(f, 0, 9)"])

@@ -161,13 +161,21 @@ class ContentHandlers:
 
     def flush(self, request: Request) -> Reply:
         (handle, _) = wire.FLUSH_IN.unpack_from(request.buffer, _BODY)
+        self._forget_what_a_map_changed(handle, request.inode)
         self._operations.flush(handle)
         return DONE
 
     def sync(self, request: Request) -> Reply:
         handle, flags = wire.FSYNC_IN.unpack_from(request.buffer, _BODY)
+        self._forget_what_a_map_changed(handle, request.inode)
         self._operations.sync(handle, bool(flags & wire.FSYNC_DATA_ONLY))
         return DONE
+
+    def _forget_what_a_map_changed(self, handle: int, inode: InodeId) -> None:
+        """The kernel asks for attributes again after it has written, for write(2) or of its own pages. A map of a passthrough
+        file is the local file's: of what is written there it sees nothing, and believes the attributes that it has."""
+        if self._handles.may_be_mapped_unseen(handle):
+            self._forget_attributes(inode)
 
     def allocate(self, request: Request) -> Reply:
         handle, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request.buffer, _BODY)

@@ -32,6 +32,7 @@ PASSING_SHORTAGE: Final = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EMFILE, e
 _READ_ONLY_ACCESS: Final = 0
 _ACCESS_MASK: Final = 3
 _CHANGING: Final = os.O_ACCMODE | os.O_TRUNC
+_PASSING: Final = frozenset({Mode.PASSTHROUGH, Mode.VEILED})
 
 
 class Live(NamedTuple):
@@ -132,6 +133,12 @@ class Handles:
         live = self._files.get(handle)
         return live is not None and not live.file.flags & _CHANGING
 
+    def may_be_mapped_unseen(self, handle: int) -> bool:
+        """Whether its program may write to the local file through a map: open by passthrough, for reading and writing, without
+        which mmap(2) shares no writable memory."""
+        live = self._files.get(handle)
+        return live is not None and live.file.flags & os.O_ACCMODE == os.O_RDWR and live.file.mode in _PASSING
+
     def resent(self, unique: int) -> OpenFile | OpenDirectory | None:
         """The open that request `unique` made in a daemon before this one, if the answer was not seen."""
         return self._by_unique.pop(unique, None)
@@ -150,7 +157,7 @@ class Handles:
         if mode is Mode.PASSTHROUGH and modes is CLOSED:
             backing_id = self._open_backing(opened.descriptor)
             return (mode, backing_id) if backing_id else (Mode.CACHED, 0)
-        return mode, modes.backing_id if mode in (Mode.PASSTHROUGH, Mode.VEILED) else 0
+        return mode, modes.backing_id if mode in _PASSING else 0
 
     def _open_backing(self, descriptor: int) -> int:
         try:
