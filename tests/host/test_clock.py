@@ -69,8 +69,28 @@ def test_without_files_in_memory_it_is_the_true_time(monkeypatch: pytest.MonkeyP
     assert _true(SystemClock().wall_ns)
 
 
-def test_who_closes_all_descriptors_has_the_true_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    descriptor = os.open("/", os.O_RDONLY)
-    os.close(descriptor)
-    monkeypatch.setitem(clock._descriptors, clock._OURS, descriptor)
-    assert _true(SystemClock().wall_ns)
+@pytest.mark.usefixtures("fresh")
+def test_who_closes_all_descriptors_has_a_new_one() -> None:
+    before = _open_clocks()
+    system = SystemClock()
+    times = [system.wall_ns()]
+    os.close(clock._descriptors[clock._OURS])
+    times += [system.wall_ns(), system.wall_ns()]
+    assert times == sorted(times)
+    assert _open_clocks() - before == 1
+    assert not os.get_inheritable(clock._descriptors[clock._OURS])
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_file_that_has_its_number_by_then_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "of somebody else"
+    path.write_bytes(b"x")
+    os.utime(path, (1_000, 1_000))
+    system = SystemClock()
+    before_ns = system.wall_ns()
+    number = clock._descriptors[clock._OURS]
+    with path.open("rb") as file:
+        os.dup2(file.fileno(), number)
+    assert system.wall_ns() >= before_ns
+    os.close(number)
+    assert path.stat().st_mtime == 1_000

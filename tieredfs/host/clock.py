@@ -5,9 +5,10 @@ what is stamped here (a name, an attribute): by make(1), by rsync, and by a volu
 its last tick, 1 to 10 ms ago. Since Linux 6.13 it does so only while nobody has looked at the inode since; else it takes the true
 time, and nothing that it stamps afterwards is earlier (`Documentation/filesystems/multigrain-ts.rst`). So the true time would be
 ahead of what is written next, and the tick (CLOCK_REALTIME_COARSE) behind what was written before. Only an inode tells what the
-next inode gets: a file in memory is touched, and asked. That takes 1.6 us of processor time, where time.time_ns() takes 0.1 us.
+next inode gets: a file in memory is touched, and asked. That takes 2.5 us of processor time, where time.time_ns() takes 0.1 us.
 """
 
+import fcntl
 import os
 import time
 from typing import Final, Protocol
@@ -36,7 +37,7 @@ class SystemClock:
 
     def wall_ns(self) -> int:
         try:
-            descriptor = _descriptors[_OURS] if _descriptors else _file_in_memory()
+            descriptor = _file_in_memory()
             os.utime(descriptor)
             return os.fstat(descriptor).st_mtime_ns
         except (AttributeError, OSError):  # no such files here (macOS), or no descriptor left
@@ -50,10 +51,28 @@ class SystemClock:
 
 
 def _file_in_memory() -> int:
-    """One for a process and what it forks, made when it is first wanted: who closes all descriptors as a process begins closes
-    nothing of ours. Without a lock, which a fork could find taken. Raises OSError, AttributeError."""
-    made = os.memfd_create("tieredfs-clock")
+    """One for a process and what it forks, made when it is first wanted, and again when somebody has closed it, as daemons close
+    all that is open. Without a lock, which a fork could find taken. Raises OSError, AttributeError."""
+    ours = _descriptors.get(_OURS)
+    if ours is not None:
+        if _is_sealed(ours):
+            return ours
+        _descriptors.pop(_OURS, None)
+    made = os.memfd_create("tieredfs-clock", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(made, fcntl.F_ADD_SEALS, _seals())
     ours = _descriptors.setdefault(_OURS, made)
     if ours != made:
         os.close(made)
     return ours
+
+
+def _is_sealed(descriptor: int) -> bool:
+    """Nobody's file but one in memory is, should the number be another file's by now. To compare inodes takes 2.5 us, this 0.3."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _seals() == _seals()  # the system may add some
+    except OSError:
+        return False
+
+
+def _seals() -> int:
+    return fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
