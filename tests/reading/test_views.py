@@ -33,8 +33,9 @@ from tieredfs_gateway.datasets.reader import open_reader
 from tieredfs_gateway.datasets.shelf import Shelf
 from tieredfs_gateway.datasets.sources import tar
 from tieredfs_gateway.datasets.sources.indexes import IndexCache
+from tieredfs_gateway.datasets.sources.protocol import Places
 from tieredfs_gateway.datasets.sources.tar import TarSource
-from tieredfs_gateway.datasets.sources.viewed import VIEW_BYTES_MIN, ViewedSource
+from tieredfs_gateway.datasets.sources.viewed import VIEW_BYTES_MIN, ViewedSource, viewed_column
 from tieredfs_gateway.datasets.threads import Threads
 
 LARGE, SMALL = 20_000, VIEW_BYTES_MIN - 1
@@ -167,18 +168,73 @@ def test_the_indexes_of_files_are_put_together_once_and_no_file_is_asked_for_its
     assert orders.of["__init__"] == 3, "one order an epoch"
 
 
+def put_large(volume: FileSystem, folder: str, *counts: int) -> None:
+    """A shard for each count, of so many rows, all of which can be shown."""
+    first = 0
+    for count in counts:
+        sink = io.BytesIO()
+        with tarfile.open(fileobj=sink, mode="w") as archive:
+            for number in range(first, first + count):
+                for suffix, content in (("cls", b"%d" % number), ("jpg", np.random.default_rng(number).bytes(LARGE))):
+                    info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+        put(volume, f"{folder}/{first:04d}.tar", sink.getvalue())
+        first += count
+    volume.flush(FLUSH_S)
+
+
+def test_where_all_values_are_shown_they_are_laid_out_once_for_all_epochs(
+    volume: FileSystem, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_large(volume, folder, 30, 1, 29)
+    laid_out: list[int] = []
+
+    def counting(places: Places, carried: pa.BinaryArray) -> pa.StructArray:
+        laid_out.append(len(carried))
+        return viewed_column(places, carried)
+
+    monkeypatch.setattr(row_index, "viewed_column", counting)
+    monkeypatch.setattr(shuffling, "BUCKET_ROWS_MAX", 24)
+    with opened(volume, folder, views=False) as reader:
+        wanted = list(seen(reader))
+        orders = rows_of_epochs(reader, 4)
+        assert not reader.is_at_hand, "without views every value is read"
+    with opened(volume, folder) as reader:
+        assert not reader.is_at_hand, "nothing is known before the first epoch"
+        found = list(seen(reader))
+        assert reader.is_at_hand
+        assert [(row, value) for row, value, _ in found] == [(row, value) for row, value, _ in wanted]
+        assert all(is_shown for *_, is_shown in found)
+        assert reader.counters()["bytes_viewed"] == 60 * LARGE
+        assert rows_of_epochs(reader, 4) == orders
+        assert reader.counters()["bytes_viewed"] == 5 * 60 * LARGE
+        assert laid_out[-1] == 60
+        assert sum(laid_out[:-1]) <= 60, "of the first epoch, until a bucket has met every file"
+
+
+@pytest.mark.parametrize(("stride", "together"), [(1, [3 * 4, 3 * 3 - 1]), (2, [6, 4]), (5, [3, 1])])
+def test_batches_of_neighbouring_buckets_are_at_hand_together(
+    volume: FileSystem, folder: str, monkeypatch: pytest.MonkeyPatch, stride: int, together: list[int]
+) -> None:
+    """Of seven buckets, of three batches each but the last: four at a time."""
+    put_large(volume, folder, 60, 100)
+    monkeypatch.setattr(shuffling, "BUCKET_ROWS_MAX", 24)
+    with opened(volume, folder) as reader:
+        assert reader.batch_count() == 20
+        rows_of_epochs(reader, 1)
+        counts = [0]
+        for batch in reader.batches(Position(1, 0), stride):
+            counts[-1] += 1
+            if not batch.is_followed:
+                counts.append(0)
+        assert counts == [*together, 0]
+
+
 def test_nothing_is_made_ahead_where_nothing_has_to_be_read(
     volume: FileSystem, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as archive:
-        for number in range(40):
-            for suffix, content in (("cls", b"%d" % number), ("jpg", np.random.default_rng(number).bytes(LARGE))):
-                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    put(volume, f"{folder}/0.tar", sink.getvalue())
-    volume.flush(FLUSH_S)
+    put_large(volume, folder, 40)
     ahead = Calls(monkeypatch, (Shelf, "borrow_ahead"))
     monkeypatch.setattr(shuffling, "BUCKET_ROWS_MAX", 8)
     with opened(volume, folder) as reader:

@@ -23,6 +23,7 @@ class TableReader:
         self.open_iterators = 0
         self.closed = False
         self.pause_s = 0.0
+        self.is_at_hand = False
         self.failing: dict[int, Exception] = {}
         self._lock = threading.Lock()
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.serving.fakes import TableReader
 from tests.serving.rig import eventually, ids, numbers
-from tieredfs.errors import CorruptError, TooLargeError
+from tieredfs.errors import CorruptError, TooLargeError, WaitInterruptedError
 from tieredfs_gateway.datasets import frames, sharing, slabs
 from tieredfs_gateway.datasets.contract import DatasetSpec, NumberedBatch, OrderSpec, Position
 from tieredfs_gateway.datasets.errors import Refusal
@@ -36,7 +36,18 @@ def encoders() -> Iterator[Encoders]:
 
 
 def share_of(reader: TableReader, encoders: Encoders, window_bytes: int = 4 * MIB) -> Share:
-    return Share(reader.schema, reader.batches, encoders, window_bytes)
+    return Share(reader.schema, reader.batches, encoders, window_bytes, lambda: reader.is_at_hand)
+
+
+@pytest.fixture(params=[False, True], ids=["by a thread", "at hand"])
+def at_hand(request: pytest.FixtureRequest) -> bool:
+    """Whether followers make batches themselves."""
+    return bool(request.param)
+
+
+def lanes() -> list[str]:
+    """Threads that make batches."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
 def read_shared(follower: Follower, count: int = 1 << 30) -> list[int]:
@@ -55,8 +66,10 @@ def read_shared(follower: Follower, count: int = 1 << 30) -> list[int]:
     return found
 
 
-def test_four_trainers_of_one_epoch_make_each_batch_once_and_encode_it_once(encoders: Encoders) -> None:
+def test_four_trainers_of_one_epoch_make_each_batch_once_and_encode_it_once(encoders: Encoders, at_hand: bool) -> None:
     reader = TableReader()
+    reader.is_at_hand = at_hand
+    reader.pause_s = 0.01  # each waits for the others
     share = share_of(reader, encoders)
     followers = [share.follow(Position(0, 0), 1, SHARED) for _ in range(4)]
     found: list[list[int]] = [[] for _ in followers]
@@ -80,8 +93,9 @@ def test_four_trainers_of_one_epoch_make_each_batch_once_and_encode_it_once(enco
     assert reader.open_iterators == 0
 
 
-def test_who_comes_later_joins_while_the_beginning_is_in_the_window(encoders: Encoders) -> None:
+def test_who_comes_later_joins_while_the_beginning_is_in_the_window(encoders: Encoders, at_hand: bool) -> None:
     reader = TableReader()
+    reader.is_at_hand = at_hand
     share = share_of(reader, encoders)
     with share.follow(Position(0, 0), 1, SHARED) as early, share.follow(Position(0, 0), 1, SHARED) as late:
         assert read_shared(early) == list(range(1000))
@@ -90,8 +104,9 @@ def test_who_comes_later_joins_while_the_beginning_is_in_the_window(encoders: En
     assert set(reader.made.values()) == {1}
 
 
-def test_ranks_have_lanes_of_their_own_and_each_batch_is_made_once(encoders: Encoders) -> None:
+def test_ranks_have_lanes_of_their_own_and_each_batch_is_made_once(encoders: Encoders, at_hand: bool) -> None:
     reader = TableReader()
+    reader.is_at_hand = at_hand
     share = share_of(reader, encoders)
     with share.follow(Position(0, 0), 2, SHARED) as even, share.follow(Position(0, 1), 2, SHARED) as odd:
         found = read_shared(even) + read_shared(odd)
@@ -101,10 +116,11 @@ def test_ranks_have_lanes_of_their_own_and_each_batch_is_made_once(encoders: Enc
 
 
 def test_a_slow_trainer_slows_the_others_once_and_still_gets_everything(
-    encoders: Encoders, monkeypatch: pytest.MonkeyPatch
+    encoders: Encoders, monkeypatch: pytest.MonkeyPatch, at_hand: bool
 ) -> None:
     monkeypatch.setattr(sharing, "GRACE_S", 0.05)
     reader = TableReader(numbers(20_000))
+    reader.is_at_hand = at_hand
     size = reader.rows(0).nbytes
     share = share_of(reader, encoders, window_bytes=20 * size)
     with share.follow(Position(0, 0), 1, SHARED) as slow, share.follow(Position(0, 0), 1, SHARED) as fast:
@@ -129,8 +145,9 @@ def test_a_trainer_that_stands_still_does_not_fill_the_memory(encoders: Encoders
     share.close()
 
 
-def test_what_the_reader_raises_reaches_every_trainer_after_what_was_good(encoders: Encoders) -> None:
+def test_what_the_reader_raises_reaches_every_trainer_after_what_was_good(encoders: Encoders, at_hand: bool) -> None:
     reader = TableReader()
+    reader.is_at_hand = at_hand
     reader.failing[3] = CorruptError("datasets/a.parquet: rotten")
     share = share_of(reader, encoders)
     for _ in range(2):
@@ -139,6 +156,64 @@ def test_what_the_reader_raises_reaches_every_trainer_after_what_was_good(encode
             with pytest.raises(CorruptError, match="rotten"):
                 follower.next()
     share.close()
+
+
+def test_small_batches_that_do_not_lie_beside_each_other_are_copied_into_one_but_for_dictionaries() -> None:
+    wholes = [numbers(100).combine_chunks().to_batches()[0] for _ in range(3)]
+    batches = [NumberedBatch(index, whole, 10 * index, 20) for index, whole in enumerate(wholes)]
+    apart, copied = frames.joined(batches), frames.joined(batches, copies=True)
+    assert ([rows.num_rows for rows in apart], [rows.num_rows for rows in copied]) == ([20] * 3, [60])
+    assert ids(copied) == ids(apart)
+    encoded = [NumberedBatch(n, pa.record_batch({"x": pa.array([str(n)]).dictionary_encode()})) for n in range(2)]
+    assert [rows.num_rows for rows in frames.joined(encoded, copies=True)] == [1, 1]
+
+
+def test_what_is_at_hand_is_made_by_who_takes_it_and_not_before(encoders: Encoders) -> None:
+    reader = OneWhole(numbers(10_000))
+    reader.is_at_hand = True
+    share = share_of(reader, encoders)
+    with share.follow(Position(0, 0), 1, SHARED) as follower:
+        made = []
+        while (item := follower.next()) is not None:
+            made.append(follower.rest(item))
+            assert sum(reader.made.values()) == sum(made), "nothing is made ahead"
+            assert lanes() == []
+        assert made == [1, 4, 16, 64, 15]
+    share.close()
+    assert reader.open_iterators == 0
+    reader.is_at_hand = False
+    with share_of(reader, encoders).follow(Position(1, 0), 1, SHARED) as follower:
+        assert follower.next() is not None
+        assert lanes() == ["lane-1-0-1"]
+    eventually(lambda: (lanes(), reader.open_iterators), ([], 0))
+
+
+def test_what_is_closed_while_a_trainer_makes_a_batch_is_ended_by_that_trainer(encoders: Encoders) -> None:
+    """Another one that waits for it learns of it at once."""
+    reader = OneWhole(numbers(10_000))
+    reader.is_at_hand = True
+    reader.pause_s = 0.5
+    share = share_of(reader, encoders)
+    followers = [share.follow(Position(0, 0), 1, SHARED) for _ in range(2)]
+    ends: list[type[BaseException] | None] = []
+
+    def read(follower: Follower) -> None:
+        with follower:
+            try:
+                follower.next()
+            except BaseException as error:  # noqa: BLE001 - looked at below
+                ends.append(type(error))
+
+    threads = [threading.Thread(target=read, args=(follower,)) for follower in followers]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: reader.open_iterators)
+    share.close()
+    assert reader.open_iterators == 0
+    for thread in threads:
+        thread.join(30)
+    assert ends == [WaitInterruptedError] * 2
+    assert encoders.kept_bytes == 0
 
 
 def test_one_batch_in_two_forms_is_made_once(encoders: Encoders) -> None:
@@ -351,10 +426,12 @@ class Volume:
 
     def __init__(self) -> None:
         self.version = "v1"
+        self.is_at_hand = False
         self.readers: list[TableReader] = []
 
     def open(self, _spec: DatasetSpec, _order: OrderSpec, _version: str | None) -> TableReader:
         self.readers.append(TableReader(version=self.version))
+        self.readers[-1].is_at_hand = self.is_at_hand
         return self.readers[-1]
 
 
@@ -467,3 +544,18 @@ def test_a_batch_without_columns_has_a_size(encoders: Encoders) -> None:
     with share.follow(Position(0, 0), 1, SHARED) as follower:
         assert follower.next() is None
     share.close()
+
+
+def test_batches_that_transforms_make_are_made_by_a_thread(
+    sessions: Sessions, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come from another process: nobody who waits for one should be the only one to make it."""
+    volume.is_at_hand = True
+    monkeypatch.setattr(TransformPool, "schema", lambda *_: numbers(1).schema)
+    monkeypatch.setattr(TransformPool, "apply", lambda _pool, _names, batches: batches)
+    for names, expected in ((), []), (("doubled",), ["lane-0-0-1"]):
+        session = sessions.open((DatasetSpec("datasets/a", transforms=names), OrderSpec(100)), "a")
+        with sessions.follow(session, Position(0, 0), 1, SHARED, "a") as stream:
+            assert stream.follower.next() is not None
+            assert lanes() == expected
+        eventually(lanes, [])

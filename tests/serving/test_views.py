@@ -161,6 +161,33 @@ def test_an_epoch_is_asked_for_in_one_message_and_maps_nothing_that_was_mapped(
     assert len(mapped) == SHARDS
 
 
+def test_views_of_batches_that_come_together_are_made_at_once(
+    pictured: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = put_long(pictured)
+    taken: list[dict[str, Any]] = []
+    made: list[int] = []
+    plainly_taken = shared.SharedConnection._take
+
+    def taking(connection: shared.SharedConnection, message: dict[str, Any], descriptors: list[int]) -> None:
+        taken.append(message)
+        plainly_taken(connection, message, descriptors)
+
+    def making(batch: pa.RecordBatch, *rest: Any) -> pa.RecordBatch:
+        made.append(batch.num_rows)
+        return viewing.shown(batch, *rest)
+
+    monkeypatch.setattr(shared.SharedConnection, "_take", taking)
+    monkeypatch.setattr(shared, "shown", making)
+    with pictured.dataset("pictures/long", **FULL, views=True) as data:
+        assert sorted(rows(data)) == contents
+        taken.clear()
+        made.clear()
+        assert sorted(rows(data)) == contents
+    assert [len(message["rows"]) for message in taken] == [1, 4, 16, 64, 15], "batches that are at hand"
+    assert made == [8, 32, 128, 512, 120]
+
+
 @pytest.mark.parametrize("format_", ["numpy", "torch"])
 def test_other_formats_have_bytes_made_of_views(pictured: Gateway, format_: str) -> None:
     found: dict[int, bytes | None] = {}

@@ -22,6 +22,8 @@ import select
 import socket
 import time
 import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,21 +117,21 @@ class SharedConnection:
             if self._parcel is not None:
                 found = self._parcel.next(self._stride)
                 if found is not None:
-                    return found[0], shown(self._kept(found[1]), self._parcel.views, self._files)
+                    return found[0], self._kept(self._parcel, found[1])
                 self._parcel = None
             if not self._receive():
                 return None
 
-    def _kept(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _kept(self, parcel: "_Parcel", cut: "_Cut") -> pa.RecordBatch:
         """A copy where the program has nearly all that may be out: this slab, too, may be kept for ever."""
-        assert self._parcel is not None
-        if not self._parcel.is_lent_only and self._out - len(self._returned) <= LOANS - COPY_RESERVE:
-            return batch
+        if not parcel.is_lent_only and self._out - len(self._returned) <= LOANS - COPY_RESERVE:
+            return parcel.shown(self._files, cut)
         self.copied += 1
+        batch = cut.rows()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
+        return shown(pa.ipc.open_stream(sink.getvalue()).read_next_batch(), parcel.views, self._files)
 
     def _receive(self) -> bool:
         """The next parcel; False at the end. Says what came back from the program in the same message as that nothing is left: one
@@ -246,6 +248,18 @@ class SharedConnection:
         self._socket.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A batch: `count` rows of `whole` from `start` on."""
+
+    whole: pa.RecordBatch
+    start: int
+    count: int
+
+    def rows(self) -> pa.RecordBatch:
+        return self.whole.slice(self.start, self.count)
+
+
 class _Parcel:
     """A slab's batches, cut apart one by one; nothing is copied."""
 
@@ -256,6 +270,8 @@ class _Parcel:
         self._place = 0
         self._rows: pa.RecordBatch | None = None
         self._at = 0
+        self._shown: pa.RecordBatch | None = None
+        """`_rows` with views."""
         self.views: list[str] = message.get("views", [])
         self.is_lent_only = "copy" in message
         """The program must not keep what points into it."""
@@ -263,23 +279,31 @@ class _Parcel:
             self._cut()
         self._skipped = self._place
 
-    def next(self, stride: int) -> tuple[int, pa.RecordBatch] | None:
+    def next(self, stride: int) -> tuple[int, _Cut] | None:
         """And its number; None when there are no more."""
         if self._place == len(self._row_counts):
             return None
         index = self._first + (self._place - self._skipped) * stride
         return index, self._cut()
 
-    def _cut(self) -> pa.RecordBatch:
+    def shown(self, files: Mapping[int, MappedFile], cut: _Cut) -> pa.RecordBatch:
+        """The batch that was cut last, with its views: those of all batches beside it are made at once. Raises UnavailableError."""
+        if cut.whole is not self._rows:  # it has no rows
+            return shown(cut.whole, self.views, files)
+        if self._shown is None:
+            self._shown = shown(cut.whole, self.views, files)
+        return self._shown.slice(cut.start, cut.count)
+
+    def _cut(self) -> _Cut:
         count = self._row_counts[self._place]
         self._place += 1
         if not count:
-            return pa.RecordBatch.from_arrays(
-                [pa.array([], field.type) for field in self._stream.schema], schema=self._stream.schema
-            )
+            schema = self._stream.schema
+            empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+            return _Cut(empty, 0, 0)
         if self._rows is None or self._at == self._rows.num_rows:
-            self._rows, self._at = self._stream.read_next_batch(), 0
-        found = self._rows.slice(self._at, count)
+            self._rows, self._at, self._shown = self._stream.read_next_batch(), 0, None
+        found = _Cut(self._rows, self._at, count)
         self._at += count
         return found
 

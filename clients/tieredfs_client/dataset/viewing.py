@@ -71,36 +71,55 @@ def viewed_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _views(column: pa.StructArray, files: Mapping[int, MappedFile]) -> pa.Array:
+    """Sorted by file and window, those that are carried (-1) are the first. What that takes is hardly more for many values than for
+    few: between two batches the CPU's caches have lost the code (1,024 values: 0.55 to 0.75 ms; 3,072: 0.85 ms)."""
     numbers, offsets, lengths = (_integers(column.field(name)) for name in ("file", "offset", "length"))
     is_valid = np.asarray(column.is_valid()) if column.null_count else None
-    carried = column.field("bytes").cast(pa.binary_view())
-    _, laid, *buffers = carried.buffers()
-    found = np.frombuffer(laid, _VIEW, len(carried), carried.offset * _VIEW.itemsize).copy()
-    is_there = numbers >= 0 if is_valid is None else (numbers >= 0) & is_valid
-    there = np.flatnonzero(is_there)
-    windows = numbers[there] << 32 | offsets[there] >> WINDOW_BITS
+    if is_valid is not None:
+        numbers = np.where(is_valid, numbers, -1)
+    windows = numbers.astype(np.int64) << 32 | offsets >> WINDOW_BITS
     order = np.argsort(windows)
-    there, windows = there[order], windows[order]
-    bounds = [0, *(np.flatnonzero(windows[1:] != windows[:-1]) + 1).tolist(), len(there)] if len(there) else [0]
-    found["length"][there] = lengths[there]
-    found["offset"][there] = offsets[there] & (WINDOW_BYTES - 1)
-    at, ends = offsets[there], offsets[there] + lengths[there]
-    prefixes, places = np.empty(len(there), np.uint32), np.empty(len(there), np.int32)
-    for start, end in itertools.pairwise(bounds):
-        number, window = divmod(int(windows[start]), 1 << 32)
-        file = files.get(number)
-        if file is None or ends[start:end].max() > file.size_bytes:
-            raise UnavailableError("a batch refers to what the gateway has not shown")
-        places[start:end] = len(buffers)
-        buffers.append(file.windows[window])
-        prefixes[start:end] = file.heads[at[start:end]]
-    found["prefix"][there], found["buffer"][there] = prefixes, places
+    windows = windows[order]
+    carried = int(np.searchsorted(windows, 0))
+    found, buffers = _carried(column) if carried else (np.empty(len(column), _VIEW), [])
+    there, windows = order[carried:], windows[carried:]
+    at = offsets[there]
+    found["length"][there], found["offset"][there] = lengths[there], at & (WINDOW_BYTES - 1)
+    found["prefix"][there], found["buffer"][there] = _looked_up(windows, at, at + lengths[there], files, buffers)
     validity = None if is_valid is None else pa.array(is_valid).buffers()[1]
     return pa.Array.from_buffers(pa.binary_view(), len(column), [validity, pa.py_buffer(found), *buffers])
 
 
-def _integers(column: pa.Array) -> "np.ndarray[Any, np.dtype[np.int64]]":
+_Integers = np.ndarray[Any, np.dtype[Any]]
+
+
+def _carried(column: pa.StructArray) -> tuple[_Integers, list[pa.Buffer]]:
+    """Views of the bytes that were sent, and what they refer to."""
+    carried = column.field("bytes").cast(pa.binary_view())
+    _, laid, *buffers = carried.buffers()
+    return np.frombuffer(laid, _VIEW, len(carried), carried.offset * _VIEW.itemsize).copy(), buffers
+
+
+def _looked_up(
+    windows: _Integers, at: _Integers, ends: _Integers, files: Mapping[int, MappedFile], buffers: list[pa.Buffer]
+) -> tuple[_Integers, _Integers]:
+    """The first bytes of values that are sorted by window, and the numbers of their buffers, which are added. Raises
+    UnavailableError."""
+    starts = [0, *(np.flatnonzero(windows[1:] != windows[:-1]) + 1).tolist()] if len(windows) else []
+    furthest = np.maximum.reduceat(ends, starts).tolist() if starts else []
+    prefixes, which = np.empty(len(at), np.uint32), np.empty(len(at), np.int32)
+    for (start, end), most in zip(itertools.pairwise([*starts, len(at)]), furthest, strict=True):
+        number, window = divmod(int(windows[start]), 1 << 32)
+        file = files.get(number)
+        if file is None or most > file.size_bytes:
+            raise UnavailableError("a batch refers to what the gateway has not shown")
+        which[start:end] = len(buffers)
+        buffers.append(file.windows[window])
+        prefixes[start:end] = file.heads[at[start:end]]
+    return prefixes, which
+
+
+def _integers(column: pa.Array) -> _Integers:
     """Of what is null: -1, or anything."""
-    whole = column.fill_null(-1) if column.null_count else column
-    found: np.ndarray[Any, np.dtype[np.int64]] = whole.to_numpy().astype(np.int64)
+    found: _Integers = (column.fill_null(-1) if column.null_count else column).to_numpy()
     return found

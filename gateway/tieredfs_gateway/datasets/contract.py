@@ -174,6 +174,12 @@ class Reader(Protocol):
         """None: every value is in its batch."""
         ...
 
+    @property
+    def is_at_hand(self) -> bool:
+        """As far as one can tell, batches are made of what is in memory: whoever needs one makes it as soon as another thread
+        would."""
+        ...
+
     def row_count(self) -> int:
         """Rows of an epoch, after the filter. With a filter, the first call may have to read the filter's columns."""
         ...

@@ -127,8 +127,9 @@ def runs(batches: Sequence[NumberedBatch], most: int) -> list[Run]:
     return found
 
 
-def joined(batches: Sequence[NumberedBatch]) -> list[pa.RecordBatch]:
-    """Their rows, as one batch where they lie beside each other in what was decoded; those without rows only when all are."""
+def joined(batches: Sequence[NumberedBatch], *, copies: bool = False) -> list[pa.RecordBatch]:
+    """Their rows, as one batch where they lie beside each other in what was decoded, and elsewhere if it `copies` them: but for
+    dictionaries, of which each batch has its own. Those without rows only when all are."""
     runs: list[tuple[pa.RecordBatch, int, int]] = []
     for batch in batches:
         start, end = batch.start, batch.start + batch.row_count
@@ -137,7 +138,10 @@ def joined(batches: Sequence[NumberedBatch]) -> list[pa.RecordBatch]:
         if runs and runs[-1][0] is batch.whole and runs[-1][2] == start:
             start = runs.pop()[1]
         runs.append((batch.whole, start, end))
-    return [whole.slice(start, end - start) for whole, start, end in runs] or [batches[0].rows]
+    found = [whole.slice(start, end - start) for whole, start, end in runs] or [batches[0].rows]
+    if len(found) == 1 or not copies or any(pa.types.is_dictionary(kind) for kind in found[0].schema.types):
+        return found
+    return [pa.concat_batches(found)]
 
 
 def cut(data: object, row_counts: Iterable[int]) -> list[pa.RecordBatch]:

@@ -393,7 +393,10 @@ class _Peer:
 
     def _lend(self, views: Views) -> None:
         """The files that the trainer has not got yet."""
-        gone = self._files - views.files.numbers()
+        numbers = views.files.numbers()
+        if numbers == self._files:
+            return
+        gone = self._files - numbers
         with views.files.beyond(self._files) as found:
             packets = [found[start : start + FILES_IN_PACKET] for start in range(0, len(found), FILES_IN_PACKET)]
             if gone and not packets:

@@ -57,6 +57,9 @@ INDEXES: Final = IndexCache()
 """Of this process."""
 INDEX_BYTES_MAX: Final = 1 << 30
 """Of what is known of all rows, in one place. Of a small memory it may be a sixteenth."""
+KNOWN_TOGETHER: Final = 4
+"""Segments that are known whose batches are handed over together: to do so costs as much for one batch as for many, and of the
+values nothing is in them. More would have the kernel told of more than it should read ahead."""
 AHEAD_MAX: Final = 32
 """Segments that one iterator reads ahead at most."""
 
@@ -267,6 +270,11 @@ class DatasetReader:
     def views(self) -> Views | None:
         return self._views
 
+    @property
+    def is_at_hand(self) -> bool:
+        common = self._common  # of no epoch yet: the first one puts it together
+        return common is not None and common.index is not None and common.index.sufficed
+
     def row_count(self) -> int:
         with self._work():
             return int(self._counts.all().sum())
@@ -314,7 +322,7 @@ class DatasetReader:
                         pieces = cursor.rows(number * size, (number + 1) * size)
                 if pieces is None:
                     return
-                is_followed = cursor.is_at_hand((number + stride) * size, (number + stride + 1) * size)
+                is_followed = cursor.is_followed((number + stride) * size, (number + stride + 1) * size)
                 yield self._batch(number, pieces, is_followed)
                 number += stride
         finally:
@@ -488,6 +496,19 @@ class _Cursor:
     def is_at_hand(self, start: int, end: int) -> bool:
         """Whether those positions are all in what the last ones were in."""
         return self._here is not None and self._start <= start and end <= self._start + self._here.length
+
+    def is_followed(self, start: int, end: int) -> bool:
+        """Whether those positions, which come next, are at hand, or as good as that: in a segment that is known, and of the same
+        `KNOWN_TOGETHER`."""
+        if self.is_at_hand(start, end):
+            return True
+        if not self._plan.is_known:
+            return False
+        number, first = self._plan.find(start)
+        if number >= self._plan.segment_count or number // KNOWN_TOGETHER != self._number // KNOWN_TOGETHER:
+            return False
+        stop = first + (self._plan.length(number) or 0)
+        return start < stop and (end <= stop or number == self._plan.segment_count - 1)
 
     def _forward(self, row: int) -> Segment | None:
         """The segment with that position."""

@@ -65,7 +65,7 @@ class Opened:
             plain = reader.batches(position, stride)
             return _as_promised(self.schema, names, transforms.apply(names, plain)) if names else plain
 
-        self.share = Share(self.schema, batches, encoders, window_bytes)
+        self.share = Share(self.schema, batches, encoders, window_bytes, lambda: reader.is_at_hand and not names)
 
     def close(self) -> None:
         self.share.close()

@@ -4,7 +4,11 @@ A *lane* is one stride of an epoch (batches `first`, `first + stride`, ...) of o
 keeps the last of them in a *window*; *followers*, one per trainer, take them from there. Batches that are at hand together are
 made a *parcel* (`parcels`), encoded once for each form that somebody wants; the first batch of a lane is one alone.
 
-How far apart may followers be? The lane works at most `AHEAD_*` beyond the fastest. When the window is full and the slowest
+Where a reader makes batches of what is in memory already (`contract.Reader.is_at_hand`) a lane has no thread: the follower that
+comes to its end first makes the next parcel, and others wait for it. A thread would have to be started for each epoch, and then
+hold the GIL for the second batch while the first one waits for it to be handed over (1.4 of the 4.6 ms until a trainer had it).
+
+How far apart may followers be? A lane's thread works at most `AHEAD_*` beyond the fastest. When the window is full and the slowest
 follower still needs the oldest batch, it is given `GRACE_S` to take it. Then it is *left behind*: it moves to a lane of its
 own, so it has slowed the others by that much, once. Whoever comes while the beginning is still in the window (in a small
 epoch: always) joins; whoever comes later starts a lane. Lanes of one reader share fetch and decode below, in the reader.
@@ -17,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 import pyarrow as pa
@@ -41,6 +46,9 @@ WINDOW_BATCHES: Final = 512
 WINDOWS_MAX: Final = 4
 """So many windows may be full; with more in use they shrink to what is ahead of their followers."""
 GRACE_S: Final = 0.25
+GROWTH: Final = 2
+GROWTH_AT_HAND: Final = 4
+"""How many times as many batches the next parcel has, up to a whole one: more where nothing has to be read for them."""
 Batches = Callable[[Position, int], Iterator[NumberedBatch]]
 
 
@@ -48,12 +56,56 @@ class LeftBehindError(Exception):
     """The lane has gone on without this follower: within this module only."""
 
 
+class _Making:
+    """The batches of a lane, some at a time. For one thread at a time; `close` it."""
+
+    def __init__(self, begin: Callable[[], Iterator[NumberedBatch]], limit_bytes: int, growth: int) -> None:
+        """`limit_bytes`: of what is given at a time. `growth`: how many times as many batches each time, up to a parcel."""
+        self._begin = begin
+        self._batches: Iterator[NumberedBatch] | None = None
+        self._limit_bytes = limit_bytes
+        self._growth = growth
+        self._most = 1  # the first comes alone, at once
+        self._scale = Scale()
+
+    def some(self, put: Callable[[list[NumberedBatch], int], None]) -> bool:
+        """Put the next batch, and those after it that need no waiting, up to a parcel, and their bytes. False when there are no
+        more."""
+        if self._batches is None:
+            self._batches = self._begin()
+        found: list[NumberedBatch] = []
+        size_bytes = 0
+        try:
+            while (batch := next(self._batches, None)) is not None:
+                found.append(batch)
+                size_bytes += self._scale.bytes_of(batch)
+                is_full = len(found) >= self._most or size_bytes + size_bytes // len(found) > self._limit_bytes
+                if is_full or not batch.is_followed:
+                    break
+        finally:  # what was good before an error is given to those who follow
+            if found:
+                put(found, size_bytes)
+        self._most = min(self._growth * self._most, PARCEL_BATCHES)
+        return bool(found)
+
+    def close(self) -> None:
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+
+
 class Lane:
     """See the module. Lives while it has followers."""
 
-    def __init__(self, batches: Batches, epoch: int, first: int, stride: int, window: "Window") -> None:
+    def __init__(
+        self, batches: Batches, epoch: int, first: int, stride: int, window: "Window", *, is_at_hand: bool = False
+    ) -> None:
         self.epoch, self.first, self.stride = epoch, first, stride
-        self._batches = batches
+        self._making = _Making(
+            partial(batches, Position(epoch, first), stride),
+            window.encoders.parcel_bytes,
+            GROWTH_AT_HAND if is_at_hand else GROWTH,
+        )
         self._window = window
         self._parcels: deque[Parcel] = deque()
         self._bytes = 0
@@ -68,7 +120,12 @@ class Lane:
         self._moved = threading.Condition(self._lock)
         """A follower has taken, came or left: the lane waits for it, and nobody else. With one condition for both, each of four
         trainers that took a batch woke the other three for nothing."""
-        self._thread = threading.Thread(target=self._make, name=f"lane-{epoch}-{first}-{stride}", daemon=True)
+        self._thread: threading.Thread | None = None
+        """None: followers make what they need."""
+        self._is_being_made = False
+        """By a follower, at the moment."""
+        if not is_at_hand:
+            self._thread = threading.Thread(target=self._make, name=f"lane-{epoch}-{first}-{stride}", daemon=True)
 
     # ---- followers --------------------------------------------------------------------------------------------------
 
@@ -81,7 +138,7 @@ class Lane:
                 return False
             self._followers.add(follower)
             self._moved.notify()
-            if not self._thread.is_alive() and not self._ended:
+            if self._thread is not None and not self._thread.is_alive() and not self._ended:
                 self._thread.start()
             return True
 
@@ -97,28 +154,41 @@ class Lane:
     def take(self, follower: "Follower", timeout_s: float = BATCH_WAIT_S) -> Item | None:
         """The follower's next item; None at the end. Raises LeftBehindError, DeadlineError, what making it raised."""
 
-        def is_decided() -> bool:
-            return (
-                follower not in self._followers
-                or follower.next_index < self._next
-                or self._ended
-                or self._failure is not None
-            )
+        deadline_s = time.monotonic() + timeout_s
 
-        with self._lock:
-            if not self._came.wait_for(is_decided, timeout_s):
-                raise DeadlineError(f"batch {follower.next_index} was not there in {timeout_s:.0f} s")
-            if follower not in self._followers:
-                raise LeftBehindError
-            if follower.next_index < self._next:
-                item = self._item(follower.next_index)
-                follower.next_index += self.stride
-                follower.moved_s = time.monotonic()
-                self._moved.notify()
-                return item
-            if self._failure is not None:
-                raise self._failure
-            return None
+        def is_turn() -> bool:
+            return self._is_decided(follower) or (self._thread is None and not self._is_being_made)
+
+        while True:
+            with self._lock:
+                if not self._came.wait_for(is_turn, deadline_s - time.monotonic()):
+                    raise DeadlineError(f"batch {follower.next_index} was not there in {timeout_s:.0f} s")
+                if self._is_decided(follower):
+                    return self._taken(follower)
+                self._is_being_made = True
+            self._make_next()
+
+    def _is_decided(self, follower: "Follower") -> bool:
+        return (
+            follower not in self._followers
+            or follower.next_index < self._next
+            or self._ended
+            or self._failure is not None
+        )
+
+    def _taken(self, follower: "Follower") -> Item | None:
+        """Under the lock."""
+        if follower not in self._followers:
+            raise LeftBehindError
+        if follower.next_index < self._next:
+            item = self._item(follower.next_index)
+            follower.next_index += self.stride
+            follower.moved_s = time.monotonic()
+            self._moved.notify()
+            return item
+        if self._failure is not None:
+            raise self._failure
+        return None
 
     def advance(self, follower: "Follower", next_index: int) -> None:
         """It has more than it took one by one."""
@@ -130,15 +200,14 @@ class Lane:
         parcel = next(one for one in reversed(self._parcels) if one.first <= index)
         return Item(parcel, (index - parcel.first) // self.stride)
 
-    # ---- the thread that makes batches ---------------------------------------------------------------------------------
+    # ---- making batches ------------------------------------------------------------------------------------------------
 
     def _make(self) -> None:
+        """The thread's work."""
         try:
-            batches = self._batches(Position(self.epoch, self.first), self.stride)
-            with contextlib.closing(batches):  # type: ignore[type-var]
-                most, scale = 1, Scale()  # the first comes alone, at once
-                while self._may_go_on() and self._make_some(batches, most, scale):
-                    most = min(2 * most, PARCEL_BATCHES)
+            with contextlib.closing(self._making):
+                while self._may_go_on() and self._making.some(self._put):
+                    pass
         except BaseException as error:  # noqa: BLE001 - followers raise it, in their threads
             self._failure = error
         with self._lock:
@@ -147,21 +216,28 @@ class Lane:
         if self._closed:
             self._clear()
 
-    def _make_some(self, batches: Iterator[NumberedBatch], most: int, scale: Scale) -> bool:
-        """The next batch, and those after it that need no waiting, up to a parcel. False when there are no more."""
-        found: list[NumberedBatch] = []
-        size_bytes, limit_bytes = 0, self._window.encoders.parcel_bytes
+    def _make_next(self) -> None:
+        """A follower's, which has said that it does."""
+        more = False
         try:
-            while (batch := next(batches, None)) is not None:
-                found.append(batch)
-                size_bytes += scale.bytes_of(batch)
-                is_full = len(found) >= most or size_bytes + size_bytes // len(found) > limit_bytes
-                if is_full or not batch.is_followed:
-                    break
-        finally:  # what was good before an error is given to those who follow
-            if found:
-                self._put(found, size_bytes)
-        return bool(found)
+            more = self._making.some(self._put)
+        except BaseException as error:  # noqa: BLE001 - followers raise it, this one too
+            self._failure = error
+        with self._lock:
+            self._ended = self._ended or not more
+            is_closed = self._closed
+            self._is_being_made = is_closed
+            self._came.notify_all()
+        if is_closed:
+            self._end_making()
+
+    def _end_making(self) -> None:
+        """The lane is closed, and nobody makes anything any more but who calls this."""
+        self._making.close()
+        self._clear()
+        with self._lock:
+            self._is_being_made = False
+            self._came.notify_all()
 
     def _may_go_on(self) -> bool:
         """Wait until somebody needs more. False when nobody follows any more."""
@@ -242,13 +318,18 @@ class Lane:
             self._followers.clear()
             self._came.notify_all()
             self._moved.notify()
-        if not self._thread.is_alive():
-            self._clear()
+            is_being_made = self._is_being_made
+        if self._thread is not None:
+            is_being_made = self._thread.is_alive()
+        if not is_being_made:  # else who makes it ends it
+            self._end_making()
 
     def finish(self, timeout_s: float) -> None:
-        """Wait for the thread; call after `close`."""
-        if self._thread.is_alive():
+        """Wait for who makes batches; call after `close`."""
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join(timeout_s)
+        with self._lock:
+            self._came.wait_for(lambda: not self._is_being_made, timeout_s)
 
 
 class Window:
@@ -269,8 +350,17 @@ class Window:
 class Share:
     """All lanes over one reader. Safe from any thread."""
 
-    def __init__(self, schema: pa.Schema, batches: Batches, encoders: Encoders, window_bytes: int):
+    def __init__(
+        self,
+        schema: pa.Schema,
+        batches: Batches,
+        encoders: Encoders,
+        window_bytes: int,
+        is_at_hand: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_at_hand`: what `batches` gives from now on is made of what is in memory."""
         self.head = frames.head(schema)
+        self._is_at_hand = is_at_hand
         self._batches = batches
         self._encoders = encoders
         self._window = Window(encoders, self.head, window_bytes, self._forget)
@@ -288,7 +378,14 @@ class Share:
             for lane in self._lanes:
                 if (lane.epoch, lane.stride) == (follower.epoch, follower.stride) and lane.join(follower):
                     return lane
-            lane = Lane(self._batches, follower.epoch, follower.next_index, follower.stride, self._window)
+            lane = Lane(
+                self._batches,
+                follower.epoch,
+                follower.next_index,
+                follower.stride,
+                self._window,
+                is_at_hand=self._is_at_hand(),
+            )
             self._encoders.note(lanes=1)
             self._lanes.append(lane)
             joined = lane.join(follower)
