@@ -5,7 +5,8 @@ what is stamped here (a name, an attribute): by make(1), by rsync, and by a volu
 its last tick, 1 to 10 ms ago. Since Linux 6.13 it does so only while nobody has looked at the inode since; else it takes the true
 time, and nothing that it stamps afterwards is earlier (`Documentation/filesystems/multigrain-ts.rst`). So the true time would be
 ahead of what is written next, and the tick (CLOCK_REALTIME_COARSE) behind what was written before. Only an inode tells what the
-next inode gets: a file in memory is touched, and asked. That takes 2.5 us of processor time, where time.time_ns() takes 0.1 us.
+next inode gets: a file in memory is touched, and asked. That takes 2.5 us of processor time in a loop (time.time_ns(): 0.1), and
+more where the processor did something else before: a directory made in the metadata takes 10 to 19 us more, of 156 to 184.
 """
 
 import fcntl
