@@ -123,17 +123,17 @@ def warm_memory(size_bytes: int) -> None:
 
 
 def await_quiet_disk(directory: Path) -> None:
-    """Until the disk below has carried out nothing for half a second, or for five seconds.
+    """Until the disk below has carried out nothing for half a second, or for half a minute.
 
-    A file system may discard (TRIM) what was deleted behind everybody's back: a save of 256 MiB that met the discard of 4 GiB
-    took 0.8 s, others 0.2.
+    A file system may discard (TRIM) what was deleted behind everybody's back, 1.7 s for 1 GiB on one disk: a save of 16 MiB that
+    met the discard of 4 GiB took 1.6 s, others 0.03.
     """
     device = os.stat(directory).st_dev
     counters = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
     if not counters.exists():  # not a file system of one disk
         return
     before = ""
-    for _ in range(10):
+    for _ in range(60):
         now = counters.read_text()
         if now == before:
             return
