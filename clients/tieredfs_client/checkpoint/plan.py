@@ -93,7 +93,7 @@ def _hashes(rows: Sequence[Sequence[Hashable]]) -> Iterator["array[int]"]:
         count = min(COLUMNS, width - start)
         block = array("q")
         for row in rows:
-            block.extend(array("q", list(map(hash, row[start : start + count]))))
+            block.fromlist(list(map(hash, row[start : start + count])))
         for at in range(count):
             yield block[at::count]
 
